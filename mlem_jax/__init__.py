@@ -1,0 +1,24 @@
+"""Multilevel Euler-Maruyama for JAX: drop-in for diffrax, drifts at several levels of cost."""
+
+from ._brownian import GridBrownianPath as GridBrownianPath
+from ._budget import expected_evaluations as expected_evaluations, scale_to_budget as scale_to_budget
+from ._calibrate import calibrate as calibrate, Calibration as Calibration
+from ._coins import (
+    AbstractCoins as AbstractCoins,
+    IndependentCoins as IndependentCoins,
+    NestedCoins as NestedCoins,
+    StratifiedCoins as StratifiedCoins,
+    SystematicCoins as SystematicCoins,
+)
+from ._probabilities import (
+    AbstractProbabilities as AbstractProbabilities,
+    ConstantProbabilities as ConstantProbabilities,
+    PowerLaw as PowerLaw,
+    Rates as Rates,
+    TabulatedProbabilities as TabulatedProbabilities,
+)
+from ._report import evaluation_report as evaluation_report, EvaluationReport as EvaluationReport
+from ._solver import Firings as Firings, MLEM as MLEM, MLEMState as MLEMState
+from ._term import MultilevelTerm as MultilevelTerm
+
+__version__ = "0.1.0"

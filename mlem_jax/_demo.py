@@ -1,0 +1,173 @@
+"""The main job: images by ML-EM beside Euler on the finest level, from the same noise.
+
+Only the comparison is here; tables, pictures and files are `_cli.py`'s.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._brownian import GridBrownianPath
+from ._coins import AbstractCoins, IndependentCoins, SystematicCoins
+from ._report import evaluation_report, EvaluationReport
+from ._solver import MLEM
+from .diffusion import Ladder, reverse_diffusion
+
+FINE_STEPS = {False: 256, True: 1024}
+EULER_STEPS = (8, 16, 32, 64, 128)
+ML_STEPS = {False: 128, True: 256}
+COIN_SEEDS = 5
+_REPEATS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One solve: `error` is the root mean square distance to the reference over all pixels of all
+    images (pixels have values in [-1, 1]); `finest_evaluations` counts FLOPs in units of the finest
+    level's; `seconds` is without compilation, the mean of several runs."""
+
+    method: str
+    error: float
+    finest_evaluations: float
+    seconds: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All that the main job found. `images` and `reports` are by method, for the first seed."""
+
+    rows: list[Row]
+    speedup: dict[str, float]
+    images: dict[str, Float[np.ndarray, "n h w"]]
+    reports: dict[str, EvaluationReport]
+
+
+def equivalent_cost(errors: list[float], costs: list[float], error: float) -> float:
+    """The cost at which a curve of measured `(cost, error)` points reaches an error.
+
+    Straight lines between the points in logarithms; beyond the last point, the line through the last
+    two is continued (first-order methods are straight there).
+    """
+    order = np.argsort(costs)
+    x, y = np.log(np.asarray(errors)[order]), np.log(np.asarray(costs)[order])
+    # The segment in which the error falls to the wanted one.
+    below = np.nonzero(x <= np.log(error))[0]
+    right = int(np.clip(below[0] if len(below) else len(x) - 1, 1, len(x) - 1))
+    slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
+    return float(np.exp(y[right] + slope * (np.log(error) - x[right])))
+
+
+def _compiled(
+    solver: diffrax.AbstractSolver,
+    ts: Float[Array, " times"],
+    terms: Any,
+    y0: Float[Array, "..."],
+    repeats: int,
+) -> Callable[[diffrax.AbstractSolver], tuple[np.ndarray, Any, float]]:
+    """A function of a solver (of this one's kind) that solves and says the end images, the solver's
+    state and the seconds; compilation is done before it is returned."""
+
+    def solve(solver, ts, terms, y0):
+        saveat = diffrax.SaveAt(t1=True, solver_state=True)
+        controller = diffrax.StepTo(ts)
+        sol = diffrax.diffeqsolve(
+            terms, solver, ts[0], ts[-1], None, y0, saveat=saveat, stepsize_controller=controller
+        )
+        assert sol.ys is not None
+        return sol.ys[0], sol.solver_state
+
+    executable: Any = eqx.filter_jit(solve)
+    executable = executable.lower(solver, ts, terms, y0).compile()
+
+    def run(solver: diffrax.AbstractSolver) -> tuple[np.ndarray, Any, float]:
+        start = time.perf_counter()
+        for _ in range(repeats - 1):
+            jax.block_until_ready(executable(solver, ts, terms, y0))
+        end, state = jax.block_until_ready(executable(solver, ts, terms, y0))
+        return np.asarray(end), state, (time.perf_counter() - start) / repeats
+
+    return run
+
+
+def compare(
+    ladder: Ladder,
+    *,
+    seed: int,
+    samples: int,
+    budget: float,
+    sde: bool,
+    tell: Callable[[str], None],
+) -> Comparison:
+    """Draws the same images by every method and measures error, evaluations and seconds of each.
+
+    **Arguments:** `seed` of the noise and, added to 0, 1, ..., of the coins; `samples`, images in the one
+    batch; `budget` of ML-EM in finest-level evaluations; `tell`, called with a word before each method.
+    """
+    process = ladder.config.process
+    noise_key, path_key = jr.split(jr.key(seed))
+    y0 = process.s_max * jr.normal(noise_key, (samples, *ladder.config.shape))
+    fine = process.grid(FINE_STEPS[sde])
+    terms: Any = ladder.term(sde=sde)
+    costs = terms.costs
+    if sde:
+        path = GridBrownianPath(fine, y0.shape, key=path_key)
+        terms = diffrax.MultiTerm(terms, reverse_diffusion(path))
+
+    def solver_run(solver: diffrax.AbstractSolver, steps: int, repeats: int = _REPEATS) -> Callable[..., Any]:
+        # Every m-th time of the fine grid, so that all see one Brownian path.
+        return _compiled(solver, fine[:: FINE_STEPS[sde] // steps], terms, y0, repeats)
+
+    tell("reference")
+    reference_solver = diffrax.Euler() if sde else diffrax.Heun()
+    reference, _, _ = solver_run(reference_solver, FINE_STEPS[sde], 1)(reference_solver)
+    images = {"reference": reference}
+    rows: list[Row] = []
+    reports: dict[str, EvaluationReport] = {}
+
+    def measure(method: str, solver: diffrax.AbstractSolver, run: Callable, coin_seed: int) -> None:
+        tell(method)
+        end, state, seconds = run(solver)
+        if isinstance(solver, MLEM):
+            report = evaluation_report(state, costs=costs)
+            evaluations = report.finest_evaluations
+            reports.setdefault(method, report)
+        else:
+            evaluations = float(method.split()[1])
+        error = float(np.sqrt(np.mean((end - reference) ** 2)))
+        images.setdefault(method, end)
+        rows.append(Row(method, error, evaluations, seconds, coin_seed))
+
+    for steps in EULER_STEPS:
+        euler = diffrax.Euler()
+        measure(f"Euler {steps} steps", euler, solver_run(euler, steps), seed)
+
+    ts = fine[:: FINE_STEPS[sde] // ML_STEPS[sde]]
+    probabilities = ladder.calibration(sde=sde).probabilities(ts, budget=budget)
+
+    def ml_em(coins: AbstractCoins, coin_seed: int) -> MLEM:
+        return MLEM(probabilities, coins=coins, key=jr.key(coin_seed), record=len(ts) - 1)
+
+    run = solver_run(ml_em(IndependentCoins(), 0), ML_STEPS[sde])
+    for coin_seed in range(seed, seed + COIN_SEEDS):
+        measure("ML-EM independent coins", ml_em(IndependentCoins(), coin_seed), run, coin_seed)
+    default = SystematicCoins(offset=0.5)
+    run = solver_run(ml_em(default, 0), ML_STEPS[sde])
+    measure("ML-EM default coins", ml_em(default, seed), run, seed)
+    ours = rows[-1]
+    euler_rows = [row for row in rows if row.method.startswith("Euler")]
+    errors = [row.error for row in euler_rows]
+    speedup = {
+        unit: equivalent_cost(errors, [getattr(row, unit) for row in euler_rows], ours.error)
+        / getattr(ours, unit)
+        for unit in ("finest_evaluations", "seconds")
+    }
+    return Comparison(rows, speedup, images, reports)

@@ -1,0 +1,210 @@
+"""A drift at several levels, as a diffrax term."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ._batching import any_in_batch
+from ._types import Args, Numbers, RealScalarLike, Y
+
+
+class LevelControl(eqx.Module):
+    """What [`mlem_jax.MLEM`][] hands to [`mlem_jax.MultilevelTerm`][] in place of the increment of time.
+
+    - `dt`: the signed length of the step.
+    - `coefficients`: the factors `c_k = w_k - w_{k+1}` of the levels' drifts, `(K,)`.
+    - `active`: which levels are to be evaluated, `(K,)`. Without batch dimensions.
+    """
+
+    dt: RealScalarLike
+    coefficients: Float[Array, " levels"]
+    active: Bool[Array, " levels"]
+
+
+def _describe(x: PyTree) -> str:
+    return eqx.tree_pformat(x).replace("\n", " ")
+
+
+class MultilevelTerm(diffrax.AbstractTerm):
+    """The term `f(t, y, args) dt` whose drift is available at levels `f^1, ..., f^K` of growing accuracy
+    and cost.
+
+    With [`mlem_jax.MLEM`][] the levels are combined; with any other diffrax solver (`Euler`, `Heun`,
+    `ShARK`, ...) the term is the finest level alone.
+
+    !!! example
+
+        ```python
+        term = MultilevelTerm(small, large)
+        diffrax.diffeqsolve(term, MLEM([1.0, 0.1], key=key), t0, t1, dt0, y0)
+        ```
+
+    **Arguments:**
+
+    - `*levels`: callables `(t, y, args) -> drift`, cheapest first; `equinox.Module`s as they are. Each
+        returns a PyTree like `y`, all with the same dtypes, which may be narrower than those of `y`
+        (bfloat16 levels for a float32 state).
+    - `costs`: cost of one evaluation of each level in any unit (seconds, FLOPs), cheapest first. Only
+        used in reports, which count in evaluations of the finest level.
+
+    Raises `ValueError` without levels, for something that is not callable, or for costs that are not
+    one positive number per level in increasing order.
+    """
+
+    levels: tuple[Callable[[RealScalarLike, Y, Args], Y], ...]
+    costs: tuple[float, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *levels: Callable[[RealScalarLike, Y, Args], Y],
+        costs: Numbers | None = None,
+    ):
+        if not levels:
+            raise ValueError(
+                "MultilevelTerm was given no levels. Write MultilevelTerm(cheap, ..., finest) with "
+                "callables (t, y, args) -> drift, cheapest first."
+            )
+        for i, level in enumerate(levels):
+            if not callable(level):
+                kind = type(level).__name__
+                hint = " Unpack the list: MultilevelTerm(*levels)." if isinstance(level, list | tuple) else ""
+                if isinstance(level, diffrax.AbstractTerm):
+                    hint = " Pass the vector field itself, not a term around it."
+                raise ValueError(
+                    f"Level {i + 1} of MultilevelTerm is a {kind}; a callable (t, y, args) -> drift is "
+                    f"expected.{hint}"
+                )
+        if costs is not None:
+            array = np.asarray(costs, float)
+            positive = np.all((array > 0) & np.isfinite(array))
+            if array.shape != (len(levels),) or not positive or np.any(np.diff(array) < 0):
+                raise ValueError(
+                    f"MultilevelTerm has {len(levels)} levels and was given costs={costs}. One positive "
+                    "number per level is expected, cheapest level first."
+                )
+            costs = tuple(array.tolist())
+        self.levels = levels
+        self.costs = costs
+
+    def vf(self, t: RealScalarLike, y: Y, args: Args) -> Y:
+        """The finest level's drift, with the dtypes of `y`."""
+        return self._evaluate(len(self.levels) - 1, t, y, args)
+
+    def contr(self, t0: RealScalarLike, t1: RealScalarLike, **kwargs: Any) -> RealScalarLike:
+        """The increment of time, `t1 - t0`."""
+        return t1 - t0
+
+    def prod(self, vf: Y, control: RealScalarLike) -> Y:
+        """The drift times the increment of time."""
+        return jtu.tree_map(lambda v: jnp.asarray(control).astype(v.dtype) * v, vf)
+
+    def vf_prod(self, t: RealScalarLike, y: Y, args: Args, control: "RealScalarLike | LevelControl") -> Y:
+        """The increment of `y` due to the drift. With a `LevelControl` this is `dt` times the sum of
+        `c_k f^k`, where each level is evaluated only if it is active."""
+        if not isinstance(control, LevelControl):
+            return self.prod(self.vf(t, y, args), control)
+        # A level that fires for some trajectories of a batch only runs for all of them (lax.cond
+        # would otherwise become a select, which always runs it) and is then masked.
+        runs = any_in_batch(control.active)
+        total = jtu.tree_map(jnp.zeros_like, y)
+        for k in range(len(self.levels)):
+            # In the wider of the two dtypes: narrow probabilities must not round the step.
+            dt = jnp.asarray(control.dt)
+            with jax.numpy_dtype_promotion("standard"):
+                dtype = jnp.promote_types(dt.dtype, control.coefficients.dtype)
+            factor = control.coefficients[k].astype(dtype) * dt.astype(dtype)
+
+            def add(total: Y, k: int = k, factor: Array = factor) -> Y:
+                drift = self._evaluate(k, t, y, args)
+
+                def leaf(s: Array, f: Array) -> Array:
+                    return jnp.where(control.active[k], s + factor.astype(f.dtype) * f, s)
+
+                return jtu.tree_map(leaf, total, drift)
+
+            # Skipping is the branch with index 0.
+            total = jax.lax.cond(runs[k], add, lambda total: total, total)
+        return total
+
+    def _evaluate(self, k: int, t: RealScalarLike, y: Y, args: Args) -> Y:
+        out = self.levels[k](t, y, args)
+        if jtu.tree_structure(out) != jtu.tree_structure(y) or any(
+            jnp.shape(a) != jnp.shape(b)
+            for a, b in zip(jtu.tree_leaves(out), jtu.tree_leaves(y), strict=True)
+        ):
+            raise ValueError(
+                f"Level {k + 1} of MultilevelTerm returned {_describe(out)}, but the state is "
+                f"{_describe(y)}. A drift has the structure and shapes of the state."
+            )
+
+        def cast(f: Array, yi: Array) -> Array:
+            f = jnp.asarray(f)
+            with jax.numpy_dtype_promotion("standard"):
+                fits = jnp.result_type(f.dtype, yi.dtype) == yi.dtype
+            if not fits or not jnp.issubdtype(f.dtype, jnp.inexact):
+                raise ValueError(
+                    f"Level {k + 1} of MultilevelTerm returned dtype {f.dtype} for a state of dtype "
+                    f"{yi.dtype}. Return the state's dtype or a narrower floating one; for example end "
+                    f"the level with .astype({yi.dtype})."
+                )
+            return f.astype(yi.dtype)
+
+        return jtu.tree_map(cast, out, y)
+
+    def check_levels(self, t: RealScalarLike, y: Y, args: Args) -> None:
+        """Raises `ValueError` unless all levels return the structure and shapes of `y` and the same
+        dtypes as each other. Traces the levels without running them."""
+        dtypes = []
+        for k, level in enumerate(self.levels):
+            eqx.filter_eval_shape(self._evaluate, k, t, y, args)
+            out = eqx.filter_eval_shape(lambda: jtu.tree_map(jnp.asarray, level(t, y, args)))  # noqa: B023
+            dtypes.append([str(leaf.dtype) for leaf in jtu.tree_leaves(out)])
+        for k, kinds in enumerate(dtypes):
+            if kinds != dtypes[-1]:
+                raise ValueError(
+                    f"Level {k + 1} of MultilevelTerm returns dtype {', '.join(kinds)} and the finest level "
+                    f"{', '.join(dtypes[-1])}. Levels must agree: cast inside the level, for example "
+                    f"lambda t, y, args: level(t, y, args).astype({dtypes[-1][0]})."
+                )
+
+
+def find_multilevel_term(terms: PyTree) -> tuple[int | None, MultilevelTerm]:
+    """Where the one MultilevelTerm is in what a diffrax solver was given, and the term itself.
+
+    The place is `None` for a bare term, else its index in the `MultiTerm`. Raises `ValueError`, with
+    what to write instead, for any other term.
+    """
+
+    def inner(term: Any) -> Any:
+        # diffeqsolve puts each term into a private wrapper that holds it as `.term`.
+        return getattr(term, "term", term)
+
+    members = list(terms.terms) if isinstance(terms, diffrax.MultiTerm) else [terms]
+    places = [i for i, term in enumerate(members) if isinstance(inner(term), MultilevelTerm)]
+    if len(places) == 1:
+        place = places[0]
+        return (place if isinstance(terms, diffrax.MultiTerm) else None), inner(members[place])
+    names = ", ".join(type(inner(term)).__name__ for term in members)
+    shown = f"MultiTerm({names})" if isinstance(terms, diffrax.MultiTerm) else names
+    if "AdjointTerm" in names:
+        raise ValueError(
+            "MLEM cannot run under BacksolveAdjoint, which solves another equation backwards in time. Use "
+            "diffrax.RecursiveCheckpointAdjoint() (the default), DirectAdjoint() or ForwardMode()."
+        )
+    if len(places) > 1:
+        raise ValueError(
+            f"MLEM was given {shown}; it needs exactly one MultilevelTerm. Add the drifts up inside the "
+            "levels: MultilevelTerm(lambda t, y, args: cheap1(t, y, args) + cheap2(t, y, args), ...)."
+        )
+    raise ValueError(
+        f"MLEM was given {shown}; it needs exactly one MultilevelTerm. For an ODE write "
+        "MultilevelTerm(cheap, ..., finest) in place of ODETerm(finest); for an SDE write "
+        "MultiTerm(MultilevelTerm(cheap, ..., finest), ControlTerm(diffusion, brownian_motion))."
+    )

@@ -1,0 +1,134 @@
+"""The one TOML file that describes a ladder of levels and how it is trained."""
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import jax.random as jr
+
+from ._process import Prediction, VariancePreserving
+from ._unet import check_sizes, UNet
+
+_LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How the levels are trained.
+
+    The finest level is trained on the data for `steps` steps, then all smaller ones together are
+    matched to it for `match_steps` steps (`match_steps = 0` trains every level on the data instead).
+    """
+
+    steps: int = 10_000
+    match_steps: int = 5_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    match_learning_rate: float = 2e-3
+    warmup_steps: int = 300
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} = {value!r}; an integer of at least {least} is expected.")
+        for name in ("learning_rate", "match_learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if not isinstance(value, float | int) or not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value!r}; a positive number is expected.")
+        if not isinstance(self.ema_decay, float | int) or not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay = {self.ema_decay!r}; a number in [0, 1) is expected.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """The arguments of one [`mlem_jax.diffusion.UNet`][]."""
+
+    width: int
+    folds: tuple[int, ...] = (2, 2)
+    multipliers: tuple[int, ...] = (1, 2)
+    blocks: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A ladder of levels, cheapest first, as [`mlem_jax.diffusion.read_config`][] reads it from a TOML
+    file."""
+
+    name: str
+    shape: tuple[int, int, int]
+    levels: tuple[Level, ...]
+    prediction: Prediction = "v"
+    process: VariancePreserving = VariancePreserving()
+    training: Training = Training()
+
+    def __post_init__(self):
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(
+                f"prediction = {self.prediction!r} is not known; write one of {get_args(Prediction)}."
+            )
+        for k, level in enumerate(self.levels):
+            try:
+                check_sizes(self.shape, level.width, level.folds, level.multipliers, level.blocks)
+            except ValueError as error:
+                raise ValueError(f"[[levels]] number {k + 1}: {error}") from None
+
+    def networks(self) -> tuple[UNet, ...]:
+        """The untrained levels, cheapest first; the same for the same seed."""
+        return tuple(
+            UNet(
+                self.shape,
+                level.width,
+                folds=level.folds,
+                multipliers=level.multipliers,
+                blocks=level.blocks,
+                key=jr.fold_in(jr.key(self.training.seed), i),
+            )
+            for i, level in enumerate(self.levels)
+        )
+
+
+def _build(kind: type, table: Any, where: str) -> Any:
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is {table!r}; a table of settings is expected.")
+    fields = dataclasses.fields(kind)
+    known = [field.name for field in fields]
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has {unknown}, which is not known; known are {known}.")
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in table]
+    if missing:
+        raise ValueError(f"{where} is incomplete: write {', '.join(f'{name} = ...' for name in missing)}.")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def read_config(path: str | Path) -> Config:
+    """Reads and checks a ladder's TOML file.
+
+    Raises `FileNotFoundError`, or `ValueError` naming the table and key that is unknown, missing or
+    malformed.
+    """
+    with open(path, "rb") as file:
+        try:
+            table = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not valid TOML: {error}.") from None
+    tables = table.pop("levels", [])
+    if not isinstance(tables, list) or not tables:
+        raise ValueError(f"{path} has no [[levels]] tables; write one per level, cheapest first.")
+    levels = tuple(
+        _build(Level, level, f"[[levels]] number {i + 1} of {path}") for i, level in enumerate(tables)
+    )
+    table["levels"] = levels
+    table["process"] = _build(VariancePreserving, table.get("process", {}), f"[process] of {path}")
+    table["training"] = _build(Training, table.get("training", {}), f"[training] of {path}")
+    return _build(Config, table, str(path))

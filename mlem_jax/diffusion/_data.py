@@ -1,0 +1,47 @@
+"""Images from files: the IDX format of MNIST and Fashion-MNIST."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+_HINT = (
+    "Fashion-MNIST is in the Debian package dataset-fashion-mnist "
+    f"('apt-get install dataset-fashion-mnist' puts it into {FASHION_MNIST}); elsewhere, name the "
+    "folder that holds train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz with --data FOLDER."
+)
+
+
+def load_images(folder: str | Path = FASHION_MNIST, *, train: bool = True) -> Float[np.ndarray, "n h w 1"]:
+    """The grey images of an MNIST-like data set, scaled to `[-1, 1]`, in the file's order.
+
+    **Arguments:**
+
+    - `folder`: holds `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, plain or `.gz`.
+    - `train`: the training images, or else the held-out ones.
+
+    Raises `FileNotFoundError` saying how to get the data, and `ValueError` for a file that is not
+    IDX images or is cut short.
+    """
+    name = f"{'train' if train else 't10k'}-images-idx3-ubyte"
+    for path, opener in ((Path(folder) / f"{name}.gz", gzip.open), (Path(folder) / name, open)):
+        if path.is_file():
+            try:
+                with opener(path, "rb") as file:
+                    content = file.read()
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise ValueError(f"{path} is not a complete gzip file ({error}). {_HINT}") from error
+            break
+    else:
+        raise FileNotFoundError(f"No {name}.gz or {name} in {folder}. {_HINT}")
+    magic, count, height, width = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(4))
+    if magic != 2051 or len(content) != 16 + count * height * width:
+        raise ValueError(
+            f"{path} is not a complete IDX file of images (magic number 2051, then count, height and "
+            f"width): it begins with {magic} and holds {len(content)} bytes. {_HINT}"
+        )
+    pixels = np.frombuffer(content, np.uint8, offset=16).reshape(count, height, width, 1)
+    return pixels / np.float32(127.5) - np.float32(1)

@@ -1,0 +1,155 @@
+"""A ladder of trained levels: built, saved, loaded, and turned into a diffrax term."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from .._brownian import GridBrownianPath
+from .._calibrate import calibrate, Calibration
+from .._term import MultilevelTerm
+from ._config import Config, read_config
+from ._drift import ProbabilityFlow, reverse_diffusion, ReverseDrift
+from ._process import NoisePredictor
+from ._unet import UNet
+
+_SHIPPED = Path(__file__).parent / "fashion_mnist"
+_CONFIG, _CARD = "ladder.toml", "card.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ladder:
+    """Trained networks of growing size, cheapest first.
+
+    - `networks`: the levels' networks.
+    - `config`: the description they were built from.
+    - `card`: what was measured after training (losses, FLOPs and parameters of each level).
+    - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`).
+    """
+
+    networks: tuple[UNet, ...]
+    config: Config
+    card: dict[str, Any]
+    calibrations: dict[str, Calibration]
+
+    def term(self, *, sde: bool = False) -> MultilevelTerm:
+        """The multilevel drift of sampling: the probability flow, or with `sde=True` the reverse SDE's
+        (add [`mlem_jax.diffusion.reverse_diffusion`][] for the noise). Costs are FLOPs per image."""
+        drift = ReverseDrift if sde else ProbabilityFlow
+        levels = [
+            drift(NoisePredictor(network, self.config.process, self.config.prediction))
+            for network in self.networks
+        ]
+        return MultilevelTerm(*levels, costs=self.flops())
+
+    def calibration(self, *, sde: bool = False) -> Calibration:
+        """The measured increments, for choosing probabilities."""
+        return self.calibrations["sde" if sde else "ode"]
+
+    def flops(self) -> tuple[float, ...]:
+        """FLOPs of one evaluation of each level on one image, as XLA counts them."""
+        return tuple(count_flops(network) for network in self.networks)
+
+
+def calibrate_ladder(ladder: Ladder, *, steps: int = 64, pilots: int = 16) -> dict[str, Calibration]:
+    """Calibrations of the probability flow and of the reverse SDE, on `pilots` fresh trajectories."""
+    process = ladder.config.process
+    ts = process.grid(steps, spacing="log")
+    keys = jr.split(jr.key(ladder.config.training.seed + 2), 3)
+    y0s = process.s_max * jr.normal(keys[0], (pilots, *ladder.config.shape))
+    path = GridBrownianPath(ts, ladder.config.shape, key=keys[1])
+    sde_terms = diffrax.MultiTerm(ladder.term(sde=True), reverse_diffusion(path))
+    return {
+        "ode": calibrate(ladder.term(), ts, y0s, key=keys[2]),
+        "sde": calibrate(sde_terms, ts, y0s, key=keys[2]),
+    }
+
+
+def count_flops(network: UNet) -> float:
+    """FLOPs of one evaluation on one image, as XLA counts them before it optimises."""
+    struct = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((), jnp.float32)
+    params, static = eqx.partition(network, eqx.is_array)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
+
+    def call(params: Any, x: Any, noise_level: Any) -> Any:
+        return eqx.combine(params, static)(x, noise_level)
+
+    analysis = jax.jit(call).lower(shapes, struct, level).cost_analysis()
+    assert analysis is not None
+    return float(analysis["flops"])
+
+
+def count_parameters(network: UNet) -> int:
+    """Number of trained parameters."""
+    return sum(x.size for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
+
+
+def save_ladder(directory: str | Path, ladder: Ladder, config_text: str) -> None:
+    """Writes `ladder.toml`, `card.json`, one `level_k.eqx` (float16) per level and the calibrations.
+
+    Everything is written beside the target and renamed into place. Raises `FileExistsError` rather than
+    replace an existing directory.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists already; choose another place or move it away.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        (temporary / _CONFIG).write_text(config_text)
+        (temporary / _CARD).write_text(json.dumps(ladder.card, indent=2) + "\n")
+        for kind, calibration in ladder.calibrations.items():
+            calibration.save(temporary / f"calibration_{kind}.npz")
+        for k, network in enumerate(ladder.networks):
+            half = _cast(network, np.float16)
+            eqx.tree_serialise_leaves(temporary / f"level_{k + 1}.eqx", half)
+        os.chmod(temporary, 0o755)
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
+    """The ladder saved in a directory; without argument the one shipped with the package (four UNets
+    on Fashion-MNIST, see its model card).
+
+    Raises `FileNotFoundError` for a directory that is not a ladder, `ValueError` for levels that do not
+    fit the description.
+    """
+    directory = Path(directory)
+    if not (directory / _CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{directory} is not a ladder: it has no {_CONFIG}. 'python -m mlem_jax train --out DIR' "
+            "makes one in DIR/ladder."
+        )
+    config = read_config(directory / _CONFIG)
+    networks = []
+    for k, network in enumerate(config.networks()):
+        path = directory / f"level_{k + 1}.eqx"
+        try:
+            stored = eqx.tree_deserialise_leaves(path, _cast(network, np.float16))
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} does not hold level {k + 1} of {directory / _CONFIG}: it is damaged or belongs to "
+                f"another ladder ({str(error).splitlines()[0]})."
+            ) from error
+        networks.append(_cast(stored, np.float32))
+    card = json.loads((directory / _CARD).read_text())
+    calibrations = {kind: Calibration.load(directory / f"calibration_{kind}.npz") for kind in ("ode", "sde")}
+    return Ladder(tuple(networks), config, card, calibrations)
+
+
+def _cast(network: UNet, dtype: Any) -> UNet:
+    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, network)

@@ -1,0 +1,258 @@
+"""Training: the finest level on data, the smaller levels matched to the finest.
+
+Everything that decides the result (parameters, averages, optimiser, loss history, step) is one
+PyTree, saved by orbax; batches and noise are functions of the seed and the step. So a run that was
+killed continues on the curve that it was on.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ._config import Config, Training
+from ._process import training_target
+from ._unet import UNet
+
+HISTORY_EVERY = 50
+_SAVE_EVERY = 500
+_SETTINGS = ("batch_size", "warmup_steps", "clip_norm", "ema_decay", "seed")
+
+
+class _State(eqx.Module):
+    """All that a run of training is; one entry per network in each tuple."""
+
+    params: tuple[PyTree[Array], ...]
+    average: tuple[PyTree[Array], ...]
+    optimiser: tuple[PyTree[Array], ...]
+    # Mean loss of each window of HISTORY_EVERY steps, one row per window.
+    history: Float[Array, "windows networks"]
+    step: Array
+
+
+def _optimiser(training: Training, steps: int, peak: float) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, peak, min(training.warmup_steps, steps // 2), steps, end_value=0.01 * peak
+    )
+    return optax.chain(optax.clip_by_global_norm(training.clip_norm), optax.adam(schedule))
+
+
+def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+    """Which images step number `step` sees: epochs are permutations, the same for all levels."""
+    per_epoch = count // batch_size
+    order = np.random.default_rng((seed, step // per_epoch)).permutation(count)
+    position = (step % per_epoch) * batch_size
+    return order[position : position + batch_size]
+
+
+def noised(
+    config: Config, images: Float[Array, "n h w c"], key: PRNGKeyArray
+) -> tuple[Float[Array, "n h w c"], Float[Array, " n"], Float[Array, "n h w c"]]:
+    """A noised batch, its noise levels `log s`, and what a network should return for it."""
+    key_s, key_eps = jr.split(key)
+    s = config.process.draw_s(key_s, (images.shape[0],))
+    alpha = config.process.alpha(s)[:, None, None, None]
+    sigma = config.process.sigma(s)[:, None, None, None]
+    eps = jr.normal(key_eps, images.shape)
+    x = alpha * images + sigma * eps
+    return x, jnp.log(s), training_target(config.prediction, images, eps, alpha, sigma)
+
+
+def _make_step(
+    config: Config, static: tuple[PyTree, ...], optimiser: optax.GradientTransformation
+) -> Callable:
+    training = config.training
+
+    def loss_fn(params, static_, x, noise_level, target):
+        out = eqx.combine(params, static_)(x, noise_level)
+        return jnp.mean((out - target) ** 2)
+
+    @eqx.filter_jit(donate="all-except-first")
+    def step_fn(inputs, state: _State) -> _State:
+        images, teacher = inputs
+        key = jr.fold_in(jr.key(training.seed + 1), state.step)
+        x, noise_level, target = noised(config, images, key)
+        if teacher is not None:
+            target = teacher(x, noise_level)
+        params, average, opt_state, losses = [], [], [], []
+        # Early averages forget the initial parameters quickly.
+        t = state.step.astype(jnp.result_type(float))
+        decay = jnp.minimum(training.ema_decay, (1 + t) / (10 + t))
+        networks = zip(state.params, static, state.average, state.optimiser, strict=True)
+        for p, static_, avg, opt in networks:
+            loss, grads = jax.value_and_grad(loss_fn)(p, static_, x, noise_level, target)
+            # optax mixes dtypes and ranks inside, whatever the user has forbidden.
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                updates, opt = optimiser.update(grads, opt, p)
+            p = optax.apply_updates(p, updates)
+            params.append(p)
+            average.append(optax.incremental_update(p, avg, 1 - decay))
+            opt_state.append(opt)
+            losses.append(loss)
+        window, seen = jnp.divmod(state.step, HISTORY_EVERY)
+        mean = state.history[window]
+        count = (seen + 1).astype(mean.dtype)
+        history = state.history.at[window].set(mean + (jnp.stack(losses) - mean) / count)
+        return _State(tuple(params), tuple(average), tuple(opt_state), history, state.step + 1)
+
+    return step_fn
+
+
+def train_networks(
+    config: Config,
+    networks: tuple[UNet, ...],
+    images: Float[np.ndarray, "n h w c"],
+    directory: str | Path,
+    *,
+    steps: int,
+    peak_learning_rate: float,
+    teacher: UNet | None = None,
+    label: str = "training",
+    save_every: int = _SAVE_EVERY,
+    progress: bool = True,
+) -> tuple[tuple[UNet, ...], Float[np.ndarray, "windows networks"]]:
+    """Trains several networks side by side on the same batches and the same noise.
+
+    **Arguments:**
+
+    - `directory`: where checkpoints go, each of a finite state. A run that finds one there continues it.
+    - `teacher`: if given, the networks learn its output instead of the data's target.
+
+    **Returns:** the networks with averaged (EMA) parameters, and the mean loss of every
+    `HISTORY_EVERY` steps. Equal to those of an uninterrupted run wherever the run was stopped.
+
+    Raises `ValueError` if there are fewer images than one batch, if the images have another shape
+    than the networks, or if the directory holds a damaged checkpoint or a run of other networks or
+    settings; `FloatingPointError` if a loss or a parameter is not finite.
+    """
+    training = config.training
+    if not networks:
+        return (), np.zeros((0, 0), np.float32)
+    if len(images) < training.batch_size or images.shape[1:] != config.shape:
+        raise ValueError(
+            f"Training needs at least batch_size={training.batch_size} images of shape {config.shape} "
+            f"and was given an array of shape {images.shape}."
+        )
+    optimiser = _optimiser(training, steps, peak_learning_rate)
+    params, static = zip(*(eqx.partition(n, eqx.is_inexact_array) for n in networks), strict=True)
+    windows = -(-steps // HISTORY_EVERY)
+    state = _State(
+        # Copies, because a step donates its state and the caller's networks stay the caller's.
+        params=jax.tree.map(jnp.copy, params),
+        average=jax.tree.map(jnp.copy, params),
+        optimiser=tuple(optimiser.init(p) for p in params),
+        history=jnp.zeros((windows, len(networks))),
+        step=jnp.asarray(0),
+    )
+    step_fn = _make_step(config, static, optimiser)
+    # What a run has to agree in with the one that it continues.
+    run = {
+        "steps": steps,
+        "peak_learning_rate": peak_learning_rate,
+        "parameters": [sum(x.size for x in jax.tree.leaves(p)) for p in params],
+        "prediction": config.prediction,
+        "teacher": teacher is not None,
+        **{name: getattr(training, name) for name in _SETTINGS},
+    }
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[rate]:.1f} steps/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not progress,
+    )
+    handler = ocp.StandardCheckpointHandler()
+    with (
+        ocp.CheckpointManager(Path(directory).absolute(), item_handlers=handler, options=options) as manager,
+        bar,
+    ):
+        if manager.latest_step() is not None:
+            state = _restore(manager, state, run, Path(directory))
+        start = int(state.step)
+        task = bar.add_task(label, total=steps, completed=start, loss="-", rate=0.0)
+        for step in range(start, steps):
+            chosen = batch_indices(training.seed, step, training.batch_size, len(images))
+            state = step_fn((jnp.asarray(images[chosen]), teacher), state)
+            save = (step + 1) % save_every == 0 or step + 1 == steps
+            if save or (step + 1) % HISTORY_EVERY == 0:
+                losses = np.asarray(state.history[step // HISTORY_EVERY])
+                # The state can be spoilt by the very last update, which no loss has seen yet.
+                if not np.all(np.isfinite(losses)) or (save and not _all_finite(state)):
+                    raise FloatingPointError(
+                        f"{label}: a loss or a parameter is not finite near step {step + 1} (losses "
+                        f"{losses}, peak learning rate {peak_learning_rate:g}). Train again with a lower "
+                        f"rate and another --out. Checkpoints in {directory} are from before and usable."
+                    )
+                shown = " ".join(f"{loss:.4f}" for loss in losses)
+                bar.update(task, completed=step + 1, loss=shown, rate=bar.tasks[task].speed or 0.0)
+            if save:
+                manager.save(step + 1, args=ocp.args.StandardSave(state), custom_metadata=run)
+    trained = tuple(eqx.combine(a, s) for a, s in zip(state.average, static, strict=True))
+    return trained, np.asarray(state.history)
+
+
+@jax.jit
+def _all_finite(state: _State) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
+
+
+def _restore(manager: ocp.CheckpointManager, state: _State, run: dict[str, Any], directory: Path) -> _State:
+    step = manager.latest_step()
+    begun = manager.metadata(step).custom_metadata or {}
+    differ = [f"{k} (there {begun[k]}, now {run[k]})" for k in run if begun.get(k, run[k]) != run[k]]
+    if differ:
+        raise ValueError(
+            f"{directory} holds a run that differs in {', '.join(differ)}. Continue it with the "
+            "configuration it was started with, or choose another --out."
+        )
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    try:
+        return cast(_State, manager.restore(step, args=ocp.args.StandardRestore(shapes)))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        earlier = [s for s in manager.all_steps() if s != step]
+        before = f"step {max(earlier)}" if earlier else "the beginning"
+        raise ValueError(
+            f"The checkpoint {directory / str(step)} is damaged or of other networks; nothing was deleted. "
+            f"Move that folder away to continue from {before}, or choose another --out. (orbax says: "
+            f"{str(error)[:200]})"
+        ) from error
+
+
+def held_out_losses(
+    config: Config, networks: tuple[UNet, ...], images: Float[np.ndarray, "n h w c"]
+) -> dict[str, list[float]]:
+    """For each network, its mean squared error against the data's target and against the finest
+    network's output, on noised held-out images (fixed noise, whole batches of at most 250)."""
+
+    @eqx.filter_jit
+    def errors(networks, images, key):
+        x, noise_level, target = noised(config, images, key)
+        outs = [network(x, noise_level) for network in networks]
+        data = jnp.stack([jnp.mean((out - target) ** 2) for out in outs])
+        finest = jnp.stack([jnp.mean((out - outs[-1]) ** 2) for out in outs])
+        return data, finest
+
+    size = min(250, len(images))
+    batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
+    rows = [errors(networks, jnp.asarray(b), jr.fold_in(jr.key(1), i)) for i, b in enumerate(batches)]
+    data, finest = (np.mean(np.asarray(column), axis=0) for column in zip(*rows, strict=True))
+    return {"data": [float(x) for x in data], "to_finest": [float(x) for x in finest]}

@@ -1,0 +1,114 @@
+"""The one command that makes a ladder: finest level first, then the others matched to it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from ._config import read_config
+from ._ladder import calibrate_ladder, count_flops, count_parameters, Ladder, load_ladder, save_ladder
+from ._train import held_out_losses, HISTORY_EVERY, train_networks
+
+
+def train_ladder(
+    config_path: str | Path,
+    out: str | Path,
+    images: Float[np.ndarray, "n h w c"],
+    held_out: Float[np.ndarray, "m h w c"],
+    *,
+    progress: bool = True,
+) -> Ladder:
+    """Trains all levels of a configuration and writes the ladder to `out/ladder`.
+
+    Checkpoints go to `out/finest` and `out/smaller`; the same call after an interruption continues
+    them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves.
+
+    Raises `ValueError` if `out` was begun with another configuration, if the levels are not in the
+    order of their FLOPs, or if the images do not fit them; `FloatingPointError` if a loss is not finite.
+    """
+    out = Path(out)
+    config = read_config(config_path)
+    text = Path(config_path).read_text()
+    networks = config.networks()
+    flops = [count_flops(network) for network in networks]
+    if flops != sorted(flops):
+        raise ValueError(
+            f"The levels of {config_path} take {[round(f) for f in flops]} FLOPs per image; write them "
+            "cheapest first."
+        )
+    if not len(held_out) or held_out.shape[1:] != config.shape:
+        raise ValueError(
+            f"The held-out images are an array of shape {held_out.shape}; at least one image of shape "
+            f"{config.shape} is needed."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    begun = out / "config.toml"
+    if begun.is_file() and begun.read_text() != text:
+        raise ValueError(
+            f"{out} was begun with another configuration than {config_path}; continue with "
+            f"{begun}, or choose another --out."
+        )
+    # In one piece, so that a run killed here can be begun again.
+    fresh = out / "config.toml.tmp"
+    fresh.write_text(text)
+    fresh.replace(begun)
+    if (out / "ladder").is_dir():
+        return load_ladder(out / "ladder")
+
+    training = config.training
+    (finest,), finest_history = train_networks(
+        config,
+        networks[-1:],
+        images,
+        out / "finest",
+        steps=training.steps,
+        peak_learning_rate=training.learning_rate,
+        label="finest level",
+        progress=progress,
+    )
+    match = training.match_steps > 0
+    smaller_steps = training.match_steps if match else training.steps
+    smaller, smaller_history = train_networks(
+        config,
+        networks[:-1],
+        images,
+        out / "smaller",
+        steps=smaller_steps,
+        peak_learning_rate=training.match_learning_rate if match else training.learning_rate,
+        teacher=finest if match else None,
+        label="smaller levels",
+        progress=progress,
+    )
+    trained = (*smaller, finest)
+    stages = [
+        ("finest", training.steps, len(smaller), finest_history),
+        ("smaller", smaller_steps, 0, smaller_history),
+    ]
+    _write_losses(out / "losses.csv", len(trained), stages)
+    card = {
+        "name": config.name,
+        "parameters": [count_parameters(n) for n in trained],
+        "flops_per_image": flops,
+        "held_out_loss": held_out_losses(config, trained, held_out),
+        "held_out_images": len(held_out),
+        "training_images": len(images),
+        "jax": jax.__version__,
+    }
+    ladder = Ladder(trained, config, card, {})
+    ladder = dataclasses.replace(ladder, calibrations=calibrate_ladder(ladder))
+    save_ladder(out / "ladder", ladder, text)
+    return load_ladder(out / "ladder")
+
+
+def _write_losses(path: Path, num_levels: int, stages: list[tuple[str, int, int, np.ndarray]]) -> None:
+    """A row per stage and window of steps, with the stage's levels filled in. A stage is its name, its
+    steps, its first level's column and its history."""
+    lines = [",".join(["stage", "step", *(f"level_{k + 1}" for k in range(num_levels))])]
+    for stage, steps, first, history in stages:
+        for i, row in enumerate(history):
+            cells = [""] * num_levels
+            cells[first : first + len(row)] = [f"{loss:.6f}" for loss in row]
+            lines.append(",".join([stage, str(min((i + 1) * HISTORY_EVERY, steps)), *cells]))
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,64 @@
+"""What the test files of `mlem_jax.diffusion` share: tiny networks, images and configurations that train in
+a second or two, and IDX files written by the test itself."""
+
+import dataclasses
+import gzip
+
+import equinox as eqx
+import jax
+import jax.random as jr
+import numpy as np
+
+from mlem_jax.diffusion import Config, Level, Training
+
+# On 4 x 4 images one fold leaves a 1 x 1 grid: a dense network, which compiles in a second.
+TINY = Config(
+    name="tiny",
+    shape=(4, 4, 1),
+    levels=(
+        Level(width=4, folds=(4,), multipliers=(1,), blocks=(1,)),
+        Level(width=8, folds=(4,), multipliers=(1,), blocks=(1,)),
+    ),
+    training=Training(steps=20, match_steps=20, batch_size=8, warmup_steps=5),
+)
+
+
+def tiny_config(**training):
+    """`TINY` with other training settings."""
+    return dataclasses.replace(TINY, training=dataclasses.replace(TINY.training, **training))
+
+
+def tiny_images(count=32, *, seed=0):
+    """Images that a dense network can learn: one gradient of random direction and sign each."""
+    direction = np.random.default_rng(seed).uniform(-1, 1, (count, 2, 1, 1))
+    ramp = np.linspace(-1, 1, 4)
+    images = direction[:, 0] * ramp[:, None] + direction[:, 1] * ramp[None, :]
+    return (images / 2)[..., None].astype(np.float32)
+
+
+def randomised(network, *, seed=0):
+    """The network with noise on every parameter, so that no block is the identity any more."""
+    leaves, structure = jax.tree.flatten(network, is_leaf=eqx.is_array)
+    keys = jr.split(jr.key(seed), len(leaves))
+    noisy = [x + 0.3 * jr.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def arrays(network):
+    """All parameters of a network, or of several, as one flat numpy vector."""
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(eqx.filter(network, eqx.is_array))])
+
+
+def idx_bytes(images, *, magic=2051):
+    """The content of an IDX file of `(n, h, w)` images of bytes."""
+    header = b"".join(int(n).to_bytes(4, "big") for n in (magic, *images.shape))
+    return header + images.astype(np.uint8).tobytes()
+
+
+def write_idx(folder, images, *, train=True, compress=True):
+    """Writes MNIST's image file for one half of a data set into a folder; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{'train' if train else 't10k'}-images-idx3-ubyte{'.gz' if compress else ''}"
+    content = idx_bytes(images)
+    path.write_bytes(gzip.compress(content) if compress else content)
+    return path

@@ -1,0 +1,154 @@
+"""The trainer: deterministic, continued after a kill, matched levels, a ladder end to end."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from diffusion_problems import arrays, tiny_config, tiny_images
+
+from mlem_jax.diffusion import load_ladder
+from mlem_jax.diffusion._train import batch_indices, train_networks
+from mlem_jax.diffusion._train_ladder import train_ladder
+
+TOML = """
+name = "tiny"
+shape = [4, 4, 1]
+
+[training]
+steps = 60
+match_steps = 60
+batch_size = 8
+warmup_steps = 5
+
+[[levels]]
+width = 4
+folds = [4]
+multipliers = [1]
+blocks = [1]
+
+[[levels]]
+width = 8
+folds = [4]
+multipliers = [1]
+blocks = [1]
+"""
+
+# Trains until it is killed: prints a line after every checkpoint, and is slow on purpose after the first.
+SCRIPT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import orbax.checkpoint as ocp
+from diffusion_problems import tiny_config, tiny_images
+from mlem_jax.diffusion._train import train_networks
+
+save = ocp.CheckpointManager.save
+def slow(self, step, *args, **kwargs):
+    out = save(self, step, *args, **kwargs)
+    self.wait_until_finished()
+    print("saved", step, flush=True)
+    time.sleep(60 if step >= 20 else 0)
+    return out
+ocp.CheckpointManager.save = slow
+config = tiny_config()
+train_networks(config, config.networks(), tiny_images(), sys.argv[2], steps=40,
+               peak_learning_rate=1e-3, save_every=10, progress=False)
+"""
+
+
+def train(directory, *, steps=40, config=None, **settings):
+    config = config or tiny_config()
+    return train_networks(
+        config,
+        config.networks(),
+        tiny_images(),
+        directory,
+        steps=steps,
+        peak_learning_rate=1e-3,
+        save_every=10,
+        progress=False,
+        **settings,
+    )
+
+
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path, request):
+    whole, history = train(tmp_path / "whole")
+    folder = str(request.path.parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, folder, str(tmp_path / "killed")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "saved 20":
+            break
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    continued, again = train(tmp_path / "killed")
+    np.testing.assert_array_equal(arrays(continued), arrays(whole))
+    np.testing.assert_array_equal(again, history)
+
+
+def test_a_run_of_other_settings_is_refused(tmp_path):
+    train(tmp_path / "run", steps=10)
+    with pytest.raises(ValueError, match="differs in steps .there 10, now 20.*or choose another --out"):
+        train(tmp_path / "run", steps=20)
+
+
+def test_batches_are_the_permutations_of_an_epoch():
+    epoch = np.concatenate([batch_indices(3, step, 8, 32) for step in range(4)])
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(32))
+    following = np.concatenate([batch_indices(3, step, 8, 32) for step in range(4, 8)])
+    assert np.any(following != epoch)
+
+
+def test_too_few_images_and_a_rate_that_diverges(tmp_path):
+    config = tiny_config()
+    with pytest.raises(ValueError, match="at least batch_size=8 images of shape"):
+        train_networks(
+            config, config.networks(), tiny_images(4), tmp_path / "a", steps=5, peak_learning_rate=1e-3
+        )
+    images = tiny_images()
+    images[:] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train_networks(
+            config,
+            config.networks(),
+            images,
+            tmp_path / "b",
+            steps=5,
+            peak_learning_rate=1e-3,
+            progress=False,
+        )
+
+
+def test_a_ladder_from_one_file(tmp_path):
+    (tmp_path / "config.toml").write_text(TOML)
+    images, held_out = tiny_images(64), tiny_images(40, seed=1)
+    ladder = train_ladder(tmp_path / "config.toml", tmp_path / "out", images, held_out, progress=False)
+    assert [p.name for p in sorted((tmp_path / "out" / "ladder").iterdir())] == [
+        "calibration_ode.npz",
+        "calibration_sde.npz",
+        "card.json",
+        "ladder.toml",
+        "level_1.eqx",
+        "level_2.eqx",
+    ]
+    distance = ladder.card["held_out_loss"]["to_finest"]
+    assert distance[1] == 0 < distance[0]
+    # Loading gives the same ladder, and so does the command once it is done.
+    np.testing.assert_array_equal(
+        arrays(load_ladder(tmp_path / "out" / "ladder").networks), arrays(ladder.networks)
+    )
+    again = train_ladder(tmp_path / "config.toml", tmp_path / "out", images, held_out)
+    np.testing.assert_array_equal(arrays(again.networks), arrays(ladder.networks))
+    (tmp_path / "config.toml").write_text(TOML.replace("width = 4", "width = 5"))
+    with pytest.raises(ValueError, match="was begun with another configuration"):
+        train_ladder(tmp_path / "config.toml", tmp_path / "out", images, held_out)
+    with pytest.raises(FileNotFoundError, match="is not a ladder"):
+        load_ladder(tmp_path)
+    (tmp_path / "out" / "ladder" / "level_1.eqx").write_bytes(b"short")
+    with pytest.raises(ValueError, match="does not hold level 1"):
+        load_ladder(tmp_path / "out" / "ladder")
