@@ -92,6 +92,10 @@ def train(
     data: Annotated[
         Path, typer.Option(help="Folder of the IDX files; by default Debian's Fashion-MNIST.")
     ] = FASHION_MNIST,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder of an earlier ladder: keep its finest level, match the others on."),
+    ] = None,
 ) -> None:
     """Trains a ladder of levels on Fashion-MNIST (or any data in its IDX format).
 
@@ -99,7 +103,9 @@ def train(
     after an interruption: it continues from the last checkpoint.
     """
     try:
-        ladder = train_ladder(config, out, load_images(data), load_images(data, train=False))
+        earlier = None if start is None else load_ladder(start)
+        images, held_out = load_images(data), load_images(data, train=False)
+        ladder = train_ladder(config, out, images, held_out, start=earlier)
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     console = Console()

@@ -20,6 +20,8 @@ class Training:
 
     The finest level is trained on the data for `steps` steps, then all smaller ones together are
     matched to it for `match_steps` steps (`match_steps = 0` trains every level on the data instead).
+    While matching, `log s` is drawn as in training on data, or with `match_log_normal = [mean, deviation]`
+    from that normal distribution: put it where the levels' differences move the final images.
     """
 
     steps: int = 10_000
@@ -27,6 +29,7 @@ class Training:
     batch_size: int = 64
     learning_rate: float = 1e-3
     match_learning_rate: float = 2e-3
+    match_log_normal: tuple[float, float] | None = None
     warmup_steps: int = 300
     clip_norm: float = 1.0
     ema_decay: float = 0.999
@@ -41,6 +44,14 @@ class Training:
             value = getattr(self, name)
             if not isinstance(value, float | int) or not 0 < value < math.inf:
                 raise ValueError(f"{name} = {value!r}; a positive number is expected.")
+        normal = self.match_log_normal
+        if normal is not None:
+            numbers = isinstance(normal, tuple) and all(isinstance(x, float | int) for x in normal)
+            if not numbers or len(normal) != 2 or not all(map(math.isfinite, normal)) or normal[1] <= 0:
+                raise ValueError(
+                    f"match_log_normal = {normal!r}; the mean and the positive standard deviation of log s "
+                    "are expected, for example [0.5, 1.6]."
+                )
         if not isinstance(self.ema_decay, float | int) or not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay = {self.ema_decay!r}; a number in [0, 1) is expected.")
 

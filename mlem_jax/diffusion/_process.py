@@ -47,9 +47,17 @@ class VariancePreserving(eqx.Module):
         """Standard deviation of the noise at `s`."""
         return s * jax.lax.rsqrt(1 + s**2)
 
-    def draw_s(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    def draw_s(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], *, log_normal: tuple[float, float] | None = None
+    ) -> Float[Array, "..."]:
         """Random noise levels for training: uniform in the cosine schedule's time,
-        `s = tan(pi t / 2)` (Nichol & Dhariwal 2021), cut to `[s_min, s_max]`."""
+        `s = tan(pi t / 2)` (Nichol & Dhariwal 2021), or with `log_normal=(mean, deviation)` normal in
+        `log s` (Karras et al. 2022); both inside `[s_min, s_max]`."""
+        if log_normal is not None:
+            mean, deviation = log_normal
+            low = (math.log(self.s_min) - mean) / deviation
+            high = (math.log(self.s_max) - mean) / deviation
+            return jnp.exp(mean + deviation * jr.truncated_normal(key, low, high, shape))
         low, high = jnp.arctan(self.s_min), jnp.arctan(self.s_max)
         return jnp.tan(jr.uniform(key, shape, minval=low, maxval=high))
 

@@ -62,11 +62,15 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
 
 
 def noised(
-    config: Config, images: Float[Array, "n h w c"], key: PRNGKeyArray
+    config: Config,
+    images: Float[Array, "n h w c"],
+    key: PRNGKeyArray,
+    *,
+    log_normal: tuple[float, float] | None = None,
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " n"], Float[Array, "n h w c"]]:
     """A noised batch, its noise levels `log s`, and what a network should return for it."""
     key_s, key_eps = jr.split(key)
-    s = config.process.draw_s(key_s, (images.shape[0],))
+    s = config.process.draw_s(key_s, (images.shape[0],), log_normal=log_normal)
     alpha = config.process.alpha(s)[:, None, None, None]
     sigma = config.process.sigma(s)[:, None, None, None]
     eps = jr.normal(key_eps, images.shape)
@@ -87,7 +91,8 @@ def _make_step(
     def step_fn(inputs, state: _State) -> _State:
         images, teacher = inputs
         key = jr.fold_in(jr.key(training.seed + 1), state.step)
-        x, noise_level, target = noised(config, images, key)
+        log_normal = None if teacher is None else training.match_log_normal
+        x, noise_level, target = noised(config, images, key, log_normal=log_normal)
         if teacher is not None:
             target = teacher(x, noise_level)
         params, average, opt_state, losses = [], [], [], []
@@ -168,6 +173,7 @@ def train_networks(
         "parameters": [sum(x.size for x in jax.tree.leaves(p)) for p in params],
         "prediction": config.prediction,
         "teacher": teacher is not None,
+        "log_normal": None if teacher is None else _as_list(training.match_log_normal),
         **{name: getattr(training, name) for name in _SETTINGS},
     }
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
@@ -208,6 +214,11 @@ def train_networks(
                 manager.save(step + 1, args=ocp.args.StandardSave(state), custom_metadata=run)
     trained = tuple(eqx.combine(a, s) for a, s in zip(state.average, static, strict=True))
     return trained, np.asarray(state.history)
+
+
+def _as_list(pair: tuple[float, float] | None) -> list[float] | None:
+    """As JSON gives it back."""
+    return None if pair is None else list(pair)
 
 
 @jax.jit

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from ._config import read_config
+from ._config import Config, read_config
 from ._ladder import calibrate_ladder, count_flops, count_parameters, Ladder, load_ladder, save_ladder
 from ._train import held_out_losses, HISTORY_EVERY, train_networks
+from ._unet import UNet
 
 
 def train_ladder(
@@ -18,20 +19,25 @@ def train_ladder(
     images: Float[np.ndarray, "n h w c"],
     held_out: Float[np.ndarray, "m h w c"],
     *,
+    start: Ladder | None = None,
     progress: bool = True,
 ) -> Ladder:
     """Trains all levels of a configuration and writes the ladder to `out/ladder`.
+
+    With `start`, an earlier ladder, its finest level is taken over as it is and only the smaller levels
+    are matched; those that the earlier ladder has too go on from there.
 
     Checkpoints go to `out/finest` and `out/smaller`; the same call after an interruption continues
     them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves.
 
     Raises `ValueError` if `out` was begun with another configuration, if the levels are not in the
-    order of their FLOPs, or if the images do not fit them; `FloatingPointError` if a loss is not finite.
+    order of their FLOPs, if the images do not fit them, or if the finest level of `start` is of other sizes;
+    `FloatingPointError` if a loss is not finite.
     """
     out = Path(out)
     config = read_config(config_path)
     text = Path(config_path).read_text()
-    networks = config.networks()
+    networks = config.networks() if start is None else _start(config, start)
     flops = [count_flops(network) for network in networks]
     if flops != sorted(flops):
         raise ValueError(
@@ -58,16 +64,19 @@ def train_ladder(
         return load_ladder(out / "ladder")
 
     training = config.training
-    (finest,), finest_history = train_networks(
-        config,
-        networks[-1:],
-        images,
-        out / "finest",
-        steps=training.steps,
-        peak_learning_rate=training.learning_rate,
-        label="finest level",
-        progress=progress,
-    )
+    if start is None:
+        (finest,), finest_history = train_networks(
+            config,
+            networks[-1:],
+            images,
+            out / "finest",
+            steps=training.steps,
+            peak_learning_rate=training.learning_rate,
+            label="finest level",
+            progress=progress,
+        )
+    else:
+        finest, finest_history = networks[-1], np.zeros((0, 1), np.float32)
     match = training.match_steps > 0
     smaller_steps = training.match_steps if match else training.steps
     smaller, smaller_history = train_networks(
@@ -100,6 +109,24 @@ def train_ladder(
     ladder = dataclasses.replace(ladder, calibrations=calibrate_ladder(ladder))
     save_ladder(out / "ladder", ladder, text)
     return load_ladder(out / "ladder")
+
+
+def _start(config: Config, start: Ladder) -> tuple[UNet, ...]:
+    """The networks to begin with: those of an earlier ladder where it has one of the same sizes."""
+    there = dict(zip(start.config.levels, start.networks, strict=True))
+    agree = ("shape", "prediction", "process")
+    differ = [name for name in agree if getattr(config, name) != getattr(start.config, name)]
+    if differ or start.config.levels[-1] != config.levels[-1]:
+        raise ValueError(
+            "The ladder to start from must have the same finest level, shape, prediction and process as the "
+            f"configuration. Its finest level is {start.config.levels[-1]}, the configuration's "
+            f"{config.levels[-1]}" + (f"; {', '.join(differ)} differ too." if differ else ".")
+        )
+    if not config.training.match_steps:
+        raise ValueError("Starting from an earlier ladder is for matching; write match_steps of at least 1.")
+    return tuple(
+        there.get(level, fresh) for level, fresh in zip(config.levels, config.networks(), strict=True)
+    )
 
 
 def _write_losses(path: Path, num_levels: int, stages: list[tuple[str, int, int, np.ndarray]]) -> None:
