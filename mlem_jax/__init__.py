@@ -2,7 +2,8 @@
 
 from ._brownian import GridBrownianPath as GridBrownianPath
 from ._budget import expected_evaluations as expected_evaluations, scale_to_budget as scale_to_budget
-from ._calibrate import calibrate as calibrate, Calibration as Calibration
+from ._calibrate import calibrate as calibrate
+from ._calibration import Calibration as Calibration
 from ._coins import (
     AbstractCoins as AbstractCoins,
     IndependentCoins as IndependentCoins,
@@ -10,6 +11,8 @@ from ._coins import (
     StratifiedCoins as StratifiedCoins,
     SystematicCoins as SystematicCoins,
 )
+from ._plan import Plan as Plan
+from ._planning import make_plan as make_plan
 from ._probabilities import (
     AbstractProbabilities as AbstractProbabilities,
     ConstantProbabilities as ConstantProbabilities,

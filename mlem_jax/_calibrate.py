@@ -1,9 +1,9 @@
-"""Measuring levels along real trajectories, and the probabilities that follow for a budget."""
+"""Measuring levels along real trajectories, and trying ML-EM on them."""
 
+import contextlib
 import dataclasses
-import os
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import diffrax
@@ -13,201 +13,277 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray, PyTree
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ._budget import scale_to_budget
-from ._probabilities import TabulatedProbabilities
+from ._calibration import Calibration, level_id, state_id
+from ._coins import IndependentCoins, StratifiedCoins, SystematicCoins
+from ._plan import coins_name
+from ._planning import make_plan
+from ._predict import error_of_coins, is_deterministic, select, Selection
+from ._solver import MLEM
+from ._sweep import ends, sweep
 from ._term import find_multilevel_term, MultilevelTerm
 from ._types import Args, Y
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Calibration:
-    """What [`mlem_jax.calibrate`][] measured; one row per time, one column per level, cheapest first.
-
-    - `ts`: the times, `(N,)`, in the order of the solve.
-    - `increment`: root mean square, over pilot trajectories and components of the state, of
-        `D_k = f^k - f^{k-1}`, `(N, K)`.
-    - `effect`: the same of `J D_k`, with `J` the derivative of the end state with respect to the state
-        after a step at that time: by how much a kick `D_k` moves the end state, `(N, K)`.
-    - `costs`: cost of one evaluation of each level, in evaluations of the finest one, `(K,)`.
-    """
-
-    ts: Float[np.ndarray, " times"]
-    increment: Float[np.ndarray, "times levels"]
-    effect: Float[np.ndarray, "times levels"]
-    costs: Float[np.ndarray, " levels"]
-
-    def probabilities(self, ts: ArrayLike, *, budget: float) -> TabulatedProbabilities:
-        """Probabilities for a solve through `ts` that costs `budget` finest-level evaluations.
-
-        `p_k(t_n) = min(1, scale * h_n effect_k(t_n) / sqrt(C_k + C_{k-1}))`, and 1 for the cheapest level.
-        Looking at `D_k` takes an evaluation of both its levels. This is the optimum for independent coins
-        (variance `h^2 / p` per step); evenly spaced coins did well with it too in
-        a small sweep on the shipped networks.
-
-        Raises `ValueError` if the budget cannot be met (see [`mlem_jax.scale_to_budget`][]).
-        """
-        ts = np.asarray(ts, float)
-        order = np.argsort(self.ts)
-        pair = self.costs + np.concatenate([[0.0], self.costs[:-1]])
-        columns = [np.interp(ts[:-1], self.ts[order], column[order]) for column in self.effect.T]
-        shape = np.abs(np.diff(ts))[:, None] * np.stack(columns, axis=1) / np.sqrt(pair)
-        # A level that changes nothing at some time is still looked at now and then.
-        shape = np.maximum(shape, 1e-6 * shape.max(axis=0))
-
-        def family(scale: float) -> TabulatedProbabilities:
-            p = np.minimum(1.0, scale * shape)
-            p[:, 0] = 1.0
-            return TabulatedProbabilities(ts[:-1], p)
-
-        return scale_to_budget(family, list(self.costs), ts, budget)
-
-    def save(self, path: str | Path) -> None:
-        """Writes one `.npz` file, in one step."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp.npz")
-        np.savez(temporary, **dataclasses.asdict(self))
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Calibration":
-        """Reads what `save` wrote. Raises `ValueError` for another file."""
-        with np.load(path) as file:
-            names = {field.name for field in dataclasses.fields(cls)}
-            if set(file.files) != names:
-                raise ValueError(f"{path} is not a calibration: it holds {sorted(file.files)}.")
-            return cls(**{name: file[name] for name in names})
+_TRIED = (IndependentCoins(), StratifiedCoins(), SystematicCoins(), SystematicCoins(offset=0.5))
+_TRIED_BUDGETS = (2.0, 4.0, 10.0, 25.0)
+_TRIED_SEEDS = 2
+_CLOCK_REPEATS = 5
+_FEWEST_STEPS = 8
 
 
 def calibrate(
-    terms: PyTree,
+    terms: PyTree | Callable[[PRNGKeyArray], PyTree],
     ts: ArrayLike,
     y0s: Y,
     args: Args = None,
     *,
     key: PRNGKeyArray,
     costs: Sequence[float] | None = None,
-    probes: int = 4,
+    finest_error: float | None = None,
+    probes: int = 2,
     sensitivity_level: int = -2,
+    batch_size: int = 32,
+    trials: bool = True,
+    progress: bool = True,
 ) -> Calibration:
-    """Measures how large the increments of the levels are along trajectories of the finest level, and
-    how much they matter for the end state.
+    """Measures, along trajectories of the finest level: how large the increments of the levels are, how much
+    they move the end state, what the levels cost, and how ML-EM then does.
 
     The end state's derivative is that of the flow of one cheaper level along the finest level's
     trajectory, applied to random directions in one sweep backwards: an approximation, as good as that
-    level's derivative.
+    level's derivative. The trial runs compare what follows from it with what happens.
 
     **Arguments:**
 
-    - `terms`: as for [`mlem_jax.MLEM`][]. All pilot trajectories see the same noise.
-    - `ts`: times of the pilot's Euler steps, `(N + 1,)`; the finer, the closer to the exact trajectories.
-    - `y0s`: initial states of the pilot trajectories, with a leading axis.
-    - `key`: for the random directions; keyword-only.
-    - `costs`: cost of one evaluation of each level, in any unit; by default those of the term.
+    - `terms`: as for [`mlem_jax.MLEM`][]; or a function of a key that returns them, to give each pilot
+        trajectory noise of its own (otherwise all see the same).
+    - `ts`: times of the pilots' Euler steps, `(N + 1,)`: the finest grid a plan can use. `N` should be a multiple
+        of 4 with many factors of 2, since plans may take every 2nd, 4th, ... of these times.
+    - `y0s`: initial states of the `P` pilot trajectories, with a leading axis. Errors of a plan are averages
+        over such states; with `P = 32` they are good to about ten per cent.
+    - `key`: for the random directions, trial coins, and noise; keyword-only.
+    - `costs`: cost of one evaluation of each level, in any unit; by default those of the term, or else the
+        compiled FLOPs.
+    - `finest_error`: the finest level's own RMS error at the end, if known; only reported.
     - `probes`: random directions per trajectory.
     - `sensitivity_level`: index of the level whose derivative is used; the second finest by default.
+    - `batch_size`: pilot trajectories treated at a time; bounds the memory.
+    - `trials`: whether to try ML-EM on the pilots; without, a plan is only the linear model's.
+    - `progress`: whether to show a progress bar.
 
-    Costs `N` times about two finest evaluations on all pilot trajectories.
+    Costs about `5 N` evaluations of the finest level on all pilots.
 
-    Raises `ValueError` for terms without a MultilevelTerm, with fewer than two levels, or without costs.
+    Raises `ValueError` for terms without a MultilevelTerm, with fewer than two levels, for a wrong number of
+    costs, times that are not monotone, or `N` not a multiple of 4.
     """
-    place, term = find_multilevel_term(terms)
+    keys = jr.split(key, 3)
+    pilots = jtu.tree_leaves(y0s)[0].shape[0]
+    make_terms = terms if _makes_terms(terms) else _Same(terms)
+    example = make_terms(keys[0])
+    place, term = find_multilevel_term(example)
     num_levels = len(term.levels)
     if num_levels < 2:
         raise ValueError("There is nothing to calibrate with one level; use diffrax.Euler().")
-    costs = term.costs if costs is None else tuple(costs)
-    if costs is None or len(costs) != num_levels:
-        raise ValueError(
-            f"calibrate needs one cost for each of the {num_levels} levels and has {costs}. Write "
-            "MultilevelTerm(..., costs=(...)) or calibrate(..., costs=(...)), in any unit."
-        )
     ts = jnp.asarray(ts, jnp.result_type(float))
-    cheap = MultilevelTerm(term.levels[sensitivity_level])
-    if place is None:
-        cheap_terms: Any = cheap
-    else:
-        cheap_terms = diffrax.MultiTerm(*(cheap if i == place else x for i, x in enumerate(terms.terms)))
-    increment, effect = _sweep(terms, term, cheap_terms, ts, y0s, args, probes, key)
-    relative = np.asarray(costs) / costs[-1]
-    return Calibration(np.asarray(ts[:-1]), np.asarray(increment), np.asarray(effect), relative)
+    _check_times(ts)
+    y0 = jtu.tree_map(lambda leaf: leaf[0], y0s)
+    term.check_levels(ts[0], y0, args)
+    relative = _costs(term, costs, ts[0], y0, args)
 
-
-@eqx.filter_jit
-def _sweep(
-    terms: PyTree,
-    term: MultilevelTerm,
-    cheap_terms: PyTree,
-    ts: Float[Array, " times"],
-    y0s: Y,
-    args: Args,
-    probes: int,
-    key: PRNGKeyArray,
-) -> tuple[Float[Array, "steps levels"], Float[Array, "steps levels"]]:
-    """Root mean squares of `D_k` and of `J D_k` at the start of every step."""
-
-    def trajectory(y0: Y) -> Y:
-        return diffrax.diffeqsolve(
-            terms,
-            diffrax.Euler(),
-            ts[0],
-            ts[-1],
-            None,
-            y0,
-            args,
-            stepsize_controller=diffrax.StepTo(ts),
-            saveat=diffrax.SaveAt(t0=True, steps=True),
-            max_steps=ts.shape[0] - 1,
-        ).ys
-
-    paths = jax.vmap(trajectory)(y0s)
-    components = sum(leaf[0].size for leaf in jtu.tree_leaves(y0s))
-
-    def one_path(path: Y, key: PRNGKeyArray) -> tuple[Array, Array]:
-        def back(adjoints: Y, step: Array) -> tuple[Y, tuple[Array, Array]]:
-            y = jtu.tree_map(lambda leaf: leaf[step], path)
-            drifts = [level(ts[step], y, args) for level in term.levels]
-            increments = [drifts[0]]
-            for fine, coarse in zip(drifts[1:], drifts, strict=False):
-                increments.append(jtu.tree_map(jnp.subtract, fine, coarse))
-
-            def dot(a: Y, b: Y) -> Array:
-                products = jtu.tree_map(lambda u, v: jnp.sum(u * v), a, b)
-                return jnp.sum(jnp.stack(jtu.tree_leaves(products)))
-
-            squares = jnp.stack([dot(d, d) for d in increments])
-            effects = jnp.stack(
-                [jnp.mean(jax.vmap(lambda a, d=d: dot(a, d) ** 2)(adjoints)) for d in increments]
+    noise_keys = jr.split(keys[0], pilots)
+    probe_keys = jr.split(keys[1], pilots)
+    starts = range(0, pilots, batch_size)
+    batches = [jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, noise_keys)) for i in starts]  # noqa: B023
+    total = len(ts) - 1
+    strides = [m for m in (1, 2, 4, 8, 16, 32) if total % m == 0 and (m <= 4 or total // m >= _FEWEST_STEPS)]
+    work = len(batches) * (4 + num_levels * len(strides)) + len(_TRIED) * len(_TRIED_BUDGETS)
+    with _bar(work, progress) as tell:
+        tell("timing the levels", 0)
+        seconds = _seconds(term, ts[0], batches[0][0], args)
+        tell("increments along trajectories", 0)
+        found = []
+        for start, (ys, noise) in zip(starts, batches, strict=True):
+            probe = probe_keys[start : start + batch_size]
+            found.append(
+                sweep(make_terms, _Only(make_terms, place, sensitivity_level % num_levels), ts, ys, args, probes, noise, probe)
             )
+            jax.block_until_ready(found[-1])
+            tell("increments along trajectories", 4)
+        squares, kicks = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
+        single: dict[tuple[int, int], list[PyTree]] = {}
+        for stride in strides:
+            for level in range(num_levels):
+                single[level, stride] = [
+                    ends(diffrax.Euler(), _Only(make_terms, place, level), ts[::stride], ys, args, noise)[0]
+                    for ys, noise in batches
+                ]
+                jax.block_until_ready(single[level, stride])
+                tell("each level alone", len(batches))
+        reference = _reference(single, num_levels - 1)
+        calibration = Calibration(
+            ts=np.asarray(ts, float),
+            increment=np.sqrt(np.mean(squares, axis=2)),
+            kicks=np.asarray(kicks, np.float32),
+            costs=relative,
+            seconds=seconds,
+            single_steps=np.array([total // m for m in reversed(strides)]),
+            single_error=np.array(
+                [[_rms(single[k, m], reference) for m in reversed(strides)] for k in range(num_levels)]
+            ),
+            check_budget=np.zeros(0),
+            check_predicted=np.zeros(0),
+            check_measured=np.zeros(0),
+            check_coins=(),
+            batch=len(jtu.tree_leaves(batches[0][0])[0]),
+            device=jax.devices()[0].device_kind,
+            levels_id=tuple(level_id(level) for level in term.levels),
+            state_id=state_id(y0),
+            finest_error=finest_error,
+        )
+        if not trials:
+            return calibration
+        return _try(calibration, make_terms, batches, args, single[num_levels - 1, 1], keys[2], tell)
 
-            def advance(y: Y) -> Y:
-                return jtu.tree_map(jnp.add, y, _increment(cheap_terms, ts[step], ts[step + 1], y, args))
 
-            _, pull = jax.vjp(advance, y)
-            (adjoints,) = jax.vmap(pull)(adjoints)
-            return adjoints, (squares, effects)
+class _Same(eqx.Module):
+    """The same terms for every pilot. A module, so that its arrays are arguments of compiled code."""
 
-        leaves, structure = jtu.tree_flatten(path)
-        directions = [
-            jr.rademacher(jr.fold_in(key, i), (probes, *leaf.shape[1:]), leaf.dtype)
-            for i, leaf in enumerate(leaves)
-        ]
-        steps = jnp.arange(ts.shape[0] - 1)
-        _, out = jax.lax.scan(back, jtu.tree_unflatten(structure, directions), steps, reverse=True)
-        return out
+    terms: PyTree
 
-    pilots = jtu.tree_leaves(y0s)[0].shape[0]
-    squares, effects = jax.vmap(one_path)(paths, jr.split(key, pilots))
-    return (
-        jnp.sqrt(jnp.mean(squares, axis=0) / components),
-        jnp.sqrt(jnp.mean(effects, axis=0) / components),
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        return self.terms
+
+
+class _Only(eqx.Module):
+    """Terms with one of their levels alone, whose number is an argument of compiled code too."""
+
+    make_terms: Callable[[PRNGKeyArray], PyTree]
+    place: int | None = eqx.field(static=True)
+    level: Int[Array, ""] = eqx.field(converter=jnp.asarray)
+
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        terms = self.make_terms(key)
+        _, term = find_multilevel_term(terms)
+        # Plain functions, because lax.switch wants to hash its branches and modules have no hash.
+        branches = [lambda t, y, args, f=f: f(t, y, args) for f in term.levels]
+        kept = MultilevelTerm(lambda t, y, args: jax.lax.switch(self.level, branches, t, y, args))
+        if self.place is None:
+            return kept
+        return diffrax.MultiTerm(*(kept if i == self.place else x for i, x in enumerate(terms.terms)))
+
+
+def _makes_terms(terms: Any) -> bool:
+    return callable(terms) and not isinstance(terms, diffrax.AbstractTerm)
+
+
+def _check_times(ts: jax.Array) -> None:
+    steps = np.diff(np.asarray(ts))
+    if ts.ndim != 1 or len(steps) < 4 or len(steps) % 4 or not (np.all(steps > 0) or np.all(steps < 0)):
+        raise ValueError(
+            f"calibrate was given times of shape {ts.shape}; an increasing or decreasing sequence is "
+            "expected whose number of steps is a multiple of 4, for example jnp.linspace(t0, t1, 129)."
+        )
+
+
+def _costs(term: MultilevelTerm, costs: Sequence[float] | None, t: Any, y0: Y, args: Args) -> np.ndarray:
+    costs = term.costs if costs is None else costs
+    if costs is None:
+        counted = []
+        for level in term.levels:
+            analysis: Any = eqx.filter_jit(level).lower(t, y0, args).compile().compiled.cost_analysis()
+            counted.append(float(analysis.get("flops", 0.0)))
+        costs = counted
+    array = np.asarray(costs, float)
+    if array.shape != (len(term.levels),) or not np.all((array > 0) & np.isfinite(array)):
+        raise ValueError(
+            f"calibrate needs one positive cost for each of the {len(term.levels)} levels and has "
+            f"{list(costs)}. Write MultilevelTerm(..., costs=(...)) or calibrate(..., costs=(...)), in any unit."
+        )
+    return array / array[-1]
+
+
+def _seconds(term: MultilevelTerm, t: Any, ys: Y, args: Args) -> np.ndarray:
+    """Median seconds of one evaluation of each level on a batch, without compilation."""
+    medians = []
+    for level in term.levels:
+        call = eqx.filter_jit(lambda t, ys, args, level=level: jax.vmap(lambda y: level(t, y, args))(ys))
+        jax.block_until_ready(call(t, ys, args))
+        times = []
+        for _ in range(_CLOCK_REPEATS):
+            start = time.perf_counter()
+            jax.block_until_ready(call(t, ys, args))
+            times.append(time.perf_counter() - start)
+        medians.append(float(np.median(times)))
+    return np.array(medians)
+
+
+def _rms(ends: list[PyTree], others: list[PyTree]) -> float:
+    squares, count = 0.0, 0
+    for end, other in zip(ends, others, strict=True):
+        for a, b in zip(jtu.tree_leaves(end), jtu.tree_leaves(other), strict=True):
+            squares += float(jnp.sum((a - b) ** 2))
+            count += a.size
+    return float(np.sqrt(squares / count))
+
+
+def _reference(single: dict[tuple[int, int], list[PyTree]], finest: int) -> list[PyTree]:
+    """The best guess at the exact solution of the finest level: Richardson extrapolation of Euler where
+    it converges at first order (differences that halve with the step), else Euler with all steps."""
+    fine, half, quarter = (single[finest, m] for m in (1, 2, 4))
+    if _rms(quarter, half) < 1.6 * _rms(half, fine):
+        return fine
+    return [jtu.tree_map(lambda a, b: 2 * a - b, f, h) for f, h in zip(fine, half, strict=True)]
+
+
+def _try(
+    calibration: Calibration,
+    make_terms: Callable[[PRNGKeyArray], PyTree],
+    batches: list[PyTree],
+    args: Args,
+    euler: list[PyTree],
+    key: PRNGKeyArray,
+    tell: Callable[[str, int], None],
+) -> Calibration:
+    """Runs ML-EM with all levels and steps at a few budgets, and compares its distance to Euler on the
+    finest level with the linear prediction."""
+    ts = jnp.asarray(calibration.ts, jnp.result_type(float))
+    total, base = len(ts) - 1, calibration.costs[0] * (len(ts) - 1)
+    everything = tuple(range(calibration.num_levels))
+    kicks = select(calibration, Selection(everything, 1))
+    rows = []
+    for coins in _TRIED:
+        seeds = 1 if is_deterministic(coins) else _TRIED_SEEDS
+        for budget in _TRIED_BUDGETS:
+            tell(f"trial runs of ML-EM, {coins_name(coins)}", 1)
+            if not 1.5 * base < budget < 0.5 * total:
+                continue
+            plan = make_plan(calibration, budget=budget, coins=coins, steps=total, levels=everything)
+            errors, solvers = [], [plan.solver(key=jr.fold_in(key, seed)) for seed in range(seeds)]
+            for solver in solvers:
+                found = [ends(solver, make_terms, ts, ys, args, noise)[0] for ys, noise in batches]
+                errors.append(_rms(found, euler))
+            # The same coins in both, so that a few seeds are enough to compare.
+            coin_keys = jnp.stack([solver.key for solver in solvers if isinstance(solver, MLEM)])
+            predicted = error_of_coins(kicks, plan.table, coins, coin_keys)
+            rows.append((coins_name(coins), budget, predicted, float(np.sqrt(np.mean(np.square(errors))))))
+    if not rows:
+        return calibration
+    names, budgets, predicted, measured = zip(*rows, strict=True)
+    return dataclasses.replace(
+        calibration,
+        check_coins=names,
+        check_budget=np.array(budgets),
+        check_predicted=np.array(predicted),
+        check_measured=np.array(measured),
     )
 
 
-def _increment(terms: PyTree, t0: Array, t1: Array, y: Y, args: Args) -> Y:
-    """One Euler increment from `t0` to `t1`, forward or backward in time (a control is only asked for
-    intervals in forward time, as diffrax does it)."""
-    backward = t1 < t0
-    control = terms.contr(jnp.minimum(t0, t1), jnp.maximum(t0, t1))
-    control = jtu.tree_map(lambda c: jnp.where(backward, -c, c), control)
-    return terms.vf_prod(t0, y, args, control)
+@contextlib.contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar, as a function of what is being done and of how much work is done since."""
+    columns = (TextColumn("calibrating: {task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, disable=not shown, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, advance: bar.update(task, description=what, advance=advance)

@@ -1,0 +1,114 @@
+"""Problems that the studies share: each is terms (or a function of a key), times, and initial states."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+import mlem_jax as ml
+from mlem_jax.diffusion import Ladder, reverse_diffusion
+
+
+class Problem(NamedTuple):
+    """`make_terms(key)` gives one trajectory's terms, with noise of its own for an SDE; `draw(key, n)`
+    initial states; `ts` the finest grid."""
+
+    name: str
+    make_terms: Callable[[PRNGKeyArray], Any]
+    ts: Float[Array, " times"]
+    draw: Callable[[PRNGKeyArray, int], Any]
+
+
+class RandomFeatures(eqx.Module):
+    """`-y + sum_j 2**-j phi_j(y)` with random-feature fields `phi_j` of unit size whose widths grow by
+    `2**gamma`: so `|D_k| ~ 2**-k` and `C_k ~ 2**(gamma k)` by construction, in real matrix work."""
+
+    inner: tuple[Array, ...]
+    outer: tuple[Array, ...]
+    phase: tuple[Array, ...]
+
+    def __call__(self, t: Any, y: Array, args: Any) -> Array:
+        drift = -y
+        for j, (a, b, c) in enumerate(zip(self.inner, self.outer, self.phase, strict=True)):
+            drift = drift + 2.0**-j * b @ jnp.sin(a @ y + c + 2 * t)
+        return drift
+
+
+def random_feature_levels(
+    *, gamma: float, num_levels: int, dim: int = 16, width: int = 8, seed: int = 0
+) -> tuple[tuple[RandomFeatures, ...], tuple[float, ...]]:
+    """Levels, cheapest first, and their costs (multiplications)."""
+    inner, outer, phase, widths = [], [], [], []
+    for j in range(num_levels):
+        m = max(1, round(width * 2 ** (gamma * j)))
+        keys = jr.split(jr.fold_in(jr.key(seed), j), 3)
+        inner.append(jr.normal(keys[0], (m, dim)) / dim**0.5)
+        # A sum of m terms of random sign has size sqrt(m); sin has a mean square of one half.
+        outer.append(jr.normal(keys[1], (dim, m)) * (2.0 / m) ** 0.5)
+        phase.append(jr.uniform(keys[2], (m,), maxval=2 * jnp.pi))
+        widths.append(m)
+    levels = tuple(
+        RandomFeatures(tuple(inner[: k + 1]), tuple(outer[: k + 1]), tuple(phase[: k + 1]))
+        for k in range(num_levels)
+    )
+    return levels, tuple(float(sum(widths[: k + 1]) * 2 * dim) for k in range(num_levels))
+
+
+class _Noisy(eqx.Module):
+    """Terms with a Brownian path of their own for each key."""
+
+    term: ml.MultilevelTerm
+    ts: Array
+    shape: tuple[int, ...] = eqx.field(static=True)
+    diffusion: Callable[[Any], Any]
+
+    def __call__(self, key: PRNGKeyArray) -> Any:
+        path = ml.GridBrownianPath(self.ts, self.shape, key=key)
+        return diffrax.MultiTerm(self.term, self.diffusion(path))
+
+
+class _Same(eqx.Module):
+    terms: Any
+
+    def __call__(self, key: PRNGKeyArray) -> Any:
+        return self.terms
+
+
+class _Constant(eqx.Module):
+    """Additive noise of constant size."""
+
+    size: float
+    dim: int = eqx.field(static=True)
+
+    def __call__(self, path: Any) -> Any:
+        return diffrax.ControlTerm(lambda t, y, args: self.size * jnp.eye(self.dim), path)
+
+
+class _Reverse(eqx.Module):
+    def __call__(self, path: Any) -> Any:
+        return reverse_diffusion(path)
+
+
+def random_features(*, gamma: float, num_levels: int = 5, sde: bool = False, steps: int = 256) -> Problem:
+    """An ODE or an SDE with additive noise in 16 dimensions, over two units of time."""
+    levels, costs = random_feature_levels(gamma=gamma, num_levels=num_levels)
+    ts = jnp.linspace(0.0, 2.0, steps + 1)
+    term = ml.MultilevelTerm(*levels, costs=costs)
+    make = _Noisy(term, ts, (16,), _Constant(0.5, 16)) if sde else _Same(term)
+    name = f"random features, gamma {gamma:g}, {'SDE' if sde else 'ODE'}"
+    return Problem(name, make, ts, lambda key, n: jr.normal(key, (n, 16)))
+
+
+def images(ladder: Ladder, *, sde: bool = False, steps: int = 128) -> Problem:
+    """Sampling from a ladder of networks."""
+    process, shape = ladder.config.process, ladder.config.shape
+    ts = process.grid(steps)
+    term = ladder.term(sde=sde)
+    make = _Noisy(term, ts, shape, _Reverse()) if sde else _Same(term)
+    name = f"{ladder.config.name}, {'reverse SDE' if sde else 'probability flow'}"
+    return Problem(name, make, ts, lambda key, n: process.s_max * jr.normal(key, (n, *shape)))
+

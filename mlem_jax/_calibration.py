@@ -1,0 +1,167 @@
+"""What a calibration measured, as data: a file on disk, and the quantities that follow from it."""
+
+import dataclasses
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from ._coins import AbstractCoins, SystematicCoins
+from ._types import Y
+
+if TYPE_CHECKING:
+    from ._plan import Plan
+
+_META = ("batch", "device", "levels_id", "state_id", "finest_error", "check_coins")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """What [`mlem_jax.calibrate`][] measured on `P` pilot trajectories of `N` steps, for `K` levels,
+    cheapest first. `print` it for a report.
+
+    All errors are root mean squares over trajectories and components of the state, in the state's units.
+
+    - `ts`: the times, `(N + 1,)`, in the order of the solve.
+    - `increment`: RMS of `D_k = f^k - f^{k-1}` at the start of each step, `(N, K)`.
+    - `kicks`: `J D_k` in random directions, `(N, K, P, R)`, with `J` the derivative of the end state with
+        respect to the state after a step: by how much a kick `D_k` moves the end state. Mean squares over
+        the last axes are mean squares over the components of `J D_k`.
+    - `costs`, `seconds`: of one evaluation of each level, `(K,)`: in evaluations of the finest one, and by the
+        clock for a batch of `batch` trajectories on `device`.
+    - `single_steps`, `single_error`: step counts `(S,)`, and the error of Euler on each level alone
+        with that many steps against an accurate solution of the finest level, `(K, S)`.
+    - `check_coins`, `check_budget`, `check_predicted`, `check_measured`: trial runs of ML-EM on the pilot
+        trajectories: the coins, the budget, and the coins' part of the error as the linear model predicts
+        it and as it was.
+    - `finest_error`: the finest level's own error, if the user knows it.
+    - `levels_id`, `state_id`: what they belong to (see `Calibration.require`).
+    """
+
+    ts: Float[np.ndarray, " times"]
+    increment: Float[np.ndarray, "steps levels"]
+    kicks: Float[np.ndarray, "steps levels pilots probes"]
+    costs: Float[np.ndarray, " levels"]
+    seconds: Float[np.ndarray, " levels"]
+    single_steps: Int[np.ndarray, " counts"]
+    single_error: Float[np.ndarray, "levels counts"]
+    check_budget: Float[np.ndarray, " checks"]
+    check_predicted: Float[np.ndarray, " checks"]
+    check_measured: Float[np.ndarray, " checks"]
+    check_coins: tuple[str, ...]
+    batch: int
+    device: str
+    levels_id: tuple[str, ...]
+    state_id: str
+    finest_error: float | None = None
+
+    @property
+    def num_levels(self) -> int:
+        """How many levels were measured."""
+        return len(self.costs)
+
+    @property
+    def effect(self) -> Float[np.ndarray, "steps levels"]:
+        """RMS of `J D_k` at the start of each step, `(N, K)`."""
+        return np.sqrt(np.mean(self.kicks.astype(float) ** 2, axis=(2, 3)))
+
+    @property
+    def mass(self) -> Float[np.ndarray, " levels"]:
+        """How far each level's increment could move the end state if all its kicks pointed one way:
+        `sum_n h_n effect_k(t_n)`, `(K,)`."""
+        return np.abs(np.diff(self.ts)) @ self.effect
+
+    def save(self, path: str | Path) -> None:
+        """Writes one `.npz` file, in one step."""
+        path = Path(path)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        meta = json.dumps({name: values.pop(name) for name in _META})
+        temporary = path.with_name(f".{path.name}.tmp.npz")
+        np.savez_compressed(temporary, meta=np.array(meta), **values)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibration":
+        """Reads what `save` wrote. Raises `ValueError` for another file; whether it belongs to certain
+        levels is checked by `require`."""
+        with np.load(path) as file:
+            names = {field.name for field in dataclasses.fields(cls)}
+            if set(file.files) != (names - set(_META)) | {"meta"}:
+                raise ValueError(f"{path} is not a calibration: it holds {sorted(file.files)}.")
+            meta = json.loads(str(file["meta"]))
+            arrays = {name: file[name] for name in file.files if name != "meta"}
+        for name in ("check_coins", "levels_id"):
+            meta[name] = tuple(meta[name])
+        return cls(**arrays, **meta)
+
+    def require(self, levels: tuple[Any, ...], y0: Y) -> None:
+        """Raises `ValueError` unless the calibration was measured with these levels (their types and all
+        numbers inside them) and a state of these shapes."""
+        ids = tuple(level_id(level) for level in levels)
+        if ids != self.levels_id:
+            differ = [k + 1 for k, (a, b) in enumerate(zip(ids, self.levels_id, strict=False)) if a != b]
+            raise ValueError(
+                f"This calibration was measured with {self.num_levels} levels and is used with {len(ids)}"
+                + (f", of which number {', '.join(map(str, differ))} differ." if differ else ".")
+                + " Calibrate again: mlem_jax.calibrate(terms, ts, y0s, key=key)."
+            )
+        if state_id(y0) != self.state_id:
+            raise ValueError(
+                f"This calibration was measured with a state {self.state_id} and is used with {state_id(y0)}. "
+                "Calibrate again with initial states of that shape."
+            )
+
+    def single_level_error(self, level: int, steps: float) -> float:
+        """Error of Euler on one level alone with this many steps: straight lines in logarithms between
+        the measured counts; beyond them, first order in the step for the finest level's last piece, and
+        what the last piece says for the others."""
+        x, y = np.log(self.single_steps), np.log(np.maximum(self.single_error[level], 1e-30))
+        wanted = float(np.log(steps))
+        i = int(np.clip(np.searchsorted(x, wanted), 1, len(x) - 1))
+        slope = (y[i] - y[i - 1]) / (x[i] - x[i - 1])
+        if wanted > x[-1] and level < self.num_levels - 1:
+            slope = 0.0  # More steps do not make a coarse level accurate.
+        return float(np.exp(y[i] + slope * (wanted - x[i])))
+
+    def plan(
+        self,
+        *,
+        budget: float | None = None,
+        error: float | None = None,
+        coins: AbstractCoins = SystematicCoins(offset=0.5),  # noqa: B008 (immutable)
+        steps: int | None = None,
+        levels: tuple[int, ...] | None = None,
+    ) -> "Plan":
+        """See [`mlem_jax.make_plan`][]."""
+        # Here, because planning stands on top of this file.
+        from ._planning import make_plan
+
+        return make_plan(self, budget=budget, error=error, coins=coins, steps=steps, levels=levels)
+
+    def __str__(self) -> str:
+        from ._calibration_report import calibration_report
+
+        return calibration_report(self)
+
+
+def level_id(level: Any) -> str:
+    """A short text that differs between levels of different type or different numbers."""
+    code = 0
+    for leaf in jtu.tree_leaves(level):
+        if eqx.is_array_like(leaf):
+            code = zlib.crc32(np.asarray(leaf).tobytes(), code)
+    name = getattr(level, "__qualname__", type(level).__qualname__)
+    return f"{name}-{code:08x}"
+
+
+def state_id(y0: PyTree) -> str:
+    """The structure and shapes of a state."""
+    shapes = [list(np.shape(leaf)) for leaf in jax.tree.leaves(y0)]
+    return f"{jax.tree.structure(y0)} {shapes}"

@@ -1,0 +1,167 @@
+"""From a calibration and one number, a budget or a target error, to everything that a solve needs."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ._coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
+from ._probabilities import TabulatedProbabilities
+from ._solver import MLEM
+from ._term import find_multilevel_term, MultilevelTerm
+
+_NAMED = {
+    "IndependentCoins": IndependentCoins,
+    "NestedCoins": NestedCoins,
+    "StratifiedCoins": StratifiedCoins,
+}
+
+
+def coins_name(coins: AbstractCoins) -> str:
+    """What a policy is called in files and tables."""
+    if isinstance(coins, SystematicCoins) and coins.offset is not None:
+        return f"SystematicCoins({np.asarray(coins.offset).tolist()})"
+    return type(coins).__name__
+
+
+def coins_named(name: str) -> AbstractCoins:
+    """The policy of that name."""
+    if name in _NAMED:
+        return _NAMED[name]()
+    if name.startswith("SystematicCoins"):
+        rest = name.removeprefix("SystematicCoins").strip("()")
+        return SystematicCoins(json.loads(rest) if rest else None)
+    raise ValueError(f"{name} is not one of mlem_jax's coins; plans with coins of your own cannot be loaded.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """How to solve within a budget, and what will come of it. From
+    [`mlem_jax.make_plan`][] or `Calibration.plan`; `print` it.
+
+    !!! example
+
+        ```python
+        plan = calibration.plan(budget=12)
+        diffrax.diffeqsolve(
+            plan.terms(terms), plan.solver(key=key), plan.ts[0], plan.ts[-1], None, y0,
+            stepsize_controller=diffrax.StepTo(plan.ts),
+        )
+        ```
+
+    Errors are root mean squares over trajectories and components of the state.
+
+    - `ts`: times of the steps, `(N + 1,)`.
+    - `levels`: which of the calibrated levels are kept, as indices, cheapest first. One level alone means
+        Euler on that level: `advice` says why.
+    - `table`: probability of each kept level in each step, `(N, K)`.
+    - `coins`: the policy.
+    - `costs`: of one evaluation of each kept level, in finest-level evaluations, `(K,)`.
+    - `cost`: expected cost in finest-level evaluations.
+    - `error`: predicted distance to the exact solution of the finest level: the root of the sum of squares of
+        `discretisation` and `coin_error`.
+    - `relative_error_of_prediction`: its relative standard error, from the spread over pilot trajectories.
+    - `nonlinearity`: measured over linearly predicted coin error in the calibration's trial runs; the
+        prediction contains it. Far from 1, it is an extrapolation.
+    - `finest_error`: the finest level's own error, if known; not contained in `error`.
+    - `speedup_over_euler`, `speedup_over_single`: cost, at the same predicted error, of Euler on the finest
+        level, and on the best single level, over `cost`.
+    - `advice`: remarks in words, one each.
+    """
+
+    ts: Float[np.ndarray, " times"]
+    levels: tuple[int, ...]
+    table: Float[np.ndarray, "steps levels"]
+    coins: AbstractCoins
+    costs: Float[np.ndarray, " levels"]
+    cost: float
+    error: float
+    discretisation: float
+    coin_error: float
+    relative_error_of_prediction: float
+    nonlinearity: float
+    speedup_over_euler: float
+    speedup_over_single: float
+    finest_error: float | None
+    advice: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> TabulatedProbabilities:
+        """Probabilities of the kept levels as a function of time."""
+        return TabulatedProbabilities(self.ts[:-1], self.table)
+
+    def solver(self, *, key: PRNGKeyArray, **settings: Any) -> MLEM | diffrax.Euler:
+        """The solver for `plan.terms(terms)`: `MLEM` (further settings are passed to it), or
+        [`diffrax.Euler`][] where one level alone is best."""
+        if len(self.levels) == 1:
+            return diffrax.Euler()
+        return MLEM(self.probabilities, coins=self.coins, key=key, **settings)
+
+    def terms(self, terms: PyTree) -> PyTree:
+        """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
+        calibrated."""
+        place, term = find_multilevel_term(terms)
+        if len(term.levels) <= self.levels[-1]:
+            raise ValueError(
+                f"The plan uses level {self.levels[-1] + 1} and the MultilevelTerm has {len(term.levels)} "
+                "levels. Pass the terms that were calibrated."
+            )
+        kept = MultilevelTerm(*[term.levels[k] for k in self.levels], costs=self.costs)
+        if place is None:
+            return kept
+        return diffrax.MultiTerm(*(kept if i == place else other for i, other in enumerate(terms.terms)))
+
+    @property
+    def grid(self) -> Float[Array, " times"]:
+        """`ts` as a JAX array, for `diffrax.StepTo`."""
+        return jnp.asarray(self.ts, jnp.result_type(float))
+
+    def save(self, path: str | Path) -> None:
+        """Writes one `.npz` file, in one step."""
+        path = Path(path)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["coins"] = coins_name(self.coins)
+        coins_named(values["coins"])
+        arrays = {name: values.pop(name) for name in ("ts", "table", "costs")}
+        temporary = path.with_name(f".{path.name}.tmp.npz")
+        np.savez_compressed(temporary, plan=np.array(json.dumps(values)), **arrays)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Reads what `save` wrote. Raises `ValueError` for another file."""
+        with np.load(path) as file:
+            if set(file.files) != {"plan", "ts", "table", "costs"}:
+                raise ValueError(f"{path} is not a plan: it holds {sorted(file.files)}.")
+            values = json.loads(str(file["plan"]))
+            arrays = {name: file[name] for name in ("ts", "table", "costs")}
+        values["coins"] = coins_named(values["coins"])
+        values["levels"], values["advice"] = tuple(values["levels"]), tuple(values["advice"])
+        return cls(**arrays, **values)
+
+    def __str__(self) -> str:
+        looks = self.table.sum(0)
+        lines = [
+            f"{len(self.ts) - 1} steps, {coins_name(self.coins)}"
+            if len(self.levels) > 1
+            else f"Euler on level {self.levels[0] + 1} alone, {len(self.ts) - 1} steps",
+            "level  cost each  expected looks",
+        ]
+        for column, level in enumerate(self.levels):
+            lines.append(f"{level + 1:5d}  {self.costs[column]:9.4f}  {looks[column]:14.1f}")
+        lines.append(f"expected cost          {self.cost:.2f} finest-level evaluations")
+        spread = self.relative_error_of_prediction
+        lines.append(f"predicted error        {self.error:.4g} ± {100 * spread:.0f}%")
+        lines.append(f"  steps (Euler)        {self.discretisation:.4g}")
+        lines.append(f"  coins                {self.coin_error:.4g}  (nonlinearity {self.nonlinearity:.2f})")
+        if self.finest_error is not None:
+            lines.append(f"  finest level itself  {self.finest_error:.4g}  (not in the predicted error)")
+        lines.append(f"speed-up at that error {self.speedup_over_euler:.1f} over Euler on the finest level, ")
+        lines[-1] += f"{self.speedup_over_single:.1f} over the best single level"
+        return "\n".join([*lines, *self.advice])

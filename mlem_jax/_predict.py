@@ -1,0 +1,160 @@
+r"""The error that coins cause at the end of a solve, predicted from a calibration.
+
+To first order in the increments, a solve with weights `w` ends at
+
+$$x_T - x_T^{(K)} = \sum_n \sum_k h_n (w_{k,n} - 1) J_n D_k(t_n, x_n)$$
+
+away from Euler on the finest level (theory: section 2 of the paper's analysis, Jacot 2026). The calibration
+has the terms of that sum on pilot trajectories, so any pattern of weights, of any policy, can be priced
+without evaluating a level again.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ._calibration import Calibration
+from ._coins import AbstractCoins, IndependentCoins, NestedCoins, SystematicCoins
+
+_SEEDS = 12
+
+
+class Selection(NamedTuple):
+    """Which levels are kept (indices, the finest last) and every how manyth step of the calibration."""
+
+    levels: tuple[int, ...]
+    stride: int
+
+
+class Kicks(NamedTuple):
+    """A calibration seen by a solve of kept levels on a coarser grid, padded to the calibration's shape
+    so that one compiled simulation serves all selections: padded entries always fire and move nothing."""
+
+    values: Float[np.ndarray, "steps levels paths"]
+    lengths: Float[np.ndarray, " steps"]
+    costs: Float[np.ndarray, " levels"]
+    steps: int
+    pad: int
+    pilots: int
+
+
+def select(calibration: Calibration, selection: Selection) -> Kicks:
+    """Increments between kept levels are sums of those between all levels."""
+    levels, stride = selection
+    total, num_levels = len(calibration.ts) - 1, calibration.num_levels
+    ts = calibration.ts[::stride]
+    steps, pad = len(ts) - 1, num_levels - len(levels)
+    kicks = calibration.kicks[::stride].astype(float).reshape(steps, num_levels, -1)
+    values = np.zeros((total, num_levels, kicks.shape[2]))
+    costs = np.zeros(num_levels)
+    before = -1
+    for column, level in enumerate(levels):
+        values[:steps, pad + column] = kicks[:, before + 1 : level + 1].sum(1)
+        costs[pad + column] = calibration.costs[level]
+        before = level
+    lengths = np.zeros(total)
+    lengths[:steps] = np.abs(np.diff(ts))
+    return Kicks(values, lengths, costs, steps, pad, calibration.kicks.shape[2])
+
+
+@eqx.filter_jit
+def _counts(coins: AbstractCoins, p: Float[Array, "steps levels"], keys: Array) -> Int[Array, "..."]:
+    """Firings of a policy over one solve for each key, `(seeds, steps, levels)`."""
+
+    def one(key: Array) -> Int[Array, "steps levels"]:
+        def step(state, inputs):
+            count, state = coins.toss(inputs[0], state, inputs[1], key)
+            return state, count
+
+        return jax.lax.scan(step, coins.init(p.shape[1]), (p, jnp.arange(p.shape[0])))[1]
+
+    return jax.vmap(one)(keys)
+
+
+def is_deterministic(coins: AbstractCoins) -> bool:
+    """Whether the policy draws nothing at random."""
+    return isinstance(coins, SystematicCoins) and coins.offset is not None
+
+
+def _weights(
+    coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], keys: PRNGKeyArray | None = None
+) -> Float[np.ndarray, "seeds steps levels"]:
+    if keys is None:
+        keys = jr.split(jr.key(0), 1 if is_deterministic(coins) else _SEEDS)
+    counts = _counts(coins, jnp.asarray(p, jnp.result_type(float)), keys)
+    # Exactly equal weights have to stay equal, as in the solver, which divides in this precision.
+    return np.asarray(counts / jnp.asarray(p, jnp.result_type(float)), float)
+
+
+def _evaluated(w: np.ndarray) -> np.ndarray:
+    """Where a level's coefficient `w_k - w_{k+1}` is not zero."""
+    return w != np.concatenate([w[..., 1:], np.zeros_like(w[..., :1])], axis=-1)
+
+
+def predict(
+    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins
+) -> tuple[float, float, float]:
+    """Cost in finest evaluations, RMS error of the end state due to the coins, and the relative standard
+    error of that prediction (from the spread over pilots), for probabilities of the padded shape."""
+    if isinstance(coins, IndependentCoins | NestedCoins):
+        squares = _closed_error(kicks, p, nested=isinstance(coins, NestedCoins))
+        cost = expected_cost(kicks, p, coins)
+    else:
+        w = _weights(coins, p)
+        squares = _squares(kicks, w)
+        cost = _cost(kicks, w)
+    # The directions of one pilot share its trajectory; only pilots are independent.
+    by_pilot = np.mean(squares.reshape(kicks.pilots, -1), axis=1)
+    mean = float(np.mean(by_pilot))
+    spread = float(np.std(by_pilot) / np.sqrt(len(by_pilot)) / max(mean, 1e-300))
+    return cost, float(np.sqrt(mean)), 0.5 * spread
+
+
+def expected_cost(kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins) -> float:
+    """Cost of a solve in finest evaluations, for probabilities of the padded shape."""
+    if isinstance(coins, IndependentCoins | NestedCoins):
+        return _closed_cost(kicks, p, nested=isinstance(coins, NestedCoins))
+    return _cost(kicks, _weights(coins, p))
+
+
+def error_of_coins(
+    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, keys: PRNGKeyArray
+) -> float:
+    """RMS error of the end state for the very coins that solvers with these keys toss."""
+    return float(np.sqrt(np.mean(_squares(kicks, _weights(coins, p, keys)))))
+
+
+def _squares(kicks: Kicks, w: np.ndarray) -> np.ndarray:
+    """Mean squares over seeds, for each path."""
+    moved = np.einsum("snk,nkp->sp", (w - 1) * kicks.lengths[:, None], kicks.values, optimize=True)
+    return np.mean(moved**2, axis=0)
+
+
+def _cost(kicks: Kicks, w: np.ndarray) -> float:
+    return float(np.mean(np.sum(_evaluated(w) * kicks.costs, axis=(1, 2))))
+
+
+def _closed_error(kicks: Kicks, p: np.ndarray, *, nested: bool) -> np.ndarray:
+    """For coins that are independent over steps, whose (co)variances are known: `1 / p_k - 1`, and for
+    one uniform number per step `1 / max(p_j, p_k) - 1`. Mean squares per path."""
+    moves = kicks.lengths[:, None, None] * kicks.values
+    if not nested:
+        return np.sum((1 / p - 1)[:, :, None] * moves**2, axis=(0, 1))
+    covariance = 1 / np.maximum(p[:, :, None], p[:, None, :]) - 1
+    return np.einsum("njp,njk,nkp->p", moves, covariance, moves, optimize=True)
+
+
+def _closed_cost(kicks: Kicks, p: np.ndarray, *, nested: bool) -> float:
+    """A level is evaluated unless its weight and the next finer one's agree."""
+    finer = np.concatenate([p[:, 1:], np.zeros_like(p[:, :1])], axis=1)
+    if nested:
+        active = np.where(p == finer, 0.0, np.maximum(p, finer))
+    else:
+        agree = np.where(p == finer, p * finer, 0.0)
+        active = p + finer - p * finer - agree
+    return float(np.sum(np.where((p >= 1) & (finer >= 1), 0.0, active) * kicks.costs))

@@ -1,0 +1,119 @@
+"""Trajectories of pilots, and the sweep back along them that says what a kick does to the end state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ._term import find_multilevel_term
+from ._types import Args, Y
+
+MakeTerms = Callable[[PRNGKeyArray], PyTree]
+
+
+def _solve(solver: Any, terms: PyTree, ts: Array, y0: Y, args: Args, saveat: diffrax.SaveAt) -> Any:
+    return diffrax.diffeqsolve(
+        terms,
+        solver,
+        ts[0],
+        ts[-1],
+        None,
+        y0,
+        args,
+        stepsize_controller=diffrax.StepTo(ts),
+        saveat=saveat,
+        max_steps=ts.shape[0] - 1,
+    )
+
+
+@eqx.filter_jit
+def ends(
+    solver: diffrax.AbstractSolver,
+    make_terms: MakeTerms,
+    ts: Float[Array, " times"],
+    y0s: Y,
+    args: Args,
+    noise_keys: PRNGKeyArray,
+) -> tuple[Y, PyTree]:
+    """End states of a batch of trajectories, and the solver's state of the first one."""
+
+    def one(y0: Y, key: PRNGKeyArray) -> tuple[Y, PyTree]:
+        sol = _solve(solver, make_terms(key), ts, y0, args, diffrax.SaveAt(t1=True, solver_state=True))
+        return jtu.tree_map(lambda leaf: leaf[-1], sol.ys), sol.solver_state
+
+    ys, states = jax.vmap(one)(y0s, noise_keys)
+    return ys, jtu.tree_map(lambda leaf: leaf[0], states)
+
+
+@eqx.filter_jit
+def sweep(
+    make_terms: MakeTerms,
+    make_cheap: MakeTerms,
+    ts: Float[Array, " times"],
+    y0s: Y,
+    args: Args,
+    probes: int,
+    noise_keys: PRNGKeyArray,
+    probe_keys: PRNGKeyArray,
+) -> tuple[Float[Array, "steps levels pilots"], Float[Array, "steps levels pilots probes"]]:
+    """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step along Euler on
+    the finest level; `J` is that of the flow of `make_cheap`'s terms. Mean squares over directions are
+    mean squares over the state's components."""
+    components = sum(leaf[0].size for leaf in jtu.tree_leaves(y0s))
+
+    def one_path(y0: Y, noise_key: PRNGKeyArray, key: PRNGKeyArray) -> tuple[Array, Array]:
+        terms, cheap_terms = make_terms(noise_key), make_cheap(noise_key)
+        _, term = find_multilevel_term(terms)
+        saveat = diffrax.SaveAt(t0=True, steps=True)
+        path = _solve(diffrax.Euler(), terms, ts, y0, args, saveat).ys
+
+        def back(adjoints: Y, step: Array) -> tuple[Y, tuple[Array, Array]]:
+            y = jtu.tree_map(lambda leaf: leaf[step], path)
+            increments = _increments(term.levels, ts[step], y, args)
+            squares = jnp.stack([_dot(d, d) for d in increments]) / components
+            kicks = jnp.stack([jax.vmap(lambda a, d=d: _dot(a, d))(adjoints) for d in increments])
+
+            def advance(y: Y) -> Y:
+                return jtu.tree_map(jnp.add, y, _step(cheap_terms, ts[step], ts[step + 1], y, args))
+
+            _, pull = jax.vjp(advance, y)
+            (adjoints,) = jax.vmap(pull)(adjoints)
+            return adjoints, (squares, kicks / components**0.5)
+
+        leaves, structure = jtu.tree_flatten(y0)
+        directions = [
+            jr.rademacher(jr.fold_in(key, i), (probes, *leaf.shape), leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ]
+        steps = jnp.arange(ts.shape[0] - 1)
+        _, out = jax.lax.scan(back, jtu.tree_unflatten(structure, directions), steps, reverse=True)
+        return out
+
+    squares, kicks = jax.vmap(one_path)(y0s, noise_keys, probe_keys)
+    return jnp.moveaxis(squares, 0, 2), jnp.moveaxis(kicks, 0, 2)
+
+
+def _increments(levels: tuple[Callable, ...], t: Array, y: Y, args: Args) -> list[Y]:
+    drifts = [jtu.tree_map(lambda f, yi: f.astype(yi.dtype), level(t, y, args), y) for level in levels]
+    pairs = zip(drifts[1:], drifts, strict=False)
+    return [drifts[0]] + [jtu.tree_map(jnp.subtract, fine, coarse) for fine, coarse in pairs]
+
+
+def _dot(a: Y, b: Y) -> Array:
+    products = jtu.tree_map(lambda u, v: jnp.sum(u * v), a, b)
+    return jnp.sum(jnp.stack(jtu.tree_leaves(products)))
+
+
+def _step(terms: PyTree, t0: Array, t1: Array, y: Y, args: Args) -> Y:
+    """One Euler increment from `t0` to `t1`, forward or backward in time (a control is only asked for
+    intervals in forward time, as diffrax does it)."""
+    backward = t1 < t0
+    control = terms.contr(jnp.minimum(t0, t1), jnp.maximum(t0, t1))
+    control = jtu.tree_map(lambda c: jnp.where(backward, -c, c), control)
+    return terms.vf_prod(t0, y, args, control)
