@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import mlem_jax as ml
-from mlem_jax.diffusion import Ladder, reverse_diffusion
+from mlem_jax.diffusion import Ladder, NoisyTerms
 
 
 class Problem(NamedTuple):
@@ -59,16 +59,17 @@ def random_feature_levels(
 
 
 class _Noisy(eqx.Module):
-    """Terms with a Brownian path of their own for each key."""
+    """Terms with additive noise, and a Brownian path of its own for each key."""
 
     term: ml.MultilevelTerm
     ts: Array
-    shape: tuple[int, ...] = eqx.field(static=True)
-    diffusion: Callable[[Any], Any]
+    dim: int = eqx.field(static=True)
+    size: float = 0.5
 
     def __call__(self, key: PRNGKeyArray) -> Any:
-        path = ml.GridBrownianPath(self.ts, self.shape, key=key)
-        return diffrax.MultiTerm(self.term, self.diffusion(path))
+        path = ml.GridBrownianPath(self.ts, (self.dim,), key=key)
+        noise = diffrax.ControlTerm(lambda t, y, args: self.size * jnp.eye(self.dim), path)
+        return diffrax.MultiTerm(self.term, noise)
 
 
 class _Same(eqx.Module):
@@ -78,27 +79,12 @@ class _Same(eqx.Module):
         return self.terms
 
 
-class _Constant(eqx.Module):
-    """Additive noise of constant size."""
-
-    size: float
-    dim: int = eqx.field(static=True)
-
-    def __call__(self, path: Any) -> Any:
-        return diffrax.ControlTerm(lambda t, y, args: self.size * jnp.eye(self.dim), path)
-
-
-class _Reverse(eqx.Module):
-    def __call__(self, path: Any) -> Any:
-        return reverse_diffusion(path)
-
-
 def random_features(*, gamma: float, num_levels: int = 5, sde: bool = False, steps: int = 256) -> Problem:
     """An ODE or an SDE with additive noise in 16 dimensions, over two units of time."""
     levels, costs = random_feature_levels(gamma=gamma, num_levels=num_levels)
     ts = jnp.linspace(0.0, 2.0, steps + 1)
     term = ml.MultilevelTerm(*levels, costs=costs)
-    make = _Noisy(term, ts, (16,), _Constant(0.5, 16)) if sde else _Same(term)
+    make = _Noisy(term, ts, 16) if sde else _Same(term)
     name = f"random features, gamma {gamma:g}, {'SDE' if sde else 'ODE'}"
     return Problem(name, make, ts, lambda key, n: jr.normal(key, (n, 16)))
 
@@ -108,7 +94,6 @@ def images(ladder: Ladder, *, sde: bool = False, steps: int = 128) -> Problem:
     process, shape = ladder.config.process, ladder.config.shape
     ts = process.grid(steps)
     term = ladder.term(sde=sde)
-    make = _Noisy(term, ts, shape, _Reverse()) if sde else _Same(term)
+    make = NoisyTerms(term, ts, shape) if sde else _Same(term)
     name = f"{ladder.config.name}, {'reverse SDE' if sde else 'probability flow'}"
     return Problem(name, make, ts, lambda key, n: process.s_max * jr.normal(key, (n, *shape)))
-

@@ -6,7 +6,7 @@ the reverse SDE. Writes `benchmarks/results/coins_ode.json` and `.png` (`coins_s
 
 For each of several batches of images (fresh noise, never the calibration's), the error is the root mean
 square distance to a fine solution of the finest level. Random coins are averaged over coin seeds. All
-policies have the same calibrated probabilities, hence the same expected cost. The spread is the standard
+policies have the same expected cost, each with the plan that its calibration makes for it. The spread is the standard
 deviation over batches and coin seeds.
 """
 
@@ -23,7 +23,7 @@ from _harness import RESULTS, write_results
 from matplotlib.figure import Figure
 
 import mlem_jax as ml
-from mlem_jax._demo import FINE_STEPS, ML_STEPS
+from mlem_jax._demo import FINE_STEPS
 from mlem_jax.diffusion import load_ladder, reverse_diffusion
 from mlem_jax.plot import save_figure
 
@@ -57,8 +57,6 @@ def study(*, sde: bool, quick: bool) -> list[dict[str, Any]]:
     ladder = load_ladder()
     process, term, calibration = ladder.config.process, ladder.term(sde=sde), ladder.calibration(sde=sde)
     fine = process.grid(FINE_STEPS[sde])
-    every = FINE_STEPS[sde] // ML_STEPS[sde]
-    ts = fine[::every]
     batches, coin_seeds, samples = (2, 2, 8) if quick else (4, 5, 16)
     budgets = (6, 12) if quick else (4, 6, 8, 12, 16, 24)
     euler_steps = (8, 16, 32, 64) if quick else (8, 16, 32, 64, 128)
@@ -83,9 +81,10 @@ def study(*, sde: bool, quick: bool) -> list[dict[str, Any]]:
             run("Euler, finest level", steps, diffrax.Euler(), fine[:: FINE_STEPS[sde] // steps], steps)
         for name, coins in POLICIES.items():
             for budget in budgets:
-                p = calibration.probabilities(ts, budget=budget)
+                plan = calibration.plan(budget=budget, coins=coins, levels=tuple(range(len(term.levels))))
+                ts = fine[:: FINE_STEPS[sde] // (len(plan.ts) - 1)]
                 for seed in range(1 if name == "midpoint" else coin_seeds):
-                    run(name, budget, ml.MLEM(p, coins=coins, key=jr.key(seed)), ts)
+                    run(name, budget, plan.solver(key=jr.key(seed)), ts)
         print(f"batch {batch + 1} of {batches} done", flush=True)
     return [
         {

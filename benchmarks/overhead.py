@@ -19,7 +19,6 @@ import lineax as lx
 from _harness import interleaved_seconds, median_ratio, write_results
 
 import mlem_jax as ml
-from mlem_jax._demo import ML_STEPS
 from mlem_jax.diffusion import load_ladder
 
 ROUNDS = 15
@@ -28,10 +27,9 @@ ROUNDS = 15
 def realised(batch: int, budget: float) -> dict:
     """Seconds promised by the counts over seconds taken."""
     ladder = load_ladder()
-    process, term = ladder.config.process, ladder.term()
-    ts = process.grid(ML_STEPS[False])
-    probabilities = ladder.calibration().probabilities(ts, budget=budget)
-    solver = ml.MLEM(probabilities, key=jr.key(0))
+    process = ladder.config.process
+    plan = ladder.calibration().plan(budget=budget, levels=tuple(range(len(ladder.networks))))
+    ts, term, solver = plan.grid, plan.terms(ladder.term()), plan.solver(key=jr.key(0))
     y0 = process.s_max * jr.normal(jr.key(1), (batch, *ladder.config.shape))
 
     @eqx.filter_jit

@@ -106,8 +106,18 @@ def calibrate(
         found = []
         for start, (ys, noise) in zip(starts, batches, strict=True):
             probe = probe_keys[start : start + batch_size]
+            cheap = _Only(make_terms, place, sensitivity_level % num_levels)
             found.append(
-                sweep(make_terms, _Only(make_terms, place, sensitivity_level % num_levels), ts, ys, args, probes, noise, probe)
+                sweep(
+                    make_terms,
+                    cheap,
+                    ts,
+                    ys,
+                    args,
+                    probes,
+                    noise,
+                    probe,
+                )
             )
             jax.block_until_ready(found[-1])
             tell("increments along trajectories", 4)
@@ -192,7 +202,8 @@ def _costs(term: MultilevelTerm, costs: Sequence[float] | None, t: Any, y0: Y, a
     if costs is None:
         counted = []
         for level in term.levels:
-            analysis: Any = eqx.filter_jit(level).lower(t, y0, args).compile().compiled.cost_analysis()
+            jitted: Any = eqx.filter_jit(level)
+            analysis = jitted.lower(t, y0, args).compile().compiled.cost_analysis()
             counted.append(float(analysis.get("flops", 0.0)))
         costs = counted
     array = np.asarray(costs, float)

@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Multilevel Euler-Maruyama for JAX.",
 )
 
+_BUDGET = 12.0
 _CONFIG = Path(__file__).parent / "diffusion" / "fashion_mnist" / "ladder.toml"
 
 
@@ -35,8 +36,15 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the noise and of the coins.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="How many images, drawn as one batch.")] = 16,
     budget: Annotated[
-        float, typer.Option(min=0.0, help="What ML-EM may spend, in evaluations of the finest network.")
-    ] = 12.0,
+        float | None,
+        typer.Option(
+            min=0.0, help="What ML-EM may spend, in evaluations of the finest network; 12 by default."
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--error", min=0.0, help="Instead of a budget, the error that ML-EM should reach."),
+    ] = None,
     sde: Annotated[
         bool, typer.Option("--sde", help="Sample the reverse SDE instead of the probability flow.")
     ] = False,
@@ -52,8 +60,15 @@ def demo(
     console = Console()
     _check_writable(out)
     ladder = load_ladder()
+    if budget is not None and target is not None:
+        raise typer.BadParameter("Give --budget or --error, not both.")
+    if target is None and budget is None:
+        budget = _BUDGET
     kind = "reverse SDE (one Brownian path)" if sde else "probability flow"
-    console.print(f"{samples} images of {ladder.config.name}, {kind}, seed {seed}, budget {budget:g}")
+    console.print(
+        f"{samples} images of {ladder.config.name}, {kind}, seed {seed}, "
+        + (f"budget {budget:g}" if target is None else f"error {target:g}")
+    )
     try:
         with console.status("loading") as status:
             comparison = compare(
@@ -61,23 +76,27 @@ def demo(
                 seed=seed,
                 samples=samples,
                 budget=budget,
+                error=target,
                 sde=sde,
                 tell=lambda method: status.update(f"{method} (compiling, then drawing)"),
             )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    console.print(f"\nThe plan, from the shipped calibration:\n{comparison.plan}\n", highlight=False)
     console.print(_table(comparison))
-    console.print(
-        "Euler on the finest network needs "
-        f"{comparison.speedup['finest_evaluations']:.1f} times the evaluations and "
-        f"{comparison.speedup['seconds']:.1f} times the seconds for the error of ML-EM with default coins."
-    )
+    for what, found in (("error", comparison.speedup), ("median error", comparison.median_speedup)):
+        console.print(
+            f"For the {what} of ML-EM with default coins, Euler on the finest network needs "
+            f"{found['finest_evaluations']:.1f} times the evaluations and {found['seconds']:.1f} times the "
+            "seconds."
+        )
     _draw(comparison, out)
     console.print(f"Pictures: {out / 'samples.png'}, {out / 'coins.png'}")
     if json_file is not None:
         content = {
             "rows": [vars(row) for row in comparison.rows],
             "speedup": comparison.speedup,
+            "median_speedup": comparison.median_speedup,
         }
         _write_text(json_file, json.dumps(content, indent=2) + "\n")
         console.print(f"Numbers: {json_file}")
@@ -94,7 +113,9 @@ def train(
     ] = FASHION_MNIST,
     start: Annotated[
         Path | None,
-        typer.Option("--from", help="Folder of an earlier ladder: keep its finest level, match the others on."),
+        typer.Option(
+            "--from", help="Folder of an earlier ladder: keep its finest level, match the others on."
+        ),
     ] = None,
 ) -> None:
     """Trains a ladder of levels on Fashion-MNIST (or any data in its IDX format).
@@ -153,11 +174,15 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 def _table(comparison: Comparison) -> Table:
-    table = Table("method", "error (RMS)", "finest evaluations", "seconds", "coin seeds")
+    table = Table(
+        "method", "error (RMS)", "predicted", "median image", "finest evaluations", "seconds", "coin seeds"
+    )
     for method, rows in _by_method(comparison).items():
         table.add_row(
             method,
             _spread([row.error for row in rows], 4),
+            "-" if rows[0].predicted is None else f"{rows[0].predicted:.4f}",
+            _spread([row.median_error for row in rows], 4),
             _spread([row.finest_evaluations for row in rows], 1),
             _spread([row.seconds for row in rows], 2),
             str(len(rows)) if "ML-EM" in method else "-",

@@ -16,14 +16,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._brownian import GridBrownianPath
-from ._coins import AbstractCoins, IndependentCoins, SystematicCoins
+from ._coins import IndependentCoins
+from ._plan import Plan
 from ._report import evaluation_report, EvaluationReport
 from ._solver import MLEM
 from .diffusion import Ladder, reverse_diffusion
 
 FINE_STEPS = {False: 256, True: 1024}
 EULER_STEPS = (8, 16, 32, 64, 128)
-ML_STEPS = {False: 128, True: 256}
 COIN_SEEDS = 5
 _REPEATS = 3
 
@@ -31,11 +31,14 @@ _REPEATS = 3
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One solve: `error` is the root mean square distance to the reference over all pixels of all
-    images (pixels have values in [-1, 1]); `finest_evaluations` counts FLOPs in units of the finest
-    level's; `seconds` is without compilation, the mean of several runs."""
+    images (pixels have values in [-1, 1]); `median_error`, the median over images of each image's own;
+    `predicted`, the error that the plan promised, if there was one; `finest_evaluations` counts FLOPs in units
+    of the finest level's; `seconds` is without compilation, the mean of several runs."""
 
     method: str
     error: float
+    median_error: float
+    predicted: float | None
     finest_evaluations: float
     seconds: float
     seed: int
@@ -43,10 +46,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All that the main job found. `images` and `reports` are by method, for the first seed."""
+    """All that the main job found. `images` and `reports` are by method, for the first seed; `plan` is that of
+    the default coins. `speedup` compares errors, `median_speedup` the images' median errors."""
 
     rows: list[Row]
     speedup: dict[str, float]
+    median_speedup: dict[str, float]
+    plan: Plan
     images: dict[str, Float[np.ndarray, "n h w"]]
     reports: dict[str, EvaluationReport]
 
@@ -103,21 +109,24 @@ def compare(
     *,
     seed: int,
     samples: int,
-    budget: float,
+    budget: float | None,
+    error: float | None = None,
     sde: bool,
     tell: Callable[[str], None],
 ) -> Comparison:
     """Draws the same images by every method and measures error, evaluations and seconds of each.
 
-    **Arguments:** `seed` of the noise and, added to 0, 1, ..., of the coins; `samples`, images in the one
-    batch; `budget` of ML-EM in finest-level evaluations; `tell`, called with a word before each method.
+    **Arguments:**
+
+    - `seed` of the noise and, added to 0, 1, ..., of the coins; `samples`, images in the one batch.
+    - `budget` of ML-EM in finest-level evaluations, or the `error` that it should reach.
+    - `tell`, called with a word before each method.
     """
     process = ladder.config.process
     noise_key, path_key = jr.split(jr.key(seed))
     y0 = process.s_max * jr.normal(noise_key, (samples, *ladder.config.shape))
     fine = process.grid(FINE_STEPS[sde])
     terms: Any = ladder.term(sde=sde)
-    costs = terms.costs
     if sde:
         path = GridBrownianPath(fine, y0.shape, key=path_key)
         terms = diffrax.MultiTerm(terms, reverse_diffusion(path))
@@ -133,41 +142,58 @@ def compare(
     rows: list[Row] = []
     reports: dict[str, EvaluationReport] = {}
 
-    def measure(method: str, solver: diffrax.AbstractSolver, run: Callable, coin_seed: int) -> None:
+    def measure(
+        method: str, solver: diffrax.AbstractSolver, run: Callable, coin_seed: int, plan: Plan | None = None
+    ) -> None:
         tell(method)
         end, state, seconds = run(solver)
         if isinstance(solver, MLEM):
-            report = evaluation_report(state, costs=costs)
+            report = evaluation_report(state)
             evaluations = report.finest_evaluations
             reports.setdefault(method, report)
         else:
-            evaluations = float(method.split()[1])
-        error = float(np.sqrt(np.mean((end - reference) ** 2)))
+            evaluations = float(method.split()[1]) if plan is None else plan.cost
+        squares = np.mean((end - reference) ** 2, axis=tuple(range(1, end.ndim)))
+        rms, median = float(np.sqrt(np.mean(squares))), float(np.sqrt(np.median(squares)))
         images.setdefault(method, end)
-        rows.append(Row(method, error, evaluations, seconds, coin_seed))
+        predicted = None if plan is None else plan.error
+        rows.append(Row(method, rms, median, predicted, evaluations, seconds, coin_seed))
 
     for steps in EULER_STEPS:
         euler = diffrax.Euler()
         measure(f"Euler {steps} steps", euler, solver_run(euler, steps), seed)
 
-    ts = fine[:: FINE_STEPS[sde] // ML_STEPS[sde]]
-    probabilities = ladder.calibration(sde=sde).probabilities(ts, budget=budget)
-
-    def ml_em(coins: AbstractCoins, coin_seed: int) -> MLEM:
-        return MLEM(probabilities, coins=coins, key=jr.key(coin_seed), record=len(ts) - 1)
-
-    run = solver_run(ml_em(IndependentCoins(), 0), ML_STEPS[sde])
-    for coin_seed in range(seed, seed + COIN_SEEDS):
-        measure("ML-EM independent coins", ml_em(IndependentCoins(), coin_seed), run, coin_seed)
-    default = SystematicCoins(offset=0.5)
-    run = solver_run(ml_em(default, 0), ML_STEPS[sde])
-    measure("ML-EM default coins", ml_em(default, seed), run, seed)
+    tell("planning")
+    every_level = tuple(range(len(ladder.networks)))
+    calibration = ladder.calibration(sde=sde)
+    plan = calibration.plan(budget=budget, error=error)
+    # The paper's coins at the same cost; a plan left free would rather not toss them.
+    independent = calibration.plan(budget=plan.cost, coins=IndependentCoins(), levels=every_level)
+    for method, made, seeds in (
+        ("ML-EM independent coins", independent, COIN_SEEDS),
+        ("ML-EM default coins", plan, 1),
+    ):
+        record = len(made.ts) - 1
+        settings = {"record": record} if len(made.levels) > 1 else {}
+        solvers = [made.solver(key=jr.key(seed + i), **settings) for i in range(seeds)]
+        run = _compiled(solvers[0], _within(fine, made), made.terms(terms), y0, _REPEATS)
+        for i, solver in enumerate(solvers):
+            measure(method, solver, run, seed + i, made)
     ours = rows[-1]
     euler_rows = [row for row in rows if row.method.startswith("Euler")]
-    errors = [row.error for row in euler_rows]
-    speedup = {
-        unit: equivalent_cost(errors, [getattr(row, unit) for row in euler_rows], ours.error)
-        / getattr(ours, unit)
-        for unit in ("finest_evaluations", "seconds")
-    }
-    return Comparison(rows, speedup, images, reports)
+
+    def speedup(measured: str) -> dict[str, float]:
+        errors = [getattr(row, measured) for row in euler_rows]
+        return {
+            unit: equivalent_cost(errors, [getattr(row, unit) for row in euler_rows], getattr(ours, measured))
+            / getattr(ours, unit)
+            for unit in ("finest_evaluations", "seconds")
+        }
+
+    return Comparison(rows, speedup("error"), speedup("median_error"), plan, images, reports)
+
+
+def _within(fine: Float[Array, " times"], plan: Plan) -> Float[Array, " steps"]:
+    """The plan's times as entries of the fine grid, of which the noise's path knows the exact values."""
+    places = np.abs(np.asarray(fine)[None, :] - plan.ts[:, None]).argmin(axis=1)
+    return fine[places]

@@ -127,7 +127,7 @@ class Plan:
         path = Path(path)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["coins"] = coins_name(self.coins)
-        coins_named(values["coins"])
+        coins_named(str(values["coins"]))
         arrays = {name: values.pop(name) for name in ("ts", "table", "costs")}
         temporary = path.with_name(f".{path.name}.tmp.npz")
         np.savez_compressed(temporary, plan=np.array(json.dumps(values)), **arrays)
@@ -146,11 +146,10 @@ class Plan:
         return cls(**arrays, **values)
 
     def __str__(self) -> str:
-        looks = self.table.sum(0)
+        looks, steps = self.table.sum(0), len(self.ts) - 1
+        alone = f"Euler on level {self.levels[-1] + 1} alone, {steps} steps"
         lines = [
-            f"{len(self.ts) - 1} steps, {coins_name(self.coins)}"
-            if len(self.levels) > 1
-            else f"Euler on level {self.levels[0] + 1} alone, {len(self.ts) - 1} steps",
+            alone if len(self.levels) == 1 else f"{steps} steps, {coins_name(self.coins)}",
             "level  cost each  expected looks",
         ]
         for column, level in enumerate(self.levels):

@@ -3,11 +3,17 @@
 from ._config import Config as Config, Level as Level, read_config as read_config, Training as Training
 from ._data import FASHION_MNIST as FASHION_MNIST, load_images as load_images
 from ._drift import (
+    NoisyTerms as NoisyTerms,
     ProbabilityFlow as ProbabilityFlow,
     reverse_diffusion as reverse_diffusion,
     ReverseDrift as ReverseDrift,
 )
-from ._ladder import Ladder as Ladder, load_ladder as load_ladder, save_ladder as save_ladder
+from ._ladder import (
+    calibrate_ladder as calibrate_ladder,
+    Ladder as Ladder,
+    load_ladder as load_ladder,
+    save_ladder as save_ladder,
+)
 from ._process import NoisePredictor as NoisePredictor, VariancePreserving as VariancePreserving
 from ._train_ladder import train_ladder as train_ladder
 from ._unet import UNet as UNet

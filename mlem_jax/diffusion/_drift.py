@@ -4,8 +4,10 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._brownian import GridBrownianPath
+from .._term import MultilevelTerm
 from .._types import RealScalarLike
 from ._process import NoisePredictor
 
@@ -49,3 +51,19 @@ def reverse_diffusion(brownian_motion: diffrax.AbstractPath) -> diffrax.ControlT
         return lx.DiagonalLinearOperator(jnp.broadcast_to(jnp.sqrt(2 * jnp.asarray(s, y.dtype)), y.shape))
 
     return diffrax.ControlTerm(diffusion, brownian_motion)
+
+
+class NoisyTerms(eqx.Module):
+    """Terms of the reverse SDE for a single image, with a Brownian path of its own for each key: what
+    [`mlem_jax.calibrate`][] takes to give every pilot its own noise.
+
+    **Arguments:** `term`, a drift for the reverse SDE; `ts`, the path's grid; `shape` of the state.
+    """
+
+    term: MultilevelTerm
+    ts: Float[Array, " times"]
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKeyArray) -> diffrax.MultiTerm:
+        path = GridBrownianPath(self.ts, self.shape, key=key)
+        return diffrax.MultiTerm(self.term, reverse_diffusion(path))

@@ -8,18 +8,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._brownian import GridBrownianPath
-from .._calibrate import calibrate, Calibration
+from .._calibrate import calibrate
+from .._calibration import Calibration
 from .._term import MultilevelTerm
 from ._config import Config, read_config
-from ._drift import ProbabilityFlow, reverse_diffusion, ReverseDrift
+from ._drift import NoisyTerms, ProbabilityFlow, ReverseDrift
 from ._process import NoisePredictor
 from ._unet import UNet
 
@@ -61,18 +60,22 @@ class Ladder:
         return tuple(count_flops(network) for network in self.networks)
 
 
-def calibrate_ladder(ladder: Ladder, *, steps: int = 64, pilots: int = 16) -> dict[str, Calibration]:
-    """Calibrations of the probability flow and of the reverse SDE, on `pilots` fresh trajectories."""
-    process = ladder.config.process
-    ts = process.grid(steps, spacing="log")
-    keys = jr.split(jr.key(ladder.config.training.seed + 2), 3)
-    y0s = process.s_max * jr.normal(keys[0], (pilots, *ladder.config.shape))
-    path = GridBrownianPath(ts, ladder.config.shape, key=keys[1])
-    sde_terms = diffrax.MultiTerm(ladder.term(sde=True), reverse_diffusion(path))
-    return {
-        "ode": calibrate(ladder.term(), ts, y0s, key=keys[2]),
-        "sde": calibrate(sde_terms, ts, y0s, key=keys[2]),
-    }
+def calibrate_ladder(
+    ladder: Ladder,
+    *,
+    sde: bool = False,
+    steps: int | None = None,
+    pilots: int = 32,
+    progress: bool = True,
+) -> Calibration:
+    """Calibrates the probability flow, or the reverse SDE, on `pilots` images of fresh noise and Karras'
+    grid of `steps` steps (by default 128, for the SDE 256)."""
+    process, shape = ladder.config.process, ladder.config.shape
+    ts = process.grid(steps or (256 if sde else 128))
+    keys = jr.split(jr.key(ladder.config.training.seed + 2))
+    y0s = process.s_max * jr.normal(keys[0], (pilots, *shape))
+    term = ladder.term(sde=sde)
+    return calibrate(NoisyTerms(term, ts, shape) if sde else term, ts, y0s, key=keys[1], progress=progress)
 
 
 def count_flops(network: UNet) -> float:

@@ -106,7 +106,11 @@ def train_ladder(
         "jax": jax.__version__,
     }
     ladder = Ladder(trained, config, card, {})
-    ladder = dataclasses.replace(ladder, calibrations=calibrate_ladder(ladder))
+    calibrations = {
+        "ode": calibrate_ladder(ladder, progress=progress),
+        "sde": calibrate_ladder(ladder, sde=True, progress=progress),
+    }
+    ladder = dataclasses.replace(ladder, calibrations=calibrations)
     save_ladder(out / "ladder", ladder, text)
     return load_ladder(out / "ladder")
 
