@@ -11,6 +11,7 @@ from ._coins import (
     StratifiedCoins as StratifiedCoins,
     SystematicCoins as SystematicCoins,
 )
+from ._learn import learn_probabilities as learn_probabilities, LearningHistory as LearningHistory
 from ._plan import Plan as Plan
 from ._planning import make_plan as make_plan
 from ._probabilities import (
