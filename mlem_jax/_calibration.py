@@ -118,7 +118,7 @@ class Calibration:
                 "Calibrate again with initial states of that shape."
             )
 
-    def single_level_error(self, level: int, steps: float) -> float:
+    def single_level_error(self, level: int, steps: float | int) -> float:
         """Error of Euler on one level alone with this many steps: straight lines in logarithms between
         the measured counts; beyond them, first order in the step for the finest level's last piece, and
         what the last piece says for the others."""

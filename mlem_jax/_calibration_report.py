@@ -185,8 +185,11 @@ def calibration_report(calibration: Calibration) -> str:
     else:
         spread = "" if np.isinf(fit.standard_error) else f" ± {fit.standard_error:.2f}"
         lines.append(
-            f"gamma = {fit.gamma:.2f}{spread} (mass of levels {', '.join(map(str, fit.levels))} against cost); in Giles' "
-            f"letters beta = {fit.giles_beta:.2f}, gamma_G = {fit.giles_gamma:.2f} per level, and gamma = 2 gamma_G / beta"
+            f"gamma = {fit.gamma:.2f}{spread} (mass of levels {', '.join(map(str, fit.levels))} against cost);"
+        )
+        lines.append(
+            f"in Giles' letters beta = {fit.giles_beta:.2f}, gamma_G = {fit.giles_gamma:.2f} per level, and gamma = "
+            "2 gamma_G / beta"
         )
     finest = ", ".join(
         f"{error:.3g} ({steps})"

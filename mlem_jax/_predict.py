@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, SystematicCoins
@@ -82,13 +82,14 @@ def is_deterministic(coins: AbstractCoins) -> bool:
 
 
 def _weights(
-    coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], keys: PRNGKeyArray | None = None
+    coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], keys: Key[Array, " seeds"] | None = None
 ) -> Float[np.ndarray, "seeds steps levels"]:
     if keys is None:
         keys = jr.split(jr.key(0), 1 if is_deterministic(coins) else _SEEDS)
-    counts = _counts(coins, jnp.asarray(p, jnp.result_type(float)), keys)
-    # Exactly equal weights have to stay equal, as in the solver, which divides in this precision.
-    return np.asarray(counts / jnp.asarray(p, jnp.result_type(float)), float)
+    # In the solver's precision, in which equal probabilities give equal weights.
+    rounded = jnp.asarray(p, jnp.result_type(float))
+    counts = _counts(coins, rounded, keys)
+    return np.asarray(counts.astype(rounded.dtype) / rounded[None], float)
 
 
 def _evaluated(w: np.ndarray) -> np.ndarray:
@@ -123,7 +124,7 @@ def expected_cost(kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: Abs
 
 
 def error_of_coins(
-    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, keys: PRNGKeyArray
+    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, keys: Key[Array, " seeds"]
 ) -> float:
     """RMS error of the end state for the very coins that solvers with these keys toss."""
     return float(np.sqrt(np.mean(_squares(kicks, _weights(coins, p, keys)))))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from ._term import find_multilevel_term
 from ._types import Args, Y
@@ -39,7 +39,7 @@ def ends(
     ts: Float[Array, " times"],
     y0s: Y,
     args: Args,
-    noise_keys: PRNGKeyArray,
+    noise_keys: Key[Array, " pilots"],
 ) -> tuple[Y, PyTree]:
     """End states of a batch of trajectories, and the solver's state of the first one."""
 
@@ -59,8 +59,8 @@ def sweep(
     y0s: Y,
     args: Args,
     probes: int,
-    noise_keys: PRNGKeyArray,
-    probe_keys: PRNGKeyArray,
+    noise_keys: Key[Array, " pilots"],
+    probe_keys: Key[Array, " pilots"],
 ) -> tuple[Float[Array, "steps levels pilots"], Float[Array, "steps levels pilots probes"]]:
     """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step along Euler on
     the finest level; `J` is that of the flow of `make_cheap`'s terms. Mean squares over directions are

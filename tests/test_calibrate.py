@@ -1,6 +1,7 @@
-"""Calibration and budgets against closed forms on linear hierarchies."""
+"""Calibration and budgets against closed forms on linear hierarchies. Plans are in test_plan.py."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -18,6 +19,7 @@ MATRICES = [
 MATRICES = [sum(MATRICES[: k + 1], jnp.zeros((DIM, DIM))) for k in range(3)]
 LEVELS = [lambda t, y, args, m=m: m @ y for m in MATRICES]
 COSTS = (1.0, 5.0, 25.0)
+QUIET = dict(trials=False, progress=False)
 
 
 def closed_form(ts, y0s, sensitivity):
@@ -47,12 +49,15 @@ def test_increments_and_effects_of_linear_levels(backward, sensitivity):
     ts = ts[::-1] if backward else ts
     y0s = jr.normal(jr.key(4), (64, DIM))
     term = ml.MultilevelTerm(*LEVELS, costs=COSTS)
-    found = ml.calibrate(term, ts, y0s, key=jr.key(5), probes=64, sensitivity_level=sensitivity)
+    found = ml.calibrate(
+        term, ts, y0s, key=jr.key(5), probes=64, sensitivity_level=sensitivity, batch_size=24, **QUIET
+    )
     plain, weighted = closed_form(ts, y0s, sensitivity)
     np.testing.assert_allclose(found.increment, plain, rtol=1e-3)
     np.testing.assert_allclose(found.effect, weighted, rtol=0.06)
     np.testing.assert_allclose(found.costs, [0.04, 0.2, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(found.ts, ts[:-1])
+    np.testing.assert_allclose(found.ts, ts)
+    assert found.kicks.shape == (STEPS, 3, 64, 64)
 
 
 def test_additive_noise_moves_the_trajectories_but_not_the_derivatives():
@@ -62,8 +67,8 @@ def test_additive_noise_moves_the_trajectories_but_not_the_derivatives():
     term = ml.MultilevelTerm(*levels, costs=(1, 10))
     noise = diffrax.ControlTerm(lambda t, y, args: jnp.eye(3), ml.GridBrownianPath(ts, (3,), key=jr.key(0)))
     y0s = jnp.zeros((8, 3))
-    sde = ml.calibrate(diffrax.MultiTerm(term, noise), ts, y0s, key=jr.key(1))
-    ode = ml.calibrate(term, ts, y0s, key=jr.key(1))
+    sde = ml.calibrate(diffrax.MultiTerm(term, noise), ts, y0s, key=jr.key(1), **QUIET)
+    ode = ml.calibrate(term, ts, y0s, key=jr.key(1), **QUIET)
     np.testing.assert_allclose(sde.effect[:, 1], ode.effect[:, 1], rtol=1e-5)
     assert np.max(np.abs(sde.increment[:, 0] - ode.increment[:, 0])) > 0.1
 
@@ -77,43 +82,104 @@ def test_pytree_states_count_every_component_once():
         ts,
         {"a": jnp.ones((3, 2)), "b": (jnp.full((3, 1, 2), 2.0),)},
         key=jr.key(0),
+        **QUIET,
     )
     # At the first time D_2 = -y / 2 with y = (1, 1, 2, 2).
     np.testing.assert_allclose(split.increment[0, 1], np.sqrt(2.5) / 2, rtol=1e-6)
 
 
-def test_probabilities_meet_the_budget_and_follow_the_allocation():
-    ts = np.linspace(0.0, 1.0, 101)
-    effect = np.stack([np.ones(50), np.linspace(0.1, 0.4, 50), np.linspace(0.02, 0.01, 50)], axis=1)
-    calibration = ml.Calibration(np.linspace(0.0, 0.98, 50), effect, effect, np.array([0.01, 0.1, 1.0]))
-    p = calibration.probabilities(ts, budget=6.0)
-    assert float(ml.expected_evaluations(p, ts) @ calibration.costs) == pytest.approx(6.0, rel=1e-3)
-    early, late = p(0.2, 0.01), p(0.8, 0.01)
-    assert float(early[0]) == float(late[0]) == 1.0
-    # p_k is proportional to effect_k / sqrt(C_k + C_{k-1}) where it is below 1.
-    pair = np.sqrt([0.11, 1.1])
-    wanted = np.array([np.interp(0.2, calibration.ts, effect[:, k]) for k in (1, 2)]) / pair
-    assert float(early[1] / early[2]) == pytest.approx(wanted[0] / wanted[1], rel=1e-4)
+def test_noise_of_its_own_for_each_pilot():
+    # D_2 = 1 - 2 y sees the noise; without noise all pilots are alike.
+    ts = jnp.linspace(0.0, 1.0, STEPS + 1)
+    term = ml.MultilevelTerm(lambda t, y, args: y, lambda t, y, args: 1 - y, costs=(1, 10))
+
+    def make(key):
+        path = ml.GridBrownianPath(ts, (1,), key=key)
+        return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: jnp.eye(1), path))
+
+    # One direction of one component: J D_2 up to its sign, along paths that only the noise makes differ.
+    y0s = jnp.zeros((6, 1))
+    own = ml.calibrate(make, ts, y0s, key=jr.key(1), probes=1, **QUIET)
+    shared = ml.calibrate(make(jr.key(0)), ts, y0s, key=jr.key(1), probes=1, **QUIET)
+    assert np.std(np.abs(own.kicks[-1, 1]), axis=0) > 0.1
+    assert np.std(np.abs(shared.kicks[-1, 1]), axis=0) < 1e-6
 
 
-def test_calibration_file_round_trip(tmp_path):
-    values = np.arange(6.0).reshape(3, 2)
-    calibration = ml.Calibration(np.arange(3.0), values, values + 1, np.array([0.1, 1.0]))
+def test_errors_of_single_levels_against_closed_forms():
+    # Euler on dy/dt = -y and the exact solution exp(-1) of the finest level.
+    ts = jnp.linspace(0.0, 1.0, 65)
+    term = ml.MultilevelTerm(lambda t, y, args: -0.9 * y, lambda t, y, args: -y, costs=(1, 10))
+    found = ml.calibrate(term, ts, jnp.ones((2, 3)), key=jr.key(0), **QUIET)
+    assert found.single_steps.tolist() == [8, 16, 32, 64]
+    steps = np.array([8, 16, 32, 64])
+    for level, rate in enumerate((0.9, 1.0)):
+        exact = np.abs((1 - rate / steps) ** steps - np.exp(-1))
+        # The reference is extrapolated once: its own error is of order 64 ** -2.
+        np.testing.assert_allclose(found.single_error[level], exact, atol=1e-4)
+    # Beyond the last count: first order for the finest level, no better for the other.
+    assert found.single_level_error(1, 256) == pytest.approx(found.single_error[1, -1] / 4, rel=0.05)
+    assert found.single_level_error(0, 256) == pytest.approx(found.single_error[0, -1])
+
+
+def test_calibration_file_round_trip_and_what_it_belongs_to(tmp_path):
+    ts, y0s = jnp.linspace(0.0, 1.0, 5), jnp.ones((2, DIM))
+    term = ml.MultilevelTerm(*LEVELS, costs=COSTS)
+    calibration = ml.calibrate(term, ts, y0s, key=jr.key(0), **QUIET)
     calibration.save(tmp_path / "c.npz")
     again = ml.Calibration.load(tmp_path / "c.npz")
-    np.testing.assert_array_equal(again.effect, calibration.effect)
+    np.testing.assert_array_equal(again.kicks, calibration.kicks)
+    assert again.levels_id == calibration.levels_id and str(again) == str(calibration)
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
-    np.savez(tmp_path / "other.npz", x=values)
+    again.require(term.levels, y0s[0])
+    with pytest.raises(ValueError, match="measured with a state"):
+        again.require(term.levels, jnp.ones(DIM + 1))
+    with pytest.raises(ValueError, match="measured with 3 levels and is used with 2"):
+        again.require(term.levels[:2], y0s[0])
+    np.savez(tmp_path / "other.npz", x=np.ones(2))
     with pytest.raises(ValueError, match="not a calibration"):
         ml.Calibration.load(tmp_path / "other.npz")
 
 
+class Linear(eqx.Module):
+    rate: jax.Array
+
+    def __call__(self, t, y, args):
+        return -self.rate * y
+
+
+def test_a_calibration_knows_the_numbers_inside_its_levels():
+    levels = Linear(jnp.asarray(0.9)), Linear(jnp.asarray(1.0))
+    found = ml.calibrate(
+        ml.MultilevelTerm(*levels, costs=(1, 2)),
+        jnp.linspace(0.0, 1.0, 5),
+        jnp.ones((2, 1)),
+        key=jr.key(0),
+        **QUIET,
+    )
+    with pytest.raises(ValueError, match="number 2 differ"):
+        found.require((levels[0], Linear(jnp.asarray(1.1))), jnp.ones(1))
+
+
+def test_costs_are_counted_where_none_are_given():
+    big = jr.normal(jr.key(0), (64, 64)) / 64
+    small = big[:8, :8]
+    cheap = lambda t, y, args: -y.at[:8].add(small @ y[:8])  # noqa: E731
+    fine = lambda t, y, args: -big @ y  # noqa: E731
+    found = ml.calibrate(
+        ml.MultilevelTerm(cheap, fine), jnp.linspace(0.0, 1.0, 5), jnp.ones((2, 64)), key=jr.key(0), **QUIET
+    )
+    assert found.costs[1] == 1.0 and 0.0 < found.costs[0] < 0.1
+    assert np.all(found.seconds > 0)
+
+
 def test_calibrate_says_what_is_missing():
-    ts, y0s = jnp.linspace(0.0, 1.0, 3), jnp.ones((2, DIM))
+    ts, y0s = jnp.linspace(0.0, 1.0, 5), jnp.ones((2, DIM))
     with pytest.raises(ValueError, match="one level; use diffrax.Euler"):
         ml.calibrate(ml.MultilevelTerm(LEVELS[0]), ts, y0s, key=jr.key(0))
     with pytest.raises(ValueError, match=r"Write MultilevelTerm\(\.\.\., costs"):
-        ml.calibrate(ml.MultilevelTerm(*LEVELS), ts, y0s, key=jr.key(0))
+        ml.calibrate(ml.MultilevelTerm(*LEVELS), ts, y0s, key=jr.key(0), costs=(1.0, 2.0))
+    with pytest.raises(ValueError, match="multiple of 4, for example"):
+        ml.calibrate(ml.MultilevelTerm(*LEVELS), ts[:-1], y0s, key=jr.key(0))
     with pytest.raises(ValueError, match="in place of ODETerm"):
         ml.calibrate(diffrax.ODETerm(LEVELS[0]), ts, y0s, key=jr.key(0))
 

@@ -1,0 +1,233 @@
+"""Plans: what they promise is what happens, and what does not pay is said."""
+
+import dataclasses
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import as_user, POLICIES
+
+import mlem_jax as ml
+from mlem_jax._calibration_report import kurtosis, memory, regression
+from mlem_jax._predict import predict, select, Selection
+
+DIM, STEPS, PILOTS = 6, 64, 48
+COSTS = (1.0, 6.0, 36.0)
+TS = jnp.linspace(0.0, 2.0, STEPS + 1)
+Y0S = jr.normal(jr.key(4), (PILOTS, DIM))
+
+
+def linear_levels(sizes, seed=0):
+    """`f^k = A_k y`, the finest with matrix `-1 + random`, and each cheaper one `size` away from the next."""
+    matrix = -jnp.eye(DIM) + 0.3 * jr.normal(jr.key(seed), (DIM, DIM)) / DIM**0.5
+    matrices = [matrix]
+    for k, size in enumerate(reversed(sizes)):
+        change = jr.normal(jr.key(seed + k + 1), (DIM, DIM)) / DIM**0.5
+        matrices.insert(0, matrices[0] + size * change)
+    return [lambda t, y, args, m=m: m @ y for m in matrices]
+
+
+@pytest.fixture(scope="module")
+def term():
+    return ml.MultilevelTerm(*linear_levels((0.1, 0.03)), costs=COSTS)
+
+
+@pytest.fixture(scope="module")
+def calibration(term):
+    # The finest level's own derivative, so that nothing but the linearisation is approximate.
+    return ml.calibrate(
+        term, TS, Y0S, key=jr.key(5), probes=8, sensitivity_level=-1, trials=False, progress=False
+    )
+
+
+def solve(term, plan, solver, y0s=Y0S):
+    """End states of a batch and the solver's state."""
+
+    def one(y0):
+        return diffrax.diffeqsolve(
+            plan.terms(term),
+            solver,
+            plan.grid[0],
+            plan.grid[-1],
+            None,
+            y0,
+            stepsize_controller=diffrax.StepTo(plan.grid),
+            saveat=diffrax.SaveAt(t1=True, solver_state=True),
+        )
+
+    sol = jax.vmap(one)(y0s)
+    return sol.ys[:, 0], sol.solver_state
+
+
+def euler(term, plan):
+    return solve(term, dataclasses.replace(plan, levels=(0, 1, 2), costs=np.array(COSTS)), diffrax.Euler())[0]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("budget", [4.0, 12.0])
+def test_predicted_coin_error_and_cost_are_what_happens(term, calibration, name, budget):
+    # 300 coin seeds from key 11 (1 for midpoint), on the pilots themselves: 8 directions each leave an
+    # error of 1 / sqrt(2 * 48 * 8) = 4% in the prediction, the seeds about 5%; the tolerance is 20%.
+    coins = POLICIES[name]
+    plan = calibration.plan(budget=budget, coins=coins, steps=STEPS, levels=(0, 1, 2))
+    end = euler(term, plan)
+
+    def run(key):
+        found, state = solve(term, plan, plan.solver(key=key))
+        return jnp.mean((found - end) ** 2), state.evaluations[0]
+
+    seeds = 1 if name == "midpoint" else 300
+    squares, evaluations = jax.lax.map(jax.jit(run), jr.split(jr.key(11), seeds))
+    measured = float(jnp.sqrt(jnp.mean(squares)))
+    assert measured == pytest.approx(plan.coin_error, rel=0.2)
+    cost = float(jnp.mean(evaluations, axis=0) @ jnp.asarray(plan.costs))
+    assert cost == pytest.approx(plan.cost, rel=0.06)
+    assert plan.cost <= budget
+
+
+def test_probabilities_of_independent_coins_are_the_best(calibration):
+    # Moving cost between levels, or between early and late times, must not lower the predicted error.
+    plan = calibration.plan(budget=6.0, coins=ml.IndependentCoins(), steps=STEPS, levels=(0, 1, 2))
+    kicks = select(calibration, Selection((0, 1, 2), 1))
+    cost, error, _ = predict(kicks, plan.table, ml.IndependentCoins())
+    early = (np.arange(STEPS) < STEPS // 2)[:, None]
+    for change in (
+        np.array([1.0, 1.6, 1.0]),
+        np.array([1.0, 1 / 1.6, 1.0]),
+        np.where(early, [1.0, 1.6, 1.6], 1.0),
+        np.where(early, [1.0, 1 / 1.6, 1 / 1.6], 1.0),
+    ):
+        moved_cost, moved, _ = predict(kicks, np.minimum(1.0, plan.table * change), ml.IndependentCoins())
+        # Error falls like the root of the cost beyond the cheapest level's.
+        base = STEPS * calibration.costs[0]
+        assert moved * ((moved_cost - base) / (cost - base)) ** 0.5 > 0.99 * error
+
+
+def test_dropping_a_level_adds_its_increment_to_the_next(calibration):
+    every = select(calibration, Selection((0, 1, 2), 1)).values
+    two = select(calibration, Selection((0, 2), 2))
+    np.testing.assert_allclose(two.values[: STEPS // 2, 2], every[::2, 1:].sum(1))
+    assert two.steps == STEPS // 2 and np.all(two.values[STEPS // 2 :] == 0) and np.all(two.values[:, 0] == 0)
+
+
+def test_a_useless_level_is_left_out_and_named():
+    # The second level costs a third of the finest and is no better than the first.
+    first, finest = linear_levels((0.03,))
+    middle = lambda t, y, args: first(t, y, args) * 1.0001  # noqa: E731
+    term = ml.MultilevelTerm(first, middle, finest, costs=(1, 30, 100))
+    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), trials=False, progress=False)
+    assert "Level 2 costs more than it corrects" in str(found)
+    plan = found.plan(budget=8.0)
+    assert plan.levels == (0, 2)
+    assert "Level 2 is left out" in str(plan)
+
+
+def test_where_the_finest_level_alone_is_best_the_plan_is_euler():
+    # The cheap level costs almost as much as the finest and is far off.
+    term = ml.MultilevelTerm(*linear_levels((3.0,)), costs=(1, 1.5))
+    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), trials=False, progress=False)
+    plan = found.plan(budget=16.0)
+    assert plan.levels == (1,) and isinstance(plan.solver(key=jr.key(0)), diffrax.Euler)
+    assert "Use level 2 alone" in str(plan) and "close together" in str(found)
+    end, _ = solve(term, plan, plan.solver(key=jr.key(0)))
+    exact = jax.vmap(
+        lambda y: diffrax.diffeqsolve(plan.terms(term), diffrax.Dopri5(), 0.0, 2.0, 0.01, y).ys[0]
+    )(Y0S)
+    assert float(jnp.sqrt(jnp.mean((end - exact) ** 2))) == pytest.approx(plan.error, rel=0.25)
+
+
+def test_gamma_below_two_is_measured_and_said():
+    # |D_k| falls by 4 for each factor of 6 in cost: gamma = log 6 / log 4 = 1.29, well below 2.
+    term = ml.MultilevelTerm(*linear_levels((0.4, 0.1, 0.025)), costs=(1, 6, 36, 216))
+    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), probes=8, trials=False, progress=False)
+    fit = regression(found)
+    assert fit.gamma == pytest.approx(np.log(6) / np.log(4), rel=0.15)
+    assert fit.gamma == pytest.approx(2 * fit.giles_gamma / fit.giles_beta, rel=0.02)
+    assert "independent coins do not pay" in str(found)
+    # One level alone costs less than independent coins here.
+    assert len(found.plan(budget=16.0, coins=ml.IndependentCoins()).levels) == 1
+
+
+def test_report_measures_kurtosis_and_memory():
+    # Kicks of the second level are 1 for one pilot of 400 and 0 otherwise: kurtosis 400. The third level's
+    # alternate in time: they forget at once.
+    steps, pilots = 8, 400
+    kicks = np.ones((steps, 3, pilots, 1), np.float32)
+    kicks[:, 1] = 0
+    kicks[:, 1, 0] = 1
+    kicks[:, 2] *= (-1.0) ** np.arange(steps)[:, None, None]
+    base = ml.calibrate(
+        ml.MultilevelTerm(*linear_levels((0.1, 0.03)), costs=COSTS),
+        TS[:9],
+        Y0S[:2],
+        key=jr.key(0),
+        trials=False,
+    )
+    found = dataclasses.replace(base, kicks=kicks)
+    np.testing.assert_allclose(kurtosis(found), [1, 400, 1])
+    assert memory(found).tolist() == [8, 8, 1]
+    assert "kurtosis 400 > 100" in str(found)
+
+
+def test_target_error_is_met_at_no_more_cost_than_needed(calibration):
+    generous = calibration.plan(budget=12.0)
+    plan = calibration.plan(error=generous.error)
+    assert plan.error <= generous.error and plan.cost <= 1.05 * generous.cost
+    with pytest.raises(ValueError, match="cannot be reached"):
+        calibration.plan(error=1e-9)
+
+
+def test_plan_file_round_trip(calibration, tmp_path):
+    for coins in (ml.SystematicCoins(offset=0.5), ml.SystematicCoins(), ml.StratifiedCoins()):
+        plan = calibration.plan(budget=8.0, coins=coins)
+        plan.save(tmp_path / "plan.npz")
+        again = ml.Plan.load(tmp_path / "plan.npz")
+        np.testing.assert_array_equal(again.table, plan.table)
+        assert str(again) == str(plan)
+    np.savez(tmp_path / "other.npz", x=np.ones(2))
+    with pytest.raises(ValueError, match="not a plan"):
+        ml.Plan.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(), "one of them; got None and None"),
+        (dict(budget=1.0, error=1.0), "one of them"),
+        (dict(budget=-1.0), "positive number; got -1"),
+        (dict(budget=8.0, coins="midpoint"), "an object such as"),
+        (dict(budget=8.0, steps=7), "must divide the calibration's 64 steps"),
+        (dict(budget=8.0, levels=(0, 1)), "the last 2"),
+        (dict(budget=1e-3), "Give a larger budget"),
+        (dict(budget=1e-1, steps=64, levels=(0, 1, 2)), "too small for these levels and steps"),
+    ],
+)
+def test_bad_input_of_plans(calibration, settings, message):
+    with as_user(), pytest.raises(ValueError, match=message):
+        ml.make_plan(calibration, **settings)
+
+
+def test_trial_runs_correct_the_linear_prediction():
+    # A cubic drift whose increments do not simply add up: the trials see it.
+    cheap = lambda t, y, args: -0.6 * y**3  # noqa: E731
+    fine = lambda t, y, args: -(y**3)  # noqa: E731
+    found = ml.calibrate(
+        ml.MultilevelTerm(cheap, fine, costs=(1, 50)), TS, 1.5 + 0.1 * Y0S, key=jr.key(0), progress=False
+    )
+    assert set(found.check_coins) == {
+        "IndependentCoins",
+        "StratifiedCoins",
+        "SystematicCoins",
+        "SystematicCoins(0.5)",
+    }
+    assert np.all(found.check_measured > 0)
+    plan = found.plan(budget=5.0, steps=STEPS, levels=(0, 1))
+    untried = dict(
+        check_coins=(), check_budget=np.zeros(0), check_predicted=np.zeros(0), check_measured=np.zeros(0)
+    )
+    linear = dataclasses.replace(found, **untried).plan(budget=5.0, steps=STEPS, levels=(0, 1))
+    assert plan.coin_error == pytest.approx(plan.nonlinearity * linear.coin_error, rel=1e-6)
+    assert "were not tried" in str(linear)
