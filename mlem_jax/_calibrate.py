@@ -131,7 +131,7 @@ def calibrate(
                 ]
                 jax.block_until_ready(single[level, stride])
                 tell("each level alone", len(batches))
-        reference = _reference(single, num_levels - 1)
+        reference, left = _reference(single, num_levels - 1)
         calibration = Calibration(
             ts=np.asarray(ts, float),
             increment=np.sqrt(np.mean(squares, axis=2)),
@@ -140,7 +140,10 @@ def calibrate(
             seconds=seconds,
             single_steps=np.array([total // m for m in reversed(strides)]),
             single_error=np.array(
-                [[_rms(single[k, m], reference) for m in reversed(strides)] for k in range(num_levels)]
+                [
+                    [np.hypot(_rms(single[k, m], reference), left) for m in reversed(strides)]
+                    for k in range(num_levels)
+                ]
             ),
             check_budget=np.zeros(0),
             check_predicted=np.zeros(0),
@@ -239,13 +242,18 @@ def _rms(ends: list[PyTree], others: list[PyTree]) -> float:
     return float(np.sqrt(squares / count))
 
 
-def _reference(single: dict[tuple[int, int], list[PyTree]], finest: int) -> list[PyTree]:
-    """The best guess at the exact solution of the finest level: Richardson extrapolation of Euler where
-    it converges at first order (differences that halve with the step), else Euler with all steps."""
+def _reference(single: dict[tuple[int, int], list[PyTree]], finest: int) -> tuple[list[PyTree], float]:
+    """The best guess at the exact solution of the finest level, and the RMS error that it is left with.
+
+    Richardson extrapolation of Euler where that converges at first order (differences that halve with the
+    step). Elsewhere Euler with all steps, whose error is then about its distance to Euler with half of them:
+    so it is for errors of order 1/2 that are uncorrelated from one halving to the next.
+    """
     fine, half, quarter = (single[finest, m] for m in (1, 2, 4))
-    if _rms(quarter, half) < 1.6 * _rms(half, fine):
-        return fine
-    return [jtu.tree_map(lambda a, b: 2 * a - b, f, h) for f, h in zip(fine, half, strict=True)]
+    last = _rms(half, fine)
+    if _rms(quarter, half) < 1.6 * last:
+        return fine, last
+    return [jtu.tree_map(lambda a, b: 2 * a - b, f, h) for f, h in zip(fine, half, strict=True)], 0.0
 
 
 def _try(

@@ -1,0 +1,158 @@
+"""The main job and the commands, on a tiny untrained ladder; and the pictures."""
+
+import dataclasses
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from diffusion_problems import randomised, TINY, write_idx
+from typer.testing import CliRunner
+
+import mlem_jax as ml
+from mlem_jax import _cli, _demo, plot
+from mlem_jax._demo import equivalent_cost
+from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def ladder():
+    networks = tuple(randomised(n, seed=k) for k, n in enumerate(TINY.networks()))
+    bare = Ladder(networks, TINY, {"name": "tiny"}, {})
+    found = {
+        kind: calibrate_ladder(bare, sde=kind == "sde", steps=16, pilots=4, progress=False) for kind in ("ode", "sde")
+    }
+    return dataclasses.replace(bare, calibrations=found)
+
+
+@pytest.fixture
+def run(ladder, monkeypatch):
+    monkeypatch.setattr(_cli, "load_ladder", lambda: ladder)
+    monkeypatch.setattr(_demo, "FINE_STEPS", {False: 32, True: 32})
+    monkeypatch.setattr(_demo, "EULER_STEPS", (4, 8, 16))
+    monkeypatch.setattr(_demo, "COIN_SEEDS", 2)
+    return lambda *arguments: CliRunner().invoke(_cli.app, list(map(str, arguments)), env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("sde", [(), ("--sde",)])
+def test_main_job(run, tmp_path, sde):
+    out, numbers = tmp_path / "out", tmp_path / "numbers.json"
+    result = run("--out", out, "--json", numbers, "--samples", 3, "--budget", 14, "--seed", 5, *sde)
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in out.iterdir()) == ["coins.png", "samples.png"]
+    assert all(p.read_bytes().startswith(PNG) for p in out.iterdir())
+    found = json.loads(numbers.read_text())
+    methods = [row["method"] for row in found["rows"]]
+    assert methods == [
+        *(f"Euler {n} steps" for n in (4, 8, 16)),
+        *["ML-EM independent coins"] * 2,
+        "ML-EM default coins",
+    ]
+    for row in found["rows"]:
+        assert {"error", "finest_evaluations", "seconds", "seed"} <= set(row)
+        assert 0 < row["error"] < np.inf and row["seconds"] > 0
+    assert [row["seed"] for row in found["rows"][3:]] == [5, 6, 5]
+    assert [row["finest_evaluations"] for row in found["rows"][:3]] == [4, 8, 16]
+    assert set(found["speedup"]) == {"finest_evaluations", "seconds"}
+    # The speed-up is what the rows say.
+    euler, ours = found["rows"][:3], found["rows"][-1]
+    same = equivalent_cost([r["error"] for r in euler], [r["finest_evaluations"] for r in euler], ours["error"])
+    assert found["speedup"]["finest_evaluations"] == pytest.approx(same / ours["finest_evaluations"])
+    for shown in ("predicted", "ML-EM default coins", f"{found['speedup']['seconds']:.1f} times the seconds"):
+        assert shown in result.output
+
+
+def test_main_job_for_a_target_error(run, tmp_path):
+    # More than what the plan of the smallest cost errs: met by every plan.
+    result = run("--out", tmp_path, "--error", 50, "--samples", 2)
+    assert result.exit_code == 0, result.output
+    both = run("--out", tmp_path, "--error", 50, "--budget", 3)
+    assert both.exit_code == 2 and "not both" in both.output
+
+
+def test_what_cannot_work_is_said_before_long_work(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(_cli, "compare", None)
+    result = run("--out", tmp_path / "file")
+    assert result.exit_code == 2 and "Choose another --out" in result.output
+
+
+def test_a_budget_too_small_is_refused(run, tmp_path):
+    result = run("--out", tmp_path, "--budget", 1e-6)
+    assert result.exit_code == 2 and "larger budget" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ([], ["--out", "--json", "--seed", "--samples", "--budget", "--error", "--sde", "train"]),
+        (["train"], ["--out", "--config", "--data", "--from"]),
+    ],
+)
+def test_help_names_every_option(run, command, options):
+    result = run(*command, "--help")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    assert result.exit_code == 0 and all(option in plain for option in options)
+
+
+def test_train_command(run, tmp_path):
+    config = tmp_path / "ladder.toml"
+    config.write_text(
+        'name = "t"\nshape = [4, 4, 1]\n[training]\nsteps = 3\nmatch_steps = 3\nbatch_size = 4\nwarmup_steps = 1\n'
+        + "".join(
+            f"[[levels]]\nwidth = {w}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n" for w in (2, 6)
+        )
+    )
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4))
+    write_idx(tmp_path / "data", images)
+    write_idx(tmp_path / "data", images, train=False)
+    arguments = ("train", "--out", tmp_path / "run", "--config", config, "--data", tmp_path / "data")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "distance to finest" in result.output
+    assert len(load_ladder(tmp_path / "run" / "ladder").networks) == 2
+    again = run("train", "--out", tmp_path / "more", "--from", tmp_path / "run" / "ladder", *arguments[3:])
+    assert again.exit_code == 0, again.output
+    missing = run(*arguments[:-1], tmp_path / "nowhere")
+    assert missing.exit_code == 2 and "dataset-fashion-mnist" in missing.output
+
+
+@pytest.mark.parametrize("error", [0.5, 0.03, 1e-3])
+def test_equivalent_cost_is_exact_for_power_laws(error):
+    # error = 2 / cost: inside, beyond the dear end, and beyond the cheap end of the curve; in any order.
+    costs = [16.0, 8.0, 32.0, 64.0]
+    assert equivalent_cost([2 / c for c in costs], costs, error) == pytest.approx(2 / error)
+
+
+def test_equivalent_cost_interpolates_between_neighbours():
+    # A kink at cost 4: only the two neighbours count.
+    assert equivalent_cost([1.0, 0.5, 0.05], [2.0, 4.0, 8.0], 0.5**1.5) == pytest.approx(
+        4 * 2 ** (np.log(0.5**0.5) / np.log(0.1))
+    )
+
+
+def test_pictures(tmp_path):
+    images = np.linspace(-1, 1, 4 * 6 * 5).reshape(4, 6, 5)
+    figure = plot.samples([("one", images), ("two", images[:2])], columns=3)
+    assert len(figure.axes) == 2 and figure.axes[0].get_images()[0].get_array().shape == (6, 15)
+    plot.save_figure(figure, tmp_path / "new" / "a.png")
+    assert (tmp_path / "new" / "a.png").read_bytes().startswith(PNG)
+    before = (tmp_path / "new" / "a.png").read_bytes()
+
+    class Broken:
+        def savefig(self, path, dpi):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        plot.save_figure(Broken(), tmp_path / "new" / "a.png")
+    # The old picture is whole and nothing else is left.
+    assert os.listdir(tmp_path / "new") == ["a.png"] and (tmp_path / "new" / "a.png").read_bytes() == before
+
+
+def test_picture_of_firings_needs_a_record():
+    report = ml.EvaluationReport(3, np.array([3, 1]), None, None, None)
+    with pytest.raises(ValueError, match="record="):
+        plot.firings([("a", report)])
