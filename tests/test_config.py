@@ -1,105 +1,227 @@
-"""The TOML file of a ladder: read as written, and refused with the place and the remedy."""
+"""A ladder's TOML file: what it may leave out, and that everything wrong in it is named."""
 
-import jax.random as jr
-import numpy as np
+from pathlib import Path
+
+import equinox as eqx
 import pytest
-from diffusion_problems import arrays
 from problems import as_user
 
-from mlem_jax._cli import _CONFIG
-from mlem_jax.diffusion import read_config, Training, VariancePreserving
+import mlem_jax.diffusion
+from mlem_jax.diffusion import Config, Level, read_config, Training, VariancePreserving
 
-GOOD = """
-name = "small"
-shape = [8, 8, 1]
-prediction = "eps"
-
-[process]
-s_min = 0.02
-
-[training]
-steps = 12
-match_log_normal = [0.5, 1.6]
-
-[[levels]]
-width = 4
-
-[[levels]]
-width = 8
-folds = [2, 2]
-multipliers = [1, 3]
-blocks = [1, 1]
-"""
+SHIPPED = Path(mlem_jax.diffusion.__file__).parent / "fashion_mnist" / "ladder.toml"
+LEVEL = "[[levels]]\nwidth = 4\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
+HEAD = 'name = "tiny"\nshape = [4, 4, 1]\n'
+SMALLEST = HEAD + LEVEL
 
 
 def read(tmp_path, text):
     path = tmp_path / "ladder.toml"
     path.write_text(text)
+    # As a user: run-time type checks would refuse an integer for a float, and before the file's own messages.
     with as_user():
         return read_config(path)
 
 
-def test_what_is_written_is_read_and_the_rest_has_defaults(tmp_path):
-    config = read(tmp_path, GOOD)
-    assert config.shape == (8, 8, 1) and config.prediction == "eps" and len(config.levels) == 2
-    assert config.process == VariancePreserving(s_min=0.02)
-    assert config.levels[1].multipliers == (1, 3) and config.levels[0].folds == (2, 2)
-    assert config.training == Training(steps=12, match_log_normal=(0.5, 1.6))
+def test_everything_that_can_be_written_is_read(tmp_path):
+    # Integers do for `clip_norm` and `ema_decay`.
+    config = read(
+        tmp_path,
+        """
+        name = "all"
+        shape = [8, 12, 3]
+        prediction = "x0"
+        [process]
+        s_min = 0.02
+        s_max = 50.0
+        [training]
+        steps = 1
+        match_steps = 2
+        batch_size = 3
+        learning_rate = 0.1
+        match_learning_rate = 0.2
+        match_log_normal = [0.5, 1.6]
+        warmup_steps = 4
+        clip_norm = 2
+        ema_decay = 0
+        seed = 5
+        [[levels]]
+        width = 4
+        folds = [4]
+        multipliers = [3]
+        blocks = [0]
+        [[levels]]
+        width = 6
+        folds = [2, 2]
+        multipliers = [1, 2]
+        blocks = [1, 1]
+        """,
+    )
+    assert config == Config(
+        name="all",
+        shape=(8, 12, 3),
+        prediction="x0",
+        process=VariancePreserving(s_min=0.02, s_max=50.0),
+        training=Training(
+            steps=1,
+            match_steps=2,
+            batch_size=3,
+            learning_rate=0.1,
+            match_learning_rate=0.2,
+            match_log_normal=(0.5, 1.6),
+            warmup_steps=4,
+            clip_norm=2.0,
+            ema_decay=0.0,
+            seed=5,
+        ),
+        levels=(Level(4, (4,), (3,), (0,)), Level(6, (2, 2), (1, 2), (1, 1))),
+    )
 
 
-def test_networks_depend_on_the_seed_alone(tmp_path):
-    config = read(tmp_path, GOOD)
-    again = read(tmp_path, GOOD)
-    other = read(tmp_path, GOOD.replace("steps = 12", "steps = 12\nseed = 1"))
-    for a, b, c in zip(config.networks(), again.networks(), other.networks(), strict=True):
-        np.testing.assert_array_equal(arrays(a), arrays(b))
-        assert not np.allclose(arrays(a), arrays(c))
+def test_what_is_left_out_takes_its_default(tmp_path):
+    config = read(tmp_path, HEAD + "[[levels]]\nwidth = 4\n")
+    assert config == Config(name="tiny", shape=(4, 4, 1), levels=(Level(width=4),))
+    assert config.prediction == "v" and config.process == VariancePreserving()
+    assert config.training == Training() and config.training.match_log_normal is None
 
 
-def test_the_shipped_configuration_is_four_levels():
-    assert len(read_config(_CONFIG).levels) == 4
+def test_a_part_of_a_table_keeps_the_other_defaults(tmp_path):
+    config = read(tmp_path, HEAD + "[process]\ns_max = 20.0\n[training]\nsteps = 7\n" + LEVEL)
+    assert config.process == VariancePreserving(s_max=20.0)
+    assert config.training == Training(steps=7)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    "text, message",
     [
-        ('name = "small"', "", r"write name = \.\.\."),
-        ('name = "small"', 'name = "small"\ncolour = 1', r"\['colour'\], which is not known; known are"),
-        ('name = "small"', "name = ", "is not valid TOML"),
-        ("steps = 12", "steps = 0", r"\[training\] of .*: steps = 0; an integer of at least 1"),
-        ("steps = 12", "steps = 1.5", "steps = 1.5; an integer"),
-        ("steps = 12", "learning_rate = -1e-3", "learning_rate = -0.001; a positive number"),
-        ("steps = 12", "ema_decay = 1.0", r"ema_decay = 1.0; a number in \[0, 1\)"),
-        ("[0.5, 1.6]", "[0.5]", "the mean and the positive standard deviation"),
-        ("[0.5, 1.6]", "[0.5, -1.0]", "the mean and the positive standard deviation"),
-        ('"eps"', '"noise"', "prediction = 'noise' is not known; write one of"),
-        ("s_min = 0.02", "s_min = 100.0", r"\[process\] of .*0 < s_min < s_max"),
-        ("width = 8", "", r"\[\[levels\]\] number 2 of .* incomplete: write width"),
-        ("blocks = [1, 1]", "blocks = [1]", r"\[\[levels\]\] number 2"),
-        ("folds = [2, 2]", "folds = [3, 2]", r"\[\[levels\]\] number 2"),
+        (
+            SMALLEST.replace("name", "nam", 1),
+            r"ladder\.toml has \['nam'\], which is not known; known are .*'name'",
+        ),
+        (
+            HEAD + "[process]\nsmin = 1.0\n" + LEVEL,
+            r"\[process\] of .* has \['smin'\].*known are \['s_min', 's_max'",
+        ),
+        (HEAD + "[training]\nstep = 5\n" + LEVEL, r"\[training\] of .* has \['step'\], which is not known"),
+        (
+            SMALLEST + LEVEL + "depth = 2\n",
+            r"\[\[levels\]\] number 2 of .* has \['depth'\], which is not known",
+        ),
+        (LEVEL, r"ladder\.toml is incomplete: write name = \.\.\., shape = \.\.\.\."),
+        (
+            HEAD + "[[levels]]\nfolds = [4]\n",
+            r"\[\[levels\]\] number 1 of .* is incomplete: write width = \.\.\.\.",
+        ),
+        (SMALLEST + "blocks 2", r"ladder\.toml is not valid TOML: .*line 8"),
+        (SMALLEST + "width = 5\n", r"ladder\.toml is not valid TOML"),
+        (HEAD, r"ladder\.toml has no \[\[levels\]\] tables; write one per level, cheapest first"),
+        (HEAD + "[levels]\nwidth = 4\n", r"ladder\.toml has no \[\[levels\]\] tables"),
+        (HEAD + "levels = [4, 8]\n", r"\[\[levels\]\] number 1 of .* is 4; a table of settings is expected"),
+        ("training = 5\n" + SMALLEST, r"\[training\] of .* is 5; a table of settings is expected"),
+        (
+            'prediction = "score"\n' + SMALLEST,
+            r"prediction = 'score' is not known; write one of \('eps', 'x0', 'v'\)",
+        ),
+        (
+            HEAD + "[process]\ns_min = 90.0\n" + LEVEL,
+            r"\[process\] of .*0 < s_min < s_max.*s_min=90\.0, s_max=80\.0",
+        ),
+    ],
+    ids=[
+        "unknown key",
+        "unknown key of the process",
+        "unknown key of the training",
+        "unknown key of a level",
+        "missing keys",
+        "missing key of a level",
+        "malformed",
+        "key written twice",
+        "no levels",
+        "levels in single brackets",
+        "levels that are numbers",
+        "a number for a table",
+        "prediction",
+        "process",
     ],
 )
-def test_bad_files(tmp_path, old, new, message):
-    assert GOOD.count(old) == 1
+def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        read(tmp_path, GOOD.replace(old, new))
+        read(tmp_path, text)
 
 
-def test_a_file_without_levels(tmp_path):
-    with pytest.raises(ValueError, match=r"has no \[\[levels\]\] tables"):
-        read(tmp_path, GOOD[: GOOD.index("[[levels]]")])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("steps = 0", "steps = 0; an integer of at least 1"),
+        ("steps = 2.5", r"steps = 2\.5; an integer of at least 1"),
+        ("match_steps = -1", "match_steps = -1; an integer of at least 0"),
+        ("batch_size = 0", "batch_size = 0; an integer of at least 1"),
+        ("warmup_steps = -1", "warmup_steps = -1; an integer of at least 0"),
+        ("seed = -1", "seed = -1; an integer of at least 0"),
+        ("learning_rate = 0.0", r"learning_rate = 0\.0; a positive number"),
+        ("learning_rate = nan", "learning_rate = nan; a positive number"),
+        ("match_learning_rate = inf", "match_learning_rate = inf; a positive number"),
+        ('learning_rate = "fast"', "learning_rate = 'fast'; a positive number"),
+        ("clip_norm = -1.0", r"clip_norm = -1\.0; a positive number"),
+        ("ema_decay = 1.0", r"ema_decay = 1\.0; a number in \[0, 1\)"),
+        ("ema_decay = -0.1", r"ema_decay = -0\.1; a number in \[0, 1\)"),
+        ("match_log_normal = 0.5", r"match_log_normal = 0\.5; the mean and the positive standard deviation"),
+        ("match_log_normal = [0.5]", r"match_log_normal = \(0\.5,\); the mean and the positive"),
+        ("match_log_normal = [0.5, 0.0]", r"match_log_normal = \(0\.5, 0\.0\).*for example \[0\.5, 1\.6\]"),
+        ("match_log_normal = [0.5, -1.0]", r"match_log_normal = \(0\.5, -1\.0\); the mean"),
+        ("match_log_normal = [inf, 1.0]", r"match_log_normal = \(inf, 1\.0\); the mean"),
+        ('match_log_normal = ["a", "b"]', r"match_log_normal = \('a', 'b'\); the mean"),
+    ],
+    ids=lambda x: x if " = " in x and ";" not in x else "",
+)
+def test_a_training_setting_out_of_range_is_refused(tmp_path, line, message):
+    # The table's name comes before the setting's, so that the line in the file is found.
+    with pytest.raises(ValueError, match=r"\[training\] of .*ladder\.toml: " + message):
+        read(tmp_path, HEAD + f"[training]\n{line}\n" + LEVEL)
 
 
-def test_a_missing_file(tmp_path):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("width = 4", "width = 0"), "width=0; a positive integer"),
+        (("width = 4", 'width = "4"'), "width='4'; a positive integer"),
+        (("folds = [4]", "folds = [3]"), r"images of 4 x 4 with folds=\(3,\).*multiples of 3"),
+        (("folds = [4]", "folds = 4"), "folds=4; a list of integers"),
+        (("blocks = [1]", "blocks = [1, 1]"), "one entry per resolution"),
+        (("multipliers = [1]", "multipliers = [0]"), r"multipliers=\(0,\); a list of integers of at least 1"),
+    ],
+    ids=lambda x: x[1] if isinstance(x, tuple) else "",
+)
+def test_a_level_that_makes_no_network_is_refused_by_number(tmp_path, change, message):
+    with pytest.raises(ValueError, match=r"\[\[levels\]\] number 2: UNet .*" + message):
+        read(tmp_path, SMALLEST + LEVEL.replace(*change))
+
+
+def test_a_shape_that_is_no_image_is_refused(tmp_path):
+    with (
+        as_user(),
+        pytest.raises(ValueError, match=r"shape=\(4, 4\); \(height, width, channels\) is expected"),
+    ):
+        read(tmp_path, SMALLEST.replace("[4, 4, 1]", "[4, 4]"))
+
+
+def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read_config(tmp_path / "nowhere.toml")
+        read_config(tmp_path / "ladder.toml")
 
 
-def test_noise_levels_for_matching_are_log_normal_inside_the_range():
-    # Key 3, 40,000 draws: the mean of log s has a standard error of 0.0075, its deviation of 0.0053;
-    # 5 of them. The range cuts off less than 1e-5 of this normal distribution.
-    process = VariancePreserving(s_min=0.001, s_max=1000.0)
-    log_s = np.log(process.draw_s(jr.key(3), (40_000,), log_normal=(0.5, 1.5)))
-    assert abs(log_s.mean() - 0.5) < 5 * 0.0075 and abs(log_s.std() - 1.5) < 5 * 0.0053
-    narrow = VariancePreserving(s_min=0.5, s_max=2.0).draw_s(jr.key(3), (1000,), log_normal=(0.5, 1.5))
-    assert np.all((narrow >= 0.5 * 0.999) & (narrow <= 2.0 * 1.001))
+def test_networks_are_decided_by_the_seed(tmp_path):
+    def networks(seed):
+        return read(tmp_path, HEAD + f"[training]\nseed = {seed}\n" + LEVEL + LEVEL).networks()
+
+    first, again, other = networks(3), networks(3), networks(4)
+    assert eqx.tree_equal(first, again)
+    assert not eqx.tree_equal(first[0], other[0])
+    # Two levels of the same sizes are two networks.
+    assert not eqx.tree_equal(first[0], first[1])
+
+
+def test_the_shipped_description_is_read():
+    config = read_config(SHIPPED)
+    assert config.name == "fashion_mnist" and config.shape == (28, 28, 1)
+    assert len(config.levels) == 4

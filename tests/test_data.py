@@ -1,4 +1,4 @@
-"""Reading IDX files, and what is said where there are none."""
+"""Images from IDX files: what was written is what is read, and a file that is wrong is named."""
 
 import gzip
 
@@ -6,36 +6,88 @@ import numpy as np
 import pytest
 from diffusion_problems import idx_bytes, write_idx
 
-from mlem_jax.diffusion import load_images
+from mlem_jax.diffusion import FASHION_MNIST, load_images
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (7, 3, 5))
-
-
-@pytest.mark.parametrize("compress", [True, False])
-def test_round_trip_in_order_and_range(tmp_path, compress):
-    write_idx(tmp_path, IMAGES, compress=compress)
-    write_idx(tmp_path, IMAGES[:2], train=False, compress=compress)
-    found = load_images(tmp_path)
-    assert found.shape == (7, 3, 5, 1) and found.dtype == np.float32
-    np.testing.assert_allclose(found[..., 0], IMAGES / 127.5 - 1, atol=1e-6)
-    assert len(load_images(tmp_path, train=False)) == 2
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3, 4))
+PIXELS[0, 0, :2] = 0, 255
 
 
-def test_a_missing_data_set_says_how_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
+@pytest.mark.parametrize("compress", [True, False], ids=["gz", "plain"])
+def test_what_was_written_is_read_in_order(tmp_path, compress):
+    write_idx(tmp_path, PIXELS, compress=compress)
+    images = load_images(tmp_path)
+    assert images.shape == (5, 3, 4, 1) and images.dtype == np.float32
+    # Not rounded away: a 256th of the range is told from the next.
+    np.testing.assert_array_equal(np.round((images[..., 0] + 1) * 127.5), PIXELS)
+
+
+def test_black_is_minus_one_and_white_one(tmp_path):
+    write_idx(tmp_path, PIXELS)
+    images = load_images(tmp_path)
+    assert images[0, 0, 0, 0] == images.min() == -1
+    assert images[0, 0, 1, 0] == images.max() == 1
+
+
+def test_training_and_held_out_images_are_two_files(tmp_path):
+    write_idx(tmp_path, PIXELS)
+    write_idx(tmp_path, PIXELS[:2], train=False)
+    assert len(load_images(tmp_path)) == 5
+    assert len(load_images(str(tmp_path), train=False)) == 2
+
+
+def test_a_folder_without_the_files_says_where_to_get_them(tmp_path):
+    write_idx(tmp_path, PIXELS)
+    for folder, train, missing in (
+        (tmp_path / "nowhere", True, "train-images"),
+        (tmp_path, False, "t10k-images"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"No {missing}-idx3-ubyte.gz or {missing}") as error:
+            load_images(folder, train=train)
+        message = str(error.value)
+        assert f"in {folder}." in message
+        assert "apt-get install dataset-fashion-mnist" in message and str(FASHION_MNIST) in message
+        assert "--data FOLDER" in message
+
+
+WHOLE = idx_bytes(PIXELS)
+PACKED = gzip.compress(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [PACKED[:-12], PACKED[:5], b"<html>404</html>", PACKED[:40] + b"\xff" * 8 + PACKED[48:]],
+    ids=["cut short", "cut in the header", "another file", "changed in the middle"],
+)
+def test_a_damaged_gzip_file_is_refused(tmp_path, content):
+    path = write_idx(tmp_path, PIXELS)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="-ubyte.gz is not a complete gzip file .*dataset-fashion-mnist"):
         load_images(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content, message",
     [
-        (gzip.compress(idx_bytes(IMAGES)[:-1]), "not a complete IDX file"),
-        (gzip.compress(idx_bytes(IMAGES, magic=2049)), "begins with 2049"),
-        (gzip.compress(idx_bytes(IMAGES))[:-9], "not a complete gzip file"),
-        (b"something else", "not a complete gzip file"),
+        (idx_bytes(PIXELS[0, 0, :, None, None], magic=2049), "begins with 2049 and holds 20 bytes"),
+        (WHOLE[:-1], f"begins with 2051 and holds {len(WHOLE) - 1} bytes"),
+        (WHOLE + b"\0", f"begins with 2051 and holds {len(WHOLE) + 1} bytes"),
+        (WHOLE[:7], "begins with 2051 and holds 7 bytes"),
+        (b"", "begins with 0 and holds 0 bytes"),
     ],
+    ids=["labels", "a byte short", "a byte too long", "within the header", "empty"],
 )
-def test_damaged_files(tmp_path, content, message):
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("compress", [True, False], ids=["gz", "plain"])
+def test_a_file_that_is_not_idx_images_is_refused(tmp_path, content, message, compress):
+    path = write_idx(tmp_path, PIXELS, compress=compress)
+    path.write_bytes(gzip.compress(content) if compress else content)
+    with pytest.raises(ValueError, match=f"not a complete IDX file .*magic number 2051.*{message}"):
         load_images(tmp_path)
+
+
+def test_debians_data_set_is_read():
+    if not FASHION_MNIST.is_dir():
+        pytest.skip(f"{FASHION_MNIST} is not installed")
+    images = load_images(train=False)
+    assert images.shape == (10_000, 28, 28, 1)
+    # The published mean of Fashion-MNIST's pixels is 0.286 in units of white.
+    assert abs((images.mean() + 1) / 2 - 0.286) < 0.005
