@@ -3,6 +3,7 @@
 The gradient is `_weight_gradient.py`'s; here is what is descended, and how.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +23,10 @@ from ._term import find_multilevel_term
 from ._types import Args, Numbers, RealScalarLike, Y
 from ._weight_gradient import gradient_of_error, Problem
 
-# Logits stay where float32 still resolves 1 - p; what has come this close to always firing is rounded to it, since
-# only levels that always fire let their neighbours below rest.
+# Logits stay where float32 still resolves 1 - p. A sigmoid never arrives at 1, where the levels below may rest; so what
+# has come this close is rounded up in the end.
 _LOGIT_LIMIT = 9.0
-_ALWAYS = 0.99
+_ALWAYS = 0.95
 
 
 class LearningHistory(eqx.Module):
@@ -81,8 +82,9 @@ def _iterate(
         # The multiplier under which raising all logits alike changes nothing: what is then descended is the error
         # on the surface of equal cost. Linear in the noisy gradient, so unbiased too.
         mu = -jnp.sum(gradient) / jnp.sum(cost_gradient)
-    updates, state = optimizer.update(gradient + mu * cost_gradient, state, logits)
-    logits = _limited(jnp.asarray(optax.apply_updates(logits, updates)))
+    with jax.numpy_dtype_promotion("standard"):  # optax does not do without
+        updates, state = optimizer.update(gradient + mu * cost_gradient, state, logits)
+        logits = _limited(jnp.asarray(optax.apply_updates(logits, updates)))
     if budget is not None:
         logits = _shifted_to_budget(problem, logits, budget)
     return logits, state, (objective, error, cost)
@@ -102,7 +104,7 @@ def learn_probabilities(
     knots: int = 4,
     iterations: int = 200,
     batch_size: int = 16,
-    directions: int | None = None,
+    kicks: int = 2,
     unbiased: bool = False,
     optimizer: optax.GradientTransformation | None = None,
 ) -> tuple[TabulatedProbabilities, LearningHistory]:
@@ -112,9 +114,9 @@ def learn_probabilities(
     expected cost, or at a given cost. $x_T^{ref}$ is Euler on the finest level with the same steps and noise.
     The gradient's formula and its source are at the top of `mlem_jax/_weight_gradient.py`.
 
-    An iteration runs, for each trajectory of its batch, the finest level in every step for the reference, all levels
-    in every step for what their increments do, and ML-EM with `directions` forward derivatives. Memory does not
-    grow with the number of steps.
+    An iteration runs, for each trajectory of its batch, the finest level in every step for the reference, ML-EM with
+    one forward derivative per kick, and the levels that are kicked, in steps where any trajectory has a kick. Memory
+    does not grow with the number of steps, but for a table of the probabilities.
 
     **Arguments:**
 
@@ -124,19 +126,21 @@ def learn_probabilities(
     - `y0s`: initial states with a leading axis; each batch is drawn from them with replacement.
     - `key`: for batches, coins, directions and noise; keyword-only.
     - `start`: where to start, anything that [`mlem_jax.MLEM`][] takes as probabilities. A level that starts at 1 at all
-        knots keeps it: the levels that always fire are the user's choice.
+        knots keeps it. That levels below two which always fire may rest is a jump in the cost, which no gradient
+        sees: start from `[1, 1, 0.1]` as well as from `[1, 0.3, 0.1]`, and compare.
     - `mu`: mean-square error that one evaluation of the finest level is worth. Either this or `budget`.
     - `budget`: expected cost of a solve, in evaluations of the finest level.
     - `costs`: cost of one evaluation of each level, in any unit; by default those of the term.
     - `knots`: how many times the logits are linear between, spread evenly over the steps.
     - `iterations`, `batch_size`: of the optimiser, and trajectories in each of them.
-    - `directions`: how many (level, knot) pairs each trajectory treats; all by default. Fewer are cheaper and noisier.
-    - `unbiased`: also sample what the formula leaves out for drifts that are not affine in the state. Two more solves
-        per trajectory, and noisier.
+    - `kicks`: how many coins of each learned level a trajectory differentiates its end state in.
+    - `unbiased`: take the derivative that is exact for every drift, not only for those affine in the state. Two solves
+        per kick instead of one derivative.
     - `optimizer`: by default `optax.adam` with a step that falls from 0.2 to 0 along a cosine.
 
-    **Returns:** the probabilities at all `ts` as a [`mlem_jax.TabulatedProbabilities`][] (those from 0.99 on rounded
-    to 1, which lets the levels below rest and moves the cost a little), and a [`mlem_jax.LearningHistory`][].
+    **Returns:** the probabilities at all `ts` as a [`mlem_jax.TabulatedProbabilities`][], and a
+    [`mlem_jax.LearningHistory`][]. Probabilities from 0.95 on are rounded to 1 in the end, which lets the levels below
+    rest; under a budget the others then get what that saves.
 
     Raises `ValueError` for terms without a MultilevelTerm; not exactly one of `mu` and `budget`; a budget that cannot
     be met; missing costs; probabilities that do not fit the levels or are all 1; bad times and sizes.
@@ -149,25 +153,19 @@ def learn_probabilities(
         make_terms = terms
     _, term = find_multilevel_term(make_terms(keys[0]))
     ts = jnp.asarray(ts, jnp.result_type(float))
-    _check(ts, mu, budget, knots, iterations, batch_size)
+    _check(ts, mu, budget, knots=knots, iterations=iterations, batch_size=batch_size, kicks=kicks)
     term.check_levels(ts[0], jtu.tree_map(lambda leaf: leaf[0], y0s), args)
     relative = _costs(term.costs if costs is None else costs, len(term.levels))
     times, logits, learned = _start(as_probabilities(start), ts, knots, len(term.levels))
-    pairs = sum(learned) * knots
-    directions = pairs if directions is None else directions
-    if not 1 <= directions <= pairs:
-        raise ValueError(
-            f"learn_probabilities was given directions={directions}; there are {pairs} pairs of a learned level and a "
-            f"knot, so a number from 1 to {pairs} is expected, or None for all."
-        )
-    problem = Problem(make_terms, ts, times, args, relative, learned, directions, unbiased)
+    problem = Problem(make_terms, ts, times, args, relative, learned, kicks, unbiased)
     goal = None if budget is None else jnp.asarray(budget, logits.dtype)
     if goal is not None:
-        ends = [float(problem.cost(jnp.full_like(logits, s * _LOGIT_LIMIT))) for s in (-1, 1)]
-        if not ends[0] < float(goal) < ends[1]:
+        cheapest = float(problem.cost(jnp.full_like(logits, -_LOGIT_LIMIT)))
+        if not cheapest < float(goal) < len(ts) - 1:
             raise ValueError(
-                f"learn_probabilities was given budget={budget}; with these levels and steps the cost lies between "
-                f"{ends[0]:.3g} and {ends[1]:.3g} finest-level evaluations. Take fewer or more steps."
+                f"learn_probabilities was given budget={budget}; these levels cost from {cheapest:.3g} to "
+                f"{len(ts) - 1} finest-level evaluations in {len(ts) - 1} steps. "
+                + ("Take fewer steps." if goal <= cheapest else "Use diffrax.Euler(), or take more steps.")
             )
         logits = _shifted_to_budget(problem, logits, goal)
     if optimizer is None:
@@ -181,8 +179,10 @@ def learn_probabilities(
         step_key = jr.fold_in(keys[2], i)
         logits, state, now = _iterate(problem, optimizer, state, logits, drawn, step_key, weight, goal)
         seen.append(now)
+    problem = dataclasses.replace(problem, one=_ALWAYS)
+    if goal is not None:
+        logits = _shifted_to_budget(problem, logits, goal)
     values = jax.vmap(problem.probabilities(logits))(ts, jnp.zeros_like(ts))
-    values = jnp.where(values >= _ALWAYS, jnp.ones_like(values), values)
     return TabulatedProbabilities(ts, values), LearningHistory(*map(jnp.stack, zip(*seen, strict=True)))
 
 
@@ -223,9 +223,7 @@ def _start(
     return ts[index][order], jnp.asarray(np.log(p / (1 - p)).T[:, order], ts.dtype), learned
 
 
-def _check(
-    ts: Array, mu: float | None, budget: float | None, knots: int, iterations: int, batch_size: int
-) -> None:
+def _check(ts: Array, mu: float | None, budget: float | None, **sizes: int) -> None:
     steps = np.diff(np.asarray(ts, float)) if ts.ndim == 1 else np.zeros(0)
     if len(steps) == 0 or not (np.all(steps > 0) or np.all(steps < 0)):
         raise ValueError(
@@ -240,15 +238,16 @@ def _check(
     for name, value in (("mu", mu), ("budget", budget)):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"learn_probabilities was given {name}={value}; a positive number is expected.")
-    sizes = {"knots": (knots, 2), "iterations": (iterations, 1), "batch_size": (batch_size, 1)}
-    for name, (value, least) in sizes.items():
+    for name, value in sizes.items():
+        least = 2 if name == "knots" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(
                 f"learn_probabilities was given {name}={value!r}; a whole number from {least} on is expected."
             )
-    if knots > len(steps) + 1:
+    if sizes["knots"] > len(steps) + 1:
         raise ValueError(
-            f"learn_probabilities was given knots={knots} for {len(steps)} steps; take at most {len(steps) + 1}."
+            f"learn_probabilities was given knots={sizes['knots']} for {len(steps)} steps; write at most "
+            f"knots={len(steps) + 1}."
         )
 
 

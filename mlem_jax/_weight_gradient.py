@@ -1,25 +1,23 @@
 r"""The derivative of ML-EM's mean-square error in the probabilities of independent coins, by sampling.
 
-Let `x_T^ref` be Euler on the finest level with the same steps and noise, and $G(w) = |x_T - x_T^{ref}|^2$ as a function
-of one coin's weight $w = B / p$, all else held. Then $E G = p G(1/p) + (1 - p) G(0)$ and
+Let $x_T^{ref}$ be Euler on the finest level with the same steps and noise, and $G(w) = |x_T - x_T^{ref}|^2$ as a
+function of one coin's weight $w = B / p$, all else held. Then $E G = p G(1/p) + (1 - p) G(0)$ and
 
 $$\partial_p E G = G(1/p) - G(0) - G'(1/p) / p .$$
 
 Every weight enters one step only. So where the drift is affine in the state, $x_T$ is affine in each single weight,
-$G$ is a parabola, and its derivative is $-c / p^2$ with $c = |\partial x_T / \partial w|^2$: each coin's own randomness
-has been integrated out, and with it the score $(B - p) / (p (1 - p))$ and the variance that it brings. For other
-drifts this is the derivative of the error to first order in the weights, $\sum h^2 (1/p - 1) E |J D|^2$ (Jacot 2026;
-theory.md section 2), and `unbiased` adds the difference of the two formulas at one random coin per trajectory, from
-both of its outcomes.
+$G$ is a parabola, and its derivative is $-|\partial x_T / \partial w|^2 / p^2$: each coin's own randomness has been
+integrated out, and with it the score $(B - p) / (p (1 - p))$ and the variance that it brings. For other drifts this is
+the derivative of the error to first order in the weights, $\sum h^2 (1/p - 1) E |J D|^2$ (Jacot 2026; theory.md section
+2); `unbiased` takes the exact formula instead, from both outcomes of the coin.
 
-With logits $\sum_j \theta_{kj} \phi_j(t)$, hat functions $\phi_j$, this sums up to
+With logits $\sum_j \theta_{kj} \phi_j(t)$, hat functions $\phi_j$, and $q_{kn} = (1 - p_{kn}) / p_{kn}$,
 
-$$\partial_{\theta_{kj}} E G = -\sum_n \phi_j(t_n) \frac{1 - p_{kn}}{p_{kn}} E |\partial x_T / \partial w_{kn}|^2
-  = -E |\dot x_{kj}|^2 ,$$
+$$\partial_{\theta_{kj}} E G = -\sum_n \phi_j(t_n) q_{kn} E |\partial x_T / \partial w_{kn}|^2
+  = -Z_k E[\phi_j(t_n) |\partial x_T / \partial w_{kn}|^2], \quad n \sim q_{kn} / Z_k, \quad Z_k = \sum_n q_{kn} ,$$
 
-$\dot x_{kj}$ being the derivative of the end state in the random direction $\dot w_{kn} = \epsilon_{kn}
-\sqrt{\phi_j(t_n) (1 - p_{kn}) / p_{kn}}$ with independent signs $\epsilon$ (Hutchinson's estimator of a trace). It is
-taken in forward mode with signs drawn step by step, so nothing is stored along the path.
+one forward-mode derivative of the solve per random step $n$, so nothing is stored along the path. (All steps at once
+with random signs have the same mean, but every pair of steps adds variance: up to twice the square of the mean.)
 """
 
 from collections.abc import Callable
@@ -42,11 +40,12 @@ from ._types import Args, RealScalarLike, Y
 
 
 class SigmoidProbabilities(AbstractProbabilities):
-    """Sigmoids of piecewise-linear functions for the learned levels, 1 for the others."""
+    """Sigmoids of piecewise-linear functions for the learned levels, 1 for the others and from `one` on."""
 
     knots: Float[Array, " knots"]
     logits: Float[Array, "levels knots"]
     learned: tuple[bool, ...] = eqx.field(static=True)
+    one: float = eqx.field(static=True, default=1.0)
 
     def hats(self, t: RealScalarLike) -> Float[Array, " knots"]:
         """The functions that are 1 at one knot and 0 at the others."""
@@ -57,20 +56,21 @@ class SigmoidProbabilities(AbstractProbabilities):
     def __call__(self, t: RealScalarLike, h: RealScalarLike) -> Float[Array, " levels"]:
         del h
         p = jax.nn.sigmoid(self.logits @ self.hats(t))
-        return jnp.where(jnp.asarray(self.learned), p, jnp.ones_like(p))
+        return jnp.where(jnp.asarray(self.learned) & (p < self.one), p, jnp.ones_like(p))
 
 
-class _OneCoin(eqx.Module):
-    """A coin whose weight is given."""
+class _Kicks(eqx.Module):
+    """Coins whose weights can be differentiated. With `replace` they have these weights; else their own,
+    plus these weights, which are then zero."""
 
-    step: Int[Array, ""]
-    level: Int[Array, ""]
-    weight: Float[Array, ""]
+    steps: Int[Array, " kicks"]
+    levels: Int[Array, " kicks"]
+    weights: Float[Array, " kicks"]
+    replace: bool = eqx.field(static=True)
 
 
-class _Probed(diffrax.AbstractItoSolver):
-    """ML-EM with independent coins whose end state can be differentiated in the weights, with `jax.jvp` with
-    respect to `direction` (at zero) or the weight of `given`."""
+class _Kicked(diffrax.AbstractItoSolver):
+    """ML-EM with independent coins, whose end state `jax.jvp` differentiates in the weights of some of them."""
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., diffrax.LocalLinearInterpolation]] = (
@@ -79,9 +79,7 @@ class _Probed(diffrax.AbstractItoSolver):
 
     probabilities: SigmoidProbabilities
     coin_key: PRNGKeyArray
-    sign_key: PRNGKeyArray
-    direction: Float[Array, "levels knots"]
-    given: _OneCoin | None = None
+    kicks: _Kicks
 
     def order(self, terms: PyTree) -> int:
         return 1
@@ -103,27 +101,22 @@ class _Probed(diffrax.AbstractItoSolver):
         p = self.probabilities(t, jnp.abs(dt))
         count, _ = IndependentCoins().toss(p, None, solver_state, self.coin_key)
         weights = count.astype(p.dtype) / p
-        signs = jr.rademacher(jr.fold_in(self.sign_key, solver_state), p.shape, p.dtype)
-        probe = signs * jnp.sqrt((1 - p) / p) * (self.direction @ jnp.sqrt(self.probabilities.hats(t)))
-        learned = np.array(self.probabilities.learned)
-        needed = jnp.asarray(learned | np.append(learned[1:], False))
-        if self.given is not None:
-            hit = (solver_state == self.given.step) & (jnp.arange(len(p)) == self.given.level)
-            fixed = jax.lax.stop_gradient(self.given.weight)
-            weights = jnp.where(hit, fixed, weights)
-            # Zero in value; the derivative is what it is for.
-            probe = jnp.where(hit, self.given.weight - fixed, jnp.zeros_like(p))
-            needed = needed & (solver_state == self.given.step)
-
+        kicks, fixed = self.kicks, jax.lax.stop_gradient(self.kicks.weights)
+        hits = (kicks.steps == solver_state)[:, None] & (kicks.levels[:, None] == jnp.arange(len(p))[None, :])
+        hit = jnp.any(hits, axis=0)
+        if kicks.replace:
+            weights = jnp.where(hit, fixed @ hits.astype(p.dtype), weights)
         coefficients = _telescoped(weights)
         moves = LevelControl(dt, coefficients, coefficients != 0)
         if place is not None:
             moves = tuple(moves if i == place else c for i, c in enumerate(control))
         increment = terms.vf_prod(t0, y0, args, moves)
-        # The derivative in the weights of a step needs all increments, but no Jacobian of a level that did not
-        # fire; hence apart from the step itself, at a state without tangent.
+        # Zero in value; the derivative in a weight is what it is for. It needs an increment whether its level fires
+        # or not, but no level's Jacobian; hence apart from the step itself, at a state without tangent.
+        probe = _telescoped((kicks.weights - fixed) @ hits.astype(p.dtype))
+        needed = hit | jnp.append(hit[1:], False)
         still = jax.lax.stop_gradient(y0)
-        source = term.vf_prod(t, still, args, LevelControl(dt, _telescoped(probe), needed))
+        source = term.vf_prod(t, still, args, LevelControl(dt, probe, needed))
         y1 = jtu.tree_map(lambda y, a, b: y + a + b, y0, increment, source)
         return y1, None, dict(y0=y0, y1=y1), solver_state + 1, diffrax.RESULTS.successful
 
@@ -141,11 +134,12 @@ class Problem(eqx.Module):
     args: Args
     costs: Float[Array, " levels"]
     learned: tuple[bool, ...] = eqx.field(static=True)
-    directions: int = eqx.field(static=True)
+    kicks: int = eqx.field(static=True)
     unbiased: bool = eqx.field(static=True)
+    one: float = eqx.field(static=True, default=1.0)
 
     def probabilities(self, logits: Float[Array, "levels knots"]) -> SigmoidProbabilities:
-        return SigmoidProbabilities(self.knots, logits, self.learned)
+        return SigmoidProbabilities(self.knots, logits, self.learned, self.one)
 
     def cost(self, logits: Float[Array, "levels knots"]) -> Float[Array, ""]:
         return expected_evaluations(self.probabilities(logits), self.ts) @ self.costs
@@ -171,71 +165,68 @@ def gradient_of_error(
 ) -> tuple[Float[Array, " batch"], Float[Array, "batch levels knots"]]:
     """For each trajectory of a batch, its squared distance to the reference (mean over components) and its
     estimate of the gradient of the expectation of that."""
-    coin_key, order_key, *keys = jr.split(key, 5)
+    coin_key, draw_key, noise_key = jr.split(key, 3)
     batch = jtu.tree_leaves(y0s)[0].shape[0]
     probabilities = problem.probabilities(logits)
+    starts = problem.ts[:-1]
+    p = jax.vmap(probabilities)(starts, starts)
+    hats = jax.vmap(probabilities.hats)(starts)
     rows = np.flatnonzero(problem.learned)
-    levels, knots = (x.ravel() for x in np.meshgrid(rows, np.arange(logits.shape[1]), indexing="ij"))
-    # Trajectories take turns, so that a batch treats all parameters (nearly) equally often.
-    turns = np.arange(batch)[:, None] * problem.directions + np.arange(problem.directions)[None, :]
-    chosen = jr.permutation(order_key, len(levels))[turns % len(levels)]
+    steps, masses = [], []
+    for k in rows:
+        mass = jnp.cumsum((1 - p[:, k]) / p[:, k])
+        steps.append(_draw(mass, batch, problem.kicks, jr.fold_in(draw_key, k)))
+        masses.append(mass[-1])
+    steps, masses = jnp.concatenate(steps, axis=1), jnp.repeat(jnp.stack(masses), problem.kicks)
+    levels = jnp.asarray(np.repeat(rows, problem.kicks), jnp.int32)
 
-    def one(y0: Y, chosen: Array, noise_key: Array, sign_key: Array, pick_key: Array) -> tuple[Array, Array]:
+    def one(y0: Y, steps: Array, noise_key: Array) -> tuple[Array, Array]:
         terms = problem.make_terms(noise_key)
         reference = problem.end(diffrax.Euler(), terms, y0)
-        # Coins are shared by the batch, like in MLEM: levels that do not fire are then not evaluated.
-        solver = _Probed(probabilities, coin_key, sign_key, jnp.zeros_like(logits))
-        level, knot = jnp.asarray(levels)[chosen], jnp.asarray(knots)[chosen]
-        one_hot = jax.vmap(lambda k, j: jnp.zeros_like(logits).at[k, j].set(1))(level, knot)
 
-        def moved(direction: Array) -> Y:
-            return problem.end(eqx.tree_at(lambda s: s.direction, solver, direction), terms, y0)
+        def from_reference(*kicks: Any) -> Y:
+            # Coins are shared by the batch, as in MLEM: levels that do not fire are then not evaluated.
+            end = problem.end(_Kicked(probabilities, coin_key, _Kicks(*kicks)), terms, y0)
+            return jtu.tree_map(jnp.subtract, end, reference)
 
-        def push(direction: Array) -> tuple[Y, Y]:
-            return jax.jvp(moved, (jnp.zeros_like(logits),), (direction,))
+        def parabola(tangent: Array) -> tuple[Y, Y]:
+            zeros = jnp.zeros_like(tangent)
+            return jax.jvp(lambda w: from_reference(steps, levels, w, False), (zeros,), (tangent,))
 
-        ends, tangents = jax.vmap(push)(one_hot)
-        distance = jtu.tree_map(lambda x, r: x[0] - r, ends, reference)
-        squares = jax.vmap(lambda x: _dot(x, x))(tangents).astype(logits.dtype)
-        scale = len(levels) / problem.directions
-        gradient = jnp.zeros_like(logits).at[level, knot].add(-scale * squares)
+        def coupled(step: Array, level: Array, p: Array) -> tuple[Array, Array]:
+            def outcome(weight: Array) -> tuple[Array, Array]:
+                def square(w: Array) -> Array:
+                    distance = from_reference(step[None], level[None], w[None], True)
+                    return _dot(distance, distance).astype(p.dtype)
+
+                return jax.jvp(square, (weight,), (jnp.ones_like(weight),))
+
+            (miss, fire), (_, slope) = jax.vmap(outcome)(jnp.stack([jnp.zeros_like(p), 1 / p]))
+            return (1 - p) * miss + p * fire, p * slope - p**2 * (fire - miss)
+
         if problem.unbiased:
-            gradient = gradient + _remainder(problem, solver, terms, y0, reference, pick_key)
-        return _dot(distance, distance).astype(logits.dtype), gradient
+            errors, squares = jax.vmap(coupled)(steps, levels, p[steps, levels])
+            error = jnp.mean(errors)
+        else:
+            distances, tangents = jax.vmap(parabola)(jnp.eye(len(levels), dtype=p.dtype))
+            error = _dot(*(jtu.tree_map(lambda leaf: leaf[0], distances),) * 2).astype(p.dtype)
+            squares = jax.vmap(_dot)(tangents, tangents).astype(p.dtype)
+        shares = -(masses * squares / problem.kicks)[:, None] * hats[steps]
+        return error, jnp.zeros_like(logits).at[levels].add(shares)
 
-    return jax.vmap(one)(y0s, chosen, *(jr.split(k, batch) for k in keys))
+    return jax.vmap(one)(y0s, steps, jr.split(noise_key, batch))
 
 
-def _remainder(
-    problem: Problem, solver: _Probed, terms: PyTree, y0: Y, reference: Y, key: PRNGKeyArray
-) -> Float[Array, "levels knots"]:
-    """The exact derivative less the parabola's, at one coin drawn from all, times the number of coins."""
-    rows = np.flatnonzero(problem.learned)
-    steps = problem.ts.shape[0] - 1
-    index = jr.randint(key, (), 0, steps * len(rows))
-    step, level = index // len(rows), jnp.asarray(rows)[index % len(rows)]
-    t = problem.ts[step]
-    p = solver.probabilities(t, t)[level]
-
-    def end(weight: Array) -> Y:
-        return problem.end(eqx.tree_at(lambda s: s.given.weight, given, weight), terms, y0)
-
-    def push(weight: Array) -> tuple[Y, Y]:
-        return jax.jvp(end, (weight,), (jnp.ones_like(weight),))
-
-    given = _Probed(
-        solver.probabilities, solver.coin_key, solver.sign_key, solver.direction, _OneCoin(step, level, p)
-    )
-    # Both outcomes of the coin, all other coins and the noise the same.
-    ends, tangents = jax.vmap(push)(jnp.stack([jnp.zeros_like(p), 1 / p]))
-    distances = jax.vmap(lambda x: jtu.tree_map(jnp.subtract, x, reference))(ends)
-    miss, fire = jax.vmap(_dot)(distances, distances)
-    slope = 2 * jax.vmap(_dot)(distances, tangents)[1]
-    steep = jax.vmap(_dot)(tangents, tangents)
-    exact = fire - miss - slope / p
-    parabola = -((1 - p) * steep[0] + p * steep[1]) / p**2
-    weight = (exact - parabola).astype(p.dtype) * (p * (1 - p) * steps * len(rows))
-    return jnp.zeros_like(solver.direction).at[level].set(weight * solver.probabilities.hats(t))
+def _draw(
+    mass: Float[Array, " steps"], batch: int, number: int, key: PRNGKeyArray
+) -> Int[Array, "batch number"]:
+    """Random steps with the law whose cumulative masses are given. Each one has that law; together they are
+    spread evenly over it."""
+    shuffle_key, shift_key = jr.split(key)
+    slots = jr.permutation(shuffle_key, batch * number).astype(mass.dtype)
+    places = (slots + jr.uniform(shift_key, (), mass.dtype)) / (batch * number)
+    steps = jnp.searchsorted(mass, places * mass[-1], side="right")
+    return jnp.minimum(steps, len(mass) - 1).reshape(batch, number).astype(jnp.int32)
 
 
 def _dot(a: Y, b: Y) -> Float[Array, ""]:
