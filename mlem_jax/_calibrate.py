@@ -17,8 +17,8 @@ from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray, PyTree
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ._calibration import Calibration, level_id, state_id
-from ._coins import IndependentCoins, StratifiedCoins, SystematicCoins
-from ._plan import coins_name
+from ._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
+from ._plan import coins_name, keep_levels
 from ._planning import make_plan
 from ._predict import error_of_coins, is_deterministic, select, Selection
 from ._solver import MLEM
@@ -265,27 +265,31 @@ def _try(
     key: PRNGKeyArray,
     tell: Callable[[str, int], None],
 ) -> Calibration:
-    """Runs ML-EM with all levels and steps at a few budgets, and compares its distance to Euler on the
-    finest level with the linear prediction."""
+    """Runs ML-EM with all steps at a few budgets, on the levels that a plan would keep, and compares its
+    distance to Euler on the finest level with the linear prediction."""
     ts = jnp.asarray(calibration.ts, jnp.result_type(float))
-    total, base = len(ts) - 1, calibration.costs[0] * (len(ts) - 1)
-    everything = tuple(range(calibration.num_levels))
-    kicks = select(calibration, Selection(everything, 1))
+    total = len(ts) - 1
     rows = []
     for coins in _TRIED:
+        tell(f"trial runs of ML-EM, {coins_name(coins)}", 0)
         seeds = 1 if is_deterministic(coins) else _TRIED_SEEDS
+        levels = _kept_levels(calibration, coins, total)
+        kicks = select(calibration, Selection(levels, 1))
         for budget in _TRIED_BUDGETS:
             tell(f"trial runs of ML-EM, {coins_name(coins)}", 1)
-            if not 1.5 * base < budget < 0.5 * total:
+            if not 1.5 * calibration.costs[levels[0]] * total < budget < 0.5 * total:
                 continue
-            plan = make_plan(calibration, budget=budget, coins=coins, steps=total, levels=everything)
+            plan = make_plan(calibration, budget=budget, coins=coins, steps=total, levels=levels)
+            kept = _Planned(make_terms, plan.levels)
             errors, solvers = [], [plan.solver(key=jr.fold_in(key, seed)) for seed in range(seeds)]
             for solver in solvers:
-                found = [ends(solver, make_terms, ts, ys, args, noise)[0] for ys, noise in batches]
+                found = [ends(solver, kept, ts, ys, args, noise)[0] for ys, noise in batches]
                 errors.append(_rms(found, euler))
             # The same coins in both, so that a few seeds are enough to compare.
             coin_keys = jnp.stack([solver.key for solver in solvers if isinstance(solver, MLEM)])
-            predicted = error_of_coins(kicks, plan.table, coins, coin_keys)
+            padding = np.ones((total, kicks.pad))
+            table = np.concatenate([padding, plan.table], axis=1)
+            predicted = error_of_coins(kicks, table, coins, coin_keys)
             rows.append((coins_name(coins), budget, predicted, float(np.sqrt(np.mean(np.square(errors))))))
     if not rows:
         return calibration
@@ -306,3 +310,25 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
     with Progress(*columns, disable=not shown, transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda what, advance: bar.update(task, description=what, advance=advance)
+
+
+def _kept_levels(calibration: Calibration, coins: AbstractCoins, steps: int) -> tuple[int, ...]:
+    """The levels that a plan of middling budget keeps; all of them where it would use one alone."""
+    everything = tuple(range(calibration.num_levels))
+    for budget in sorted(_TRIED_BUDGETS, key=lambda b: abs(np.log(b / _TRIED_BUDGETS[2]))):
+        try:
+            levels = make_plan(calibration, budget=budget, coins=coins, steps=steps).levels
+        except ValueError:
+            continue
+        return levels if len(levels) > 1 else everything
+    return everything
+
+
+class _Planned(eqx.Module):
+    """Terms with some of their levels."""
+
+    make_terms: Callable[[PRNGKeyArray], PyTree]
+    levels: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        return keep_levels(self.make_terms(key), self.levels)

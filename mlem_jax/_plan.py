@@ -40,6 +40,22 @@ def coins_named(name: str) -> AbstractCoins:
     raise ValueError(f"{name} is not one of mlem_jax's coins; plans with coins of your own cannot be loaded.")
 
 
+def keep_levels(
+    terms: PyTree, levels: tuple[int, ...], *, costs: Float[np.ndarray, " k"] | None = None
+) -> PyTree:
+    """The same terms with some of their levels. Raises `ValueError` if there are fewer."""
+    place, term = find_multilevel_term(terms)
+    if len(term.levels) <= levels[-1]:
+        raise ValueError(
+            f"The plan uses level {levels[-1] + 1} and the MultilevelTerm has {len(term.levels)} "
+            "levels. Pass the terms that were calibrated."
+        )
+    kept = MultilevelTerm(*[term.levels[k] for k in levels], costs=costs)
+    if place is None:
+        return kept
+    return diffrax.MultiTerm(*(kept if i == place else other for i, other in enumerate(terms.terms)))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """How to solve within a budget, and what will come of it. From
@@ -67,8 +83,8 @@ class Plan:
     - `error`: predicted distance to the exact solution of the finest level: the root of the sum of squares of
         `discretisation` and `coin_error`.
     - `relative_error_of_prediction`: its relative standard error, from the spread over pilot trajectories.
-    - `nonlinearity`: measured over linearly predicted coin error in the calibration's trial runs; the
-        prediction contains it. Far from 1, it is an extrapolation.
+    - `nonlinearity`: `coin_error`, which contains what the calibration's trial runs showed, over what the linear
+        model alone would say.
     - `finest_error`: the finest level's own error, if known; not contained in `error`.
     - `speedup_over_euler`, `speedup_over_single`: cost, at the same predicted error, of Euler on the finest
         level, and on the best single level, over `cost`.
@@ -106,16 +122,7 @@ class Plan:
     def terms(self, terms: PyTree) -> PyTree:
         """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
         calibrated."""
-        place, term = find_multilevel_term(terms)
-        if len(term.levels) <= self.levels[-1]:
-            raise ValueError(
-                f"The plan uses level {self.levels[-1] + 1} and the MultilevelTerm has {len(term.levels)} "
-                "levels. Pass the terms that were calibrated."
-            )
-        kept = MultilevelTerm(*[term.levels[k] for k in self.levels], costs=self.costs)
-        if place is None:
-            return kept
-        return diffrax.MultiTerm(*(kept if i == place else other for i, other in enumerate(terms.terms)))
+        return keep_levels(terms, self.levels, costs=self.costs)
 
     @property
     def grid(self) -> Float[Array, " times"]:

@@ -26,16 +26,24 @@ class _Candidate(NamedTuple):
     factor: float
 
 
-def nonlinearity(calibration: Calibration, coins: AbstractCoins, budget: float) -> float | None:
-    """Measured over predicted coin error in the trial runs of this policy, at this budget (straight lines in
-    the logarithm of the budget, constant beyond); `None` if the policy was not tried."""
+def corrected(calibration: Calibration, coins: AbstractCoins, budget: float, linear: float) -> float | None:
+    """The coins' error at this budget, from what the linear model says and what trial runs of the policy showed;
+    `None` if it was not tried.
+
+    What a trial erred beyond the linear model's square is the work of second-order terms, which depend on how long
+    the windows are (the budget) and not on how well the linear parts happen to cancel, so it is added; what it
+    erred less is a factor. Straight lines in logarithms between budgets, constant beyond.
+    """
     mine = [i for i, name in enumerate(calibration.check_coins) if name == coins_name(coins)]
     if not mine:
         return None
+    mine.sort(key=lambda i: calibration.check_budget[i])
     x = np.log(calibration.check_budget[mine])
-    y = np.log(calibration.check_measured[mine] / calibration.check_predicted[mine])
-    order = np.argsort(x)
-    return float(np.exp(np.interp(np.log(budget), x[order], y[order])))
+    predicted, measured = calibration.check_predicted[mine], calibration.check_measured[mine]
+    beyond = np.sqrt(np.maximum(measured**2 - predicted**2, (1e-3 * measured) ** 2))
+    here = np.log(budget)
+    factor = np.exp(np.interp(here, x, np.log(np.minimum(1.0, measured / predicted))))
+    return float(np.hypot(factor * linear, np.exp(np.interp(here, x, np.log(beyond)))))
 
 
 def _shape(kicks: Kicks, p: np.ndarray) -> np.ndarray:
@@ -88,13 +96,14 @@ def _candidate(
     table = _within(kicks, coins, budget, shares)
     if table is None:
         return None
-    cost, error, spread = predict(kicks, table, coins)
-    factor = nonlinearity(calibration, coins, budget)
-    error *= 1.0 if factor is None else factor
+    cost, linear, spread = predict(kicks, table, coins)
+    tried = corrected(calibration, coins, budget, linear)
+    error = linear if tried is None else tried
     discretisation = calibration.single_level_error(calibration.num_levels - 1, kicks.steps)
     total = float(np.hypot(error, discretisation))
     kept = table[: kicks.steps, kicks.pad :]
-    return _Candidate(selection, kept, cost, total, discretisation, error, spread, factor or 1.0)
+    factor = error / max(linear, 1e-300)
+    return _Candidate(selection, kept, cost, total, discretisation, error, spread, factor)
 
 
 def _refine(
@@ -275,12 +284,12 @@ def _for_budget(
     dropped = [k + 1 for k in range(last + 1) if k not in best.selection.levels]
     if dropped:
         advice.append(f"Level {', '.join(map(str, dropped))} is left out: without it the error is smaller.")
-    if nonlinearity(calibration, coins, budget) is None:
+    if corrected(calibration, coins, budget, 1.0) is None:
         advice.append("These coins were not tried on the pilots; the prediction is the linear model's.")
     elif not 0.5 < best.factor < 2:
         advice.append(
-            f"Trial runs erred {best.factor:.1f} times what the linear model says: strongly nonlinear at "
-            "this budget, trust the prediction less."
+            f"With what trial runs showed, the coins err {best.factor:.1f} times what the linear model says: "
+            "strongly nonlinear at this budget, trust the prediction less."
         )
     if best.spread > 0.15:
         advice.append(
