@@ -1,50 +1,65 @@
-"""Ladders on disk, and training that starts from an earlier one."""
+"""Ladders on disk, training that starts from an earlier one, the noise levels of matching, and the ladder that
+is shipped."""
 
 import dataclasses
-import os
+import math
 
+import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from diffusion_problems import arrays, randomised, TINY, tiny_images
+from diffusion_problems import arrays, randomised, TINY, tiny_config, tiny_images
+from problems import as_user, assert_mean
 
-from mlem_jax.diffusion import calibrate_ladder, Ladder, Level, load_ladder, save_ladder, train_ladder
+import mlem_jax as ml
+from mlem_jax._calibration import level_id, state_id
+from mlem_jax.diffusion import (
+    Ladder,
+    load_ladder,
+    save_ladder,
+    train_ladder,
+    VariancePreserving,
+)
+from mlem_jax.diffusion._train import held_out_losses, noised, train_networks
 
-TEXT = """
-name = "tiny"
-shape = [4, 4, 1]
+HEAD = 'name = "tiny"\nshape = [4, 4, 1]\n'
+TRAINING = "[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n"
+LEVEL = "[[levels]]\nwidth = {}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
+TEXT = HEAD + TRAINING + LEVEL.format(4) + LEVEL.format(8)
 
-[training]
-steps = 20
-match_steps = 20
-batch_size = 8
-warmup_steps = 5
 
-[[levels]]
-width = 4
-folds = [4]
-multipliers = [1]
-blocks = [1]
-
-[[levels]]
-width = 8
-folds = [4]
-multipliers = [1]
-blocks = [1]
-"""
+def stand_in(ladder, *, sde=False, **settings):
+    """A calibration of these levels that measured nothing: a real one compiles for half a minute, and has its
+    own tests (`test_train.py` has one in `train_ladder`)."""
+    num_levels = len(ladder.networks)
+    numbers = np.random.default_rng(sde).uniform(1, 2, (8, num_levels, 3, 1))
+    return ml.Calibration(
+        ts=np.asarray(ladder.config.process.grid(8), float),
+        increment=numbers[:, :, 0, 0],
+        kicks=numbers.astype(np.float32),
+        costs=np.linspace(0.1, 1.0, num_levels),
+        seconds=np.linspace(0.01, 0.1, num_levels),
+        single_steps=np.array([4, 8]),
+        single_error=np.ones((num_levels, 2)),
+        check_budget=np.array([2.0]),
+        check_predicted=np.array([0.1]),
+        check_measured=np.array([0.2]),
+        check_coins=("StratifiedCoins",),
+        batch=3,
+        device="cpu",
+        levels_id=tuple(level_id(level) for level in ladder.term(sde=sde).levels),
+        state_id=state_id(np.zeros(ladder.config.shape)),
+    )
 
 
 @pytest.fixture(scope="module")
 def ladder():
+    """Two levels that are not the identity; their numbers are no half-precision ones."""
     networks = tuple(randomised(n, seed=k) for k, n in enumerate(TINY.networks()))
     bare = Ladder(networks, TINY, {"name": "tiny"}, {})
-    found = {
-        kind: calibrate_ladder(bare, sde=kind == "sde", steps=8, pilots=2, progress=False) for kind in ("ode", "sde")
-    }
-    return dataclasses.replace(bare, calibrations=found)
+    return dataclasses.replace(bare, calibrations={"ode": stand_in(bare), "sde": stand_in(bare, sde=True)})
 
 
 def test_round_trip_to_half_precision(ladder, tmp_path):
@@ -52,88 +67,250 @@ def test_round_trip_to_half_precision(ladder, tmp_path):
     again = load_ladder(tmp_path / "l")
     assert again.config == TINY and again.card == ladder.card
     for a, b in zip(ladder.networks, again.networks, strict=True):
+        assert arrays(b).dtype == np.float32
         np.testing.assert_array_equal(arrays(b), arrays(a).astype(np.float16).astype(np.float32))
-    np.testing.assert_array_equal(again.calibration(sde=True).kicks, ladder.calibration(sde=True).kicks)
+        # Each parameter is off by at most 2**-11 of itself, and the outputs by little more.
+        x, level = jr.normal(jr.key(0), (6, 4, 4, 1)), jnp.linspace(-3.0, 3.0, 6)
+        out = a(x, level)
+        assert jnp.std(out) > 0.1
+        np.testing.assert_allclose(b(x, level), out, atol=2**-8 * float(jnp.max(jnp.abs(out))))
+    for kind in ("ode", "sde"):
+        measured, read = ladder.calibrations[kind], again.calibrations[kind]
+        for field in dataclasses.fields(measured):
+            np.testing.assert_array_equal(getattr(read, field.name), getattr(measured, field.name))
     assert [p.name for p in tmp_path.iterdir()] == ["l"]
+    # From then on nothing is rounded any more.
+    save_ladder(tmp_path / "m", again, TEXT)
+    np.testing.assert_array_equal(arrays(load_ladder(tmp_path / "m").networks), arrays(again.networks))
 
 
 def test_nothing_is_overwritten_and_an_interrupted_save_leaves_nothing(ladder, tmp_path, monkeypatch):
     save_ladder(tmp_path / "l", ladder, TEXT)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "l").iterdir()}
     with pytest.raises(FileExistsError, match="choose another place"):
         save_ladder(tmp_path / "l", ladder, TEXT)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "l").iterdir()} == before
 
-    def stop(*arguments):
-        raise KeyboardInterrupt
+    write, written = eqx.tree_serialise_leaves, []
 
-    monkeypatch.setattr(eqx, "tree_serialise_leaves", stop)
-    with pytest.raises(KeyboardInterrupt):
+    def stop(path, tree):
+        if written:
+            raise KeyboardInterrupt
+        write(path, tree)
+        written.append(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(eqx, "tree_serialise_leaves", stop)
         save_ladder(tmp_path / "m", ladder, TEXT)
+    assert len(written) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["l"]
+    # And nothing stands in the way of the next try.
+    save_ladder(tmp_path / "m", ladder, TEXT)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["l", "m"]
 
 
-def test_damaged_and_foreign_files(ladder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a ladder"):
-        load_ladder(tmp_path)
+def test_a_folder_that_is_no_ladder_says_how_to_make_one(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match="is not a ladder: it has no ladder.toml.*mlem_jax train"):
+            load_ladder(folder)
+
+
+def test_damaged_and_foreign_levels(ladder, tmp_path):
     save_ladder(tmp_path / "l", ladder, TEXT)
-    first, second = tmp_path / "l" / "level_1.eqx", tmp_path / "l" / "level_2.eqx"
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    with pytest.raises(ValueError, match="level_1.eqx does not hold level 1"):
-        load_ladder(tmp_path / "l")
-    first.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="damaged or belongs to"):
-        load_ladder(tmp_path / "l")
+    wide = dataclasses.replace(TINY, levels=(TINY.levels[0], dataclasses.replace(TINY.levels[1], width=9)))
+    other = Ladder(wide.networks(), wide, {}, {})
+    save_ladder(tmp_path / "other", other, TEXT.replace("width = 8", "width = 9"))
+    path = tmp_path / "l" / "level_2.eqx"
+    whole = path.read_bytes()
+    for content in (
+        whole[: len(whole) // 2],
+        b"",
+        b"<html>not found</html>",
+        (tmp_path / "l" / "level_1.eqx").read_bytes(),
+        (tmp_path / "other" / "level_2.eqx").read_bytes(),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError,
+            match=r"level_2\.eqx does not hold level 2 of .*ladder\.toml: it is damaged or belongs",
+        ):
+            load_ladder(tmp_path / "l")
 
 
-def test_training_from_an_earlier_ladder_keeps_its_finest_level(ladder, tmp_path):
-    path = tmp_path / "ladder.toml"
-    path.write_text(TEXT)
-    images = tiny_images()
-    found = train_ladder(path, tmp_path / "run", images, images, start=ladder, progress=False)
-    kept = arrays(ladder.networks[1]).astype(np.float16).astype(np.float32)
-    np.testing.assert_array_equal(arrays(found.networks[1]), kept)
-    assert not np.allclose(arrays(found.networks[0]), arrays(ladder.networks[0]), atol=1e-2)
-    # Matched: nearer to the finest level than where it started.
-    x, level = jr.normal(jr.key(0), (64, 4, 4, 1)), jnp.zeros(())
-
-    def distance(network):
-        return float(jnp.mean((network(x, level) - ladder.networks[1](x, level)) ** 2))
-
-    assert distance(found.networks[0]) < distance(ladder.networks[0])
-    assert set(found.card["held_out_loss"]) == {"data", "to_finest"}
-    lines = (tmp_path / "run" / "losses.csv").read_text().splitlines()
-    assert lines[0] == "stage,step,level_1,level_2" and lines[1].startswith("smaller,20,")
+# Training that starts from an earlier ladder.
 
 
-def test_training_refuses_another_finest_level(ladder, tmp_path):
-    path = tmp_path / "ladder.toml"
-    path.write_text(TEXT)
-    wide = Level(width=16, folds=(4,), multipliers=(1,), blocks=(1,))
-    other = dataclasses.replace(
-        ladder, config=dataclasses.replace(TINY, levels=(TINY.levels[0], wide)), networks=ladder.networks
-    )
-    images = tiny_images()
-    with pytest.raises(ValueError, match="must have the same finest level"):
-        train_ladder(path, tmp_path / "run", images, images, start=other, progress=False)
-    path.write_text(TEXT.replace("match_steps = 20", "match_steps = 0"))
-    with pytest.raises(ValueError, match="match_steps of at least 1"):
-        train_ladder(path, tmp_path / "run", images, images, start=ladder, progress=False)
-    assert not os.path.exists(tmp_path / "run" / "smaller")
+def match_on(folder, start, text, monkeypatch):
+    """`train_ladder` from an earlier ladder, without the time that calibrations take."""
+    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
+    (folder / "config.toml").write_text(text)
+    images, held_out = tiny_images(64), tiny_images(40, seed=1)
+    with as_user():
+        return train_ladder(
+            folder / "config.toml", folder / "out", images, held_out, start=start, progress=False
+        )
 
 
-def test_the_shipped_ladder():
-    ladder = load_ladder()
-    flops = np.array(ladder.flops())
-    assert len(flops) == 4 and np.all((flops[1:] / flops[:-1] > 4) & (flops[1:] / flops[:-1] < 8))
-    shape = ladder.config.shape
+@pytest.fixture(scope="module")
+def start(ladder, tmp_path_factory):
+    """The ladder as it comes from its files."""
+    folder = tmp_path_factory.mktemp("start") / "ladder"
+    save_ladder(folder, ladder, TEXT)
+    return load_ladder(folder)
+
+
+def test_the_finest_level_is_kept_and_the_smaller_matched_to_it(start, tmp_path, monkeypatch):
+    before = arrays(start.networks)
+    text = TEXT.replace("match_steps = 20", "match_steps = 150\nmatch_log_normal = [0.5, 1.0]")
+    found = match_on(tmp_path, start, text, monkeypatch)
+    # Bit for bit, and nothing was trained for it.
+    np.testing.assert_array_equal(arrays(found.networks[1]), arrays(start.networks[1]))
+    assert not (tmp_path / "out" / "finest").exists()
+    lines = [line.split(",") for line in (tmp_path / "out" / "losses.csv").read_text().splitlines()]
+    assert lines[0] == ["stage", "step", "level_1", "level_2"]
+    assert [line[:2] for line in lines[1:]] == [["smaller", str(n)] for n in (50, 100, 150)]
+    # Nearer to the finest than it was, on images it has not seen.
+    was = held_out_losses(found.config, start.networks, tiny_images(40, seed=1))["to_finest"][0]
+    assert 0 < found.card["held_out_loss"]["to_finest"][0] < 0.7 * was
+    # The networks given are the caller's still.
+    np.testing.assert_array_equal(arrays(start.networks), before)
+
+
+def test_levels_that_the_earlier_ladder_has_go_on_from_there(ladder, tmp_path, monkeypatch):
+    # Steps too small to be seen, and a level that the earlier ladder has not.
+    text = HEAD + TRAINING + "match_learning_rate = 1e-12\n" + "".join(map(LEVEL.format, (3, 4, 8)))
+    found = match_on(tmp_path, ladder, text, monkeypatch)
+    begun = (found.config.networks()[0], *ladder.networks)
+    np.testing.assert_allclose(arrays(found.networks), arrays(begun), rtol=2**-10, atol=1e-6)
+    # Although the levels are rounded when they are written, the calibrations are those of the files.
     for sde in (False, True):
-        ladder.calibration(sde=sde).require(ladder.term(sde=sde).levels, jnp.zeros(shape))
-    # Its finest level denoises: a slightly noised garment-like patch comes back nearer to where it was.
-    network, process = ladder.networks[-1], ladder.config.process
-    x0 = -jnp.ones(shape).at[8:20, 8:20].set(-0.6)
-    s = jnp.asarray(0.5)
-    noise = jr.normal(jr.key(0), shape)
-    x = process.alpha(s) * x0 + process.sigma(s) * noise
-    v = jax.jit(network)(x, jnp.log(s))
-    guess = process.alpha(s) * x - process.sigma(s) * v
-    assert jnp.mean((guess - x0) ** 2) < 0.3 * jnp.mean((x / process.alpha(s) - x0) ** 2)
+        found.calibration(sde=sde).require(found.term(sde=sde).levels, jnp.zeros((4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (TEXT.replace("width = 8", "width = 9"), r"finest level is Level\(width=8, .*Level\(width=9, "),
+        (HEAD + TRAINING + LEVEL.format(4), r"finest level is Level\(width=8, .*Level\(width=4, "),
+        (TEXT.replace("[training]", 'prediction = "eps"\n[training]'), r"\); prediction differ too\.$"),
+        (TEXT.replace("[training]", "[process]\ns_max = 9.0\n[training]"), r"\); process differ too\.$"),
+        (TEXT.replace("match_steps = 20", "match_steps = 0"), "write match_steps of at least 1"),
+    ],
+    ids=["other sizes", "fewer levels", "prediction", "process", "no matching"],
+)
+def test_an_earlier_ladder_that_does_not_fit_is_refused(ladder, tmp_path, monkeypatch, text, message):
+    with pytest.raises(ValueError, match=message):
+        match_on(tmp_path, ladder, text, monkeypatch)
+    # Before anything was begun that would stand in the way of the right call.
+    assert not (tmp_path / "out").exists()
+
+
+def test_levels_that_are_not_cheapest_first_and_images_that_do_not_fit(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(HEAD + TRAINING + LEVEL.format(8) + LEVEL.format(4))
+    images = tiny_images(64)
+    with pytest.raises(ValueError, match=r"take \[\d+, \d+\] FLOPs per image; write them cheapest first"):
+        train_ladder(path, tmp_path / "out", images, images)
+    path.write_text(HEAD + TRAINING + LEVEL.format(4))
+    message = r"held-out images are .*one image of shape \(4, 4, 1\) is needed"
+    for held_out in (images[:0], images[:, :3]):
+        with as_user(), pytest.raises(ValueError, match=message):
+            train_ladder(path, tmp_path / "out", images, held_out)
+    assert not (tmp_path / "out").exists()
+
+
+# The noise levels of matching.
+
+
+@pytest.mark.parametrize(
+    "mean, deviation", [(0.5, 1.6), (4.0, 2.0), (-4.0, 0.5)], ids=["inside", "cut above", "cut below"]
+)
+def test_log_normal_noise_levels_have_the_truncated_normals_mean(mean, deviation):
+    """z-test at 5 standard errors, n = 40,000, seed 3."""
+    process = VariancePreserving()
+    s = process.draw_s(jr.key(3), (40_000,), log_normal=(mean, deviation))
+    assert process.s_min * (1 - 1e-5) <= s.min() and s.max() <= process.s_max * (1 + 1e-5)
+    a, b = ((math.log(end) - mean) / deviation for end in (process.s_min, process.s_max))
+    density = [math.exp(-(u**2) / 2) / math.sqrt(2 * math.pi) for u in (a, b)]
+    mass = (math.erf(b / math.sqrt(2)) - math.erf(a / math.sqrt(2))) / 2
+    assert_mean(jnp.log(s), mean + deviation * (density[0] - density[1]) / mass)
+
+
+def matched(folder, log_normal):
+    """Mean squared distance of a matched level to its teacher, at noise levels about `exp(-2)`."""
+    config = tiny_config(match_log_normal=log_normal)
+    networks = config.networks()
+    teacher = randomised(networks[1])
+    trained, _ = train_networks(
+        config,
+        networks[:1],
+        tiny_images(),
+        folder,
+        steps=200,
+        peak_learning_rate=3e-3,
+        teacher=teacher,
+        progress=False,
+    )
+    x, log_s, _ = noised(config, jnp.asarray(tiny_images(500)), jr.key(9), log_normal=(-2.0, 0.2))
+    return float(jnp.mean((trained[0](x, log_s) - teacher(x, log_s)) ** 2))
+
+
+def test_a_level_is_matched_best_where_its_noise_levels_were_put(tmp_path):
+    assert matched(tmp_path / "there", (-2.0, 0.2)) < 0.7 * matched(tmp_path / "elsewhere", (3.0, 0.2))
+
+
+def test_training_on_data_keeps_the_schedules_noise_levels(tmp_path):
+    trained = []
+    for log_normal in (None, (-2.0, 0.2)):
+        config = tiny_config(match_log_normal=log_normal)
+        networks, _ = train_networks(
+            config,
+            config.networks()[:1],
+            tiny_images(),
+            tmp_path / str(len(trained)),
+            steps=5,
+            peak_learning_rate=1e-3,
+            progress=False,
+        )
+        trained.append(arrays(networks))
+    np.testing.assert_array_equal(*trained)
+
+
+# The shipped ladder.
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_ladder()
+
+
+def test_the_shipped_ladder_has_four_levels_of_growing_cost(shipped):
+    flops = np.array(shipped.flops())
+    assert len(flops) == 4 and np.all((flops[1:] / flops[:-1] > 4) & (flops[1:] / flops[:-1] < 8))
+    card = shipped.card
+    assert card["name"] == shipped.config.name
+    assert card["parameters"] == [len(arrays(network)) for network in shipped.networks]
+    # XLA may count a little differently in another version.
+    np.testing.assert_allclose(card["flops_per_image"], flops, rtol=0.05)
+    # A level that is no nearer to the finest than the one below is not worth its cost.
+    distances = card["held_out_loss"]["to_finest"]
+    assert distances == sorted(distances, reverse=True) and distances[-1] == 0
+    for sde, steps in ((False, 128), (True, 256)):
+        calibration = shipped.calibration(sde=sde)
+        assert calibration.increment.shape == (steps, 4) and calibration.kicks.shape[:2] == (steps, 4)
+        assert np.all(np.isfinite(calibration.kicks))
+        np.testing.assert_allclose(calibration.ts, shipped.config.process.grid(steps), rtol=1e-5)
+        calibration.require(shipped.term(sde=sde).levels, jnp.zeros(shipped.config.shape))
+
+
+def test_the_finest_shipped_level_draws_clothes_on_black(shipped):
+    process = shipped.config.process
+    ts = process.grid(8)
+    y0 = process.s_max * jr.normal(jr.key(0), (2, *shipped.config.shape))
+    sol = diffrax.diffeqsolve(
+        shipped.term(), diffrax.Euler(), ts[0], ts[-1], None, y0, stepsize_controller=diffrax.StepTo(ts)
+    )
+    images = np.asarray(sol.ys[0])
+    assert np.all(np.isfinite(images)) and np.abs(images).max() < 1.5
+    assert np.all(images.std(axis=(1, 2, 3)) > 0.2)
+    assert np.all(images[:, :2, :2] < -0.8)

@@ -154,5 +154,10 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
     return Ladder(tuple(networks), config, card, calibrations)
 
 
+def as_stored(network: UNet) -> UNet:
+    """The network with its parameters rounded as `save_ladder` rounds them."""
+    return _cast(_cast(network, np.float16), np.float32)
+
+
 def _cast(network: UNet, dtype: Any) -> UNet:
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, network)

@@ -8,7 +8,15 @@ import numpy as np
 from jaxtyping import Float
 
 from ._config import Config, read_config
-from ._ladder import calibrate_ladder, count_flops, count_parameters, Ladder, load_ladder, save_ladder
+from ._ladder import (
+    as_stored,
+    calibrate_ladder,
+    count_flops,
+    count_parameters,
+    Ladder,
+    load_ladder,
+    save_ladder,
+)
 from ._train import held_out_losses, HISTORY_EVERY, train_networks
 from ._unet import UNet
 
@@ -90,7 +98,8 @@ def train_ladder(
         label="smaller levels",
         progress=progress,
     )
-    trained = (*smaller, finest)
+    # What is measured below is what is written: a calibration belongs to the exact numbers in its levels.
+    trained = tuple(as_stored(network) for network in (*smaller, finest))
     stages = [
         ("finest", training.steps, len(smaller), finest_history),
         ("smaller", smaller_steps, 0, smaller_history),
