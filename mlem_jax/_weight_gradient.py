@@ -102,7 +102,8 @@ class _Kicked(diffrax.AbstractItoSolver):
         count, _ = IndependentCoins().toss(p, None, solver_state, self.coin_key)
         weights = count.astype(p.dtype) / p
         kicks, fixed = self.kicks, jax.lax.stop_gradient(self.kicks.weights)
-        hits = (kicks.steps == solver_state)[:, None] & (kicks.levels[:, None] == jnp.arange(len(p))[None, :])
+        numbers = jnp.arange(len(p), dtype=kicks.levels.dtype)
+        hits = (kicks.steps == solver_state)[:, None] & (kicks.levels[:, None] == numbers[None, :])
         hit = jnp.any(hits, axis=0)
         if kicks.replace:
             weights = jnp.where(hit, fixed @ hits.astype(p.dtype), weights)

@@ -162,7 +162,7 @@ def more_bent(t, y, args):
     return bent(t, y, args) + 1.5 * jnp.cos(3 * y + t)
 
 
-def test_unbiased_gradient_is_exact_for_a_drift_that_is_not_affine():
+def test_unbiased_gradient_is_exact_for_a_drift_that_is_not_affine(x64):
     # Three steps, backwards in time, have 8 outcomes of the one level's coins: the expectation by summing over them,
     # its derivative by jax.grad. 2 * 10^4 estimates, seed 2, 5 standard errors. The parabola's is off by far more.
     ts = jnp.linspace(1.0, 0.0, 4)
@@ -170,7 +170,7 @@ def test_unbiased_gradient_is_exact_for_a_drift_that_is_not_affine():
     make_terms = eqx.Partial(lambda key: ml.MultilevelTerm(bent, more_bent))
     knots, logits = jnp.array([0.0, 1.0]), jnp.array([[0.0, 0.0], [-0.5, 0.3]])
     problem = Problem(make_terms, ts, knots, None, jnp.ones(2), learned=(False, True), kicks=1, unbiased=True)
-    outcomes = jnp.asarray(np.indices((2, 2, 2)).reshape(3, 8).T, jnp.float32)
+    outcomes = jnp.asarray(np.indices((2, 2, 2)).reshape(3, 8).T, float)
 
     def end(weights):
         y = jnp.array(0.7)
