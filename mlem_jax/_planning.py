@@ -8,7 +8,16 @@ from jaxtyping import Float
 from ._calibration import Calibration
 from ._coins import AbstractCoins, SystematicCoins
 from ._plan import coins_name, Plan
-from ._predict import expected_cost, is_deterministic, Kicks, predict, select, Selection
+from ._predict import (
+    expected_cost,
+    FEW_SEEDS,
+    is_deterministic,
+    Kicks,
+    MANY_SEEDS,
+    predict,
+    select,
+    Selection,
+)
 
 _FEWEST_STEPS = 8
 _REFINED = 3  # How many of the best selections have their levels' shares refined.
@@ -91,12 +100,15 @@ def _candidate(
     coins: AbstractCoins,
     budget: float,
     shares: np.ndarray,
+    *,
+    final: bool = False,
 ) -> _Candidate | None:
     kicks = select(calibration, selection)
     table = _within(kicks, coins, budget, shares)
     if table is None:
         return None
-    cost, linear, spread = predict(kicks, table, coins)
+    seeds = MANY_SEEDS if final else FEW_SEEDS
+    cost, linear, spread = predict(kicks, table, coins, seeds=seeds)
     tried = corrected(calibration, coins, budget, linear)
     error = linear if tried is None else tried
     discretisation = calibration.single_level_error(calibration.num_levels - 1, kicks.steps)
@@ -182,7 +194,7 @@ def _best(
     if not refined:
         return None
     best, shares = min(refined, key=lambda pair: pair[0].error)
-    return best if chooser is coins else _candidate(calibration, best.selection, coins, budget, shares)
+    return _candidate(calibration, best.selection, coins, budget, shares, final=True)
 
 
 def make_plan(

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int, Key
 from ._calibration import Calibration
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, SystematicCoins
 
-_SEEDS = 12
+FEW_SEEDS = 12  # for searching
+MANY_SEEDS = 128  # for what is promised: the error's own error is then 1 / sqrt(2 * 128) = 6%
 
 
 class Selection(NamedTuple):
@@ -82,10 +83,14 @@ def is_deterministic(coins: AbstractCoins) -> bool:
 
 
 def _weights(
-    coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], keys: Key[Array, " seeds"] | None = None
+    coins: AbstractCoins,
+    p: Float[np.ndarray, "steps levels"],
+    keys: Key[Array, " seeds"] | None = None,
+    *,
+    seeds: int = FEW_SEEDS,
 ) -> Float[np.ndarray, "seeds steps levels"]:
     if keys is None:
-        keys = jr.split(jr.key(0), 1 if is_deterministic(coins) else _SEEDS)
+        keys = jr.split(jr.key(0), 1 if is_deterministic(coins) else seeds)
     # In the solver's precision, in which equal probabilities give equal weights.
     rounded = jnp.asarray(p, jnp.result_type(float))
     counts = _counts(coins, rounded, keys)
@@ -98,7 +103,7 @@ def _evaluated(w: np.ndarray) -> np.ndarray:
 
 
 def predict(
-    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins
+    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, *, seeds: int = FEW_SEEDS
 ) -> tuple[float, float, float]:
     """Cost in finest evaluations, RMS error of the end state due to the coins, and the relative standard
     error of that prediction (from the spread over pilots), for probabilities of the padded shape."""
@@ -106,7 +111,7 @@ def predict(
         squares = _closed_error(kicks, p, nested=isinstance(coins, NestedCoins))
         cost = expected_cost(kicks, p, coins)
     else:
-        w = _weights(coins, p)
+        w = _weights(coins, p, seeds=seeds)
         squares = _squares(kicks, w)
         cost = _cost(kicks, w)
     # The directions of one pilot share its trajectory; only pilots are independent.

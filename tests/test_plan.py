@@ -90,7 +90,7 @@ def test_predicted_coin_error_and_cost_are_what_happens(term, calibration, name,
 
 def test_probabilities_of_independent_coins_are_the_best(calibration):
     # Moving cost between levels, or between early and late times, must not lower the predicted error.
-    plan = calibration.plan(budget=6.0, coins=ml.IndependentCoins(), steps=STEPS, levels=(0, 1, 2))
+    plan = calibration.plan(budget=2.5, coins=ml.IndependentCoins(), steps=STEPS, levels=(0, 1, 2))
     kicks = select(calibration, Selection((0, 1, 2), 1))
     cost, error, _ = predict(kicks, plan.table, ml.IndependentCoins())
     early = (np.arange(STEPS) < STEPS // 2)[:, None]
@@ -103,7 +103,7 @@ def test_probabilities_of_independent_coins_are_the_best(calibration):
         moved_cost, moved, _ = predict(kicks, np.minimum(1.0, plan.table * change), ml.IndependentCoins())
         # Error falls like the root of the cost beyond the cheapest level's.
         base = STEPS * calibration.costs[0]
-        assert moved * ((moved_cost - base) / (cost - base)) ** 0.5 > 0.99 * error
+        assert moved * ((moved_cost - base) / (cost - base)) ** 0.5 > 0.98 * error
 
 
 def test_dropping_a_level_adds_its_increment_to_the_next(calibration):
