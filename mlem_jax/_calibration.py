@@ -133,8 +133,8 @@ class Calibration:
     def plan(
         self,
         *,
-        budget: float | None = None,
-        error: float | None = None,
+        budget: float | int | None = None,
+        error: float | int | None = None,
         coins: AbstractCoins = SystematicCoins(offset=0.5),  # noqa: B008 (immutable)
         steps: int | None = None,
         levels: tuple[int, ...] | None = None,

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
+import jax.random as jr
 import numpy as np
 import typer
 from rich import box
@@ -211,7 +212,10 @@ def _draw(comparison: Comparison, out: Path) -> None:
         (f"{method}: {report.finest_evaluations:.1f} finest evaluations", report)
         for method, report in comparison.reports.items()
     ]
-    figure = plot.firings(
-        panels, time_label="s = sigma / alpha (sampling goes from right to left)", log_time=True
-    )
+    label = "s = sigma / alpha (sampling goes from right to left)"
+    if panels:
+        levels = list(comparison.levels.values())
+        figure = plot.firings(panels, levels=levels, time_label=label, log_time=True)
+    else:
+        figure = plot.plan_raster(comparison.plan, key=jr.key(0), time_label=label, log_time=True)
     plot.save_figure(figure, out / "coins.png")

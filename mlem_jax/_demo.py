@@ -46,8 +46,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All that the main job found. `images` and `reports` are by method, for the first seed; `plan` is that of
-    the default coins. `speedup` compares errors, `median_speedup` the images' median errors."""
+    """All that the main job found. `images`, `reports` and `levels` (those kept) are by method, for the first
+    seed; `plan` is that of the default coins. `speedup` compares errors, `median_speedup` the images' median errors."""
 
     rows: list[Row]
     speedup: dict[str, float]
@@ -55,6 +55,7 @@ class Comparison:
     plan: Plan
     images: dict[str, Float[np.ndarray, "n h w"]]
     reports: dict[str, EvaluationReport]
+    levels: dict[str, tuple[int, ...]]
 
 
 def equivalent_cost(errors: list[float], costs: list[float], error: float) -> float:
@@ -121,7 +122,21 @@ def compare(
     - `seed` of the noise and, added to 0, 1, ..., of the coins; `samples`, images in the one batch.
     - `budget` of ML-EM in finest-level evaluations, or the `error` that it should reach.
     - `tell`, called with a word before each method.
+
+    Raises `ValueError`, before any image is drawn, for a budget or an error that cannot be met.
     """
+    tell("planning")
+    calibration = ladder.calibration(sde=sde)
+    plan = calibration.plan(budget=budget, error=error)
+    plans = [("ML-EM default coins", plan, 1)]
+    # The paper's coins at the same cost; a plan left free would rather not toss them.
+    every_level = tuple(range(len(ladder.networks)))
+    try:
+        made = calibration.plan(budget=plan.cost, coins=IndependentCoins(), levels=every_level)
+        plans.insert(0, ("ML-EM independent coins", made, COIN_SEEDS))
+    except ValueError:
+        tell("no comparison with independent coins: all levels together cost more than the plan")
+
     process = ladder.config.process
     noise_key, path_key = jr.split(jr.key(seed))
     y0 = process.s_max * jr.normal(noise_key, (samples, *ladder.config.shape))
@@ -141,6 +156,7 @@ def compare(
     images = {"reference": reference}
     rows: list[Row] = []
     reports: dict[str, EvaluationReport] = {}
+    levels: dict[str, tuple[int, ...]] = {}
 
     def measure(
         method: str, solver: diffrax.AbstractSolver, run: Callable, coin_seed: int, plan: Plan | None = None
@@ -151,6 +167,7 @@ def compare(
             report = evaluation_report(state)
             evaluations = report.finest_evaluations
             reports.setdefault(method, report)
+            levels.setdefault(method, plan.levels if plan is not None else ())
         else:
             evaluations = float(method.split()[1]) if plan is None else plan.cost
         squares = np.mean((end - reference) ** 2, axis=tuple(range(1, end.ndim)))
@@ -163,16 +180,7 @@ def compare(
         euler = diffrax.Euler()
         measure(f"Euler {steps} steps", euler, solver_run(euler, steps), seed)
 
-    tell("planning")
-    every_level = tuple(range(len(ladder.networks)))
-    calibration = ladder.calibration(sde=sde)
-    plan = calibration.plan(budget=budget, error=error)
-    # The paper's coins at the same cost; a plan left free would rather not toss them.
-    independent = calibration.plan(budget=plan.cost, coins=IndependentCoins(), levels=every_level)
-    for method, made, seeds in (
-        ("ML-EM independent coins", independent, COIN_SEEDS),
-        ("ML-EM default coins", plan, 1),
-    ):
+    for method, made, seeds in plans:
         record = len(made.ts) - 1
         settings = {"record": record} if len(made.levels) > 1 else {}
         solvers = [made.solver(key=jr.key(seed + i), **settings) for i in range(seeds)]
@@ -190,7 +198,7 @@ def compare(
             for unit in ("finest_evaluations", "seconds")
         }
 
-    return Comparison(rows, speedup("error"), speedup("median_error"), plan, images, reports)
+    return Comparison(rows, speedup("error"), speedup("median_error"), plan, images, reports, levels)
 
 
 def _within(fine: Float[Array, " times"], plan: Plan) -> Float[Array, " steps"]:

@@ -35,7 +35,9 @@ class _Candidate(NamedTuple):
     factor: float
 
 
-def corrected(calibration: Calibration, coins: AbstractCoins, budget: float, linear: float) -> float | None:
+def corrected(
+    calibration: Calibration, coins: AbstractCoins, budget: float | int, linear: float
+) -> float | None:
     """The coins' error at this budget, from what the linear model says and what trial runs of the policy showed;
     `None` if it was not tried.
 
@@ -82,7 +84,7 @@ def _table(kicks: Kicks, scale: float, shares: np.ndarray) -> np.ndarray:
     return p
 
 
-def _within(kicks: Kicks, coins: AbstractCoins, budget: float, shares: np.ndarray) -> np.ndarray | None:
+def _within(kicks: Kicks, coins: AbstractCoins, budget: float | int, shares: np.ndarray) -> np.ndarray | None:
     """The probabilities of this family that cost the budget, or `None` if none costs so little."""
     low, high = -30.0, 30.0
     if expected_cost(kicks, _table(kicks, np.exp(low), shares), coins) > budget:
@@ -98,7 +100,7 @@ def _candidate(
     calibration: Calibration,
     selection: Selection,
     coins: AbstractCoins,
-    budget: float,
+    budget: float | int,
     shares: np.ndarray,
     *,
     final: bool = False,
@@ -119,7 +121,7 @@ def _candidate(
 
 
 def _refine(
-    calibration: Calibration, start: _Candidate, shares: np.ndarray, coins: AbstractCoins, budget: float
+    calibration: Calibration, start: _Candidate, shares: np.ndarray, coins: AbstractCoins, budget: float | int
 ) -> tuple[_Candidate, np.ndarray]:
     """Moves the levels' shares of the cost, one at a time, as long as the predicted error falls."""
     best, pad = start, len(shares) - len(start.selection.levels)
@@ -137,7 +139,7 @@ def _refine(
     return best, shares
 
 
-def steps_for_error(calibration: Calibration, level: int, error: float) -> float:
+def steps_for_error(calibration: Calibration, level: int, error: float | int) -> float:
     """Steps of Euler on one level alone for this error; infinite if they never reach it."""
     low, high = 0.0, np.log(1e6)
     if calibration.single_level_error(level, float(np.exp(high))) > error:
@@ -149,7 +151,9 @@ def steps_for_error(calibration: Calibration, level: int, error: float) -> float
     return float(np.exp(high))
 
 
-def _selections(calibration: Calibration, steps: int | None, levels: tuple[int, ...] | None, budget: float):
+def _selections(
+    calibration: Calibration, steps: int | None, levels: tuple[int, ...] | None, budget: float | int
+):
     total, last = len(calibration.ts) - 1, calibration.num_levels - 1
     strides = [m for m in (1, 2, 4, 8, 16, 32) if total % m == 0 and total // m >= min(_FEWEST_STEPS, total)]
     if steps is not None:
@@ -176,7 +180,7 @@ def _selections(calibration: Calibration, steps: int | None, levels: tuple[int, 
 def _best(
     calibration: Calibration,
     coins: AbstractCoins,
-    budget: float,
+    budget: float | int,
     steps: int | None,
     levels: tuple[int, ...] | None,
 ) -> _Candidate | None:
@@ -200,8 +204,8 @@ def _best(
 def make_plan(
     calibration: Calibration,
     *,
-    budget: float | None = None,
-    error: float | None = None,
+    budget: float | int | None = None,
+    error: float | int | None = None,
     coins: AbstractCoins = _MIDPOINT,
     steps: int | None = None,
     levels: tuple[int, ...] | None = None,
@@ -264,7 +268,7 @@ def make_plan(
 def _for_budget(
     calibration: Calibration,
     coins: AbstractCoins,
-    budget: float,
+    budget: float | int,
     steps: int | None,
     levels: tuple[int, ...] | None,
 ) -> Plan:
@@ -330,7 +334,7 @@ def _for_budget(
     )
 
 
-def _speedups(calibration: Calibration, error: float, cost: float) -> tuple[float, float]:
+def _speedups(calibration: Calibration, error: float | int, cost: float) -> tuple[float, float]:
     needed = [
         calibration.costs[k] * steps_for_error(calibration, k, error) for k in range(calibration.num_levels)
     ]
@@ -341,8 +345,8 @@ def _single_level(
     calibration: Calibration,
     coins: AbstractCoins,
     level: int,
-    budget: float,
-    error: float,
+    budget: float | int,
+    error: float | int,
     multilevel_error: float | None,
 ) -> Plan:
     total = len(calibration.ts) - 1

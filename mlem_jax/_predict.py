@@ -9,17 +9,18 @@ has the terms of that sum on pilot trajectories, so any pattern of weights, of a
 without evaluating a level again.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, SystematicCoins
+from ._solver import MLEM
 
 FEW_SEEDS = 12  # for searching
 MANY_SEEDS = 128  # for what is promised: the error's own error is then 1 / sqrt(2 * 128) = 6%
@@ -164,3 +165,12 @@ def _closed_cost(kicks: Kicks, p: np.ndarray, *, nested: bool) -> float:
         agree = np.where(p == finer, p * finer, 0.0)
         active = p + finer - p * finer - agree
     return float(np.sum(np.where((p >= 1) & (finer >= 1), 0.0, active) * kicks.costs))
+
+
+def firing_pattern(
+    coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], solver: Any
+) -> Bool[np.ndarray, "steps levels"]:
+    """In which steps each level's coin comes up, for a solver's key; always, for Euler on one level."""
+    if not isinstance(solver, MLEM):
+        return np.ones(p.shape, bool)
+    return _weights(coins, p, solver.key[None])[0] > 0

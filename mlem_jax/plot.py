@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PRNGKeyArray
 from matplotlib.figure import Figure
 
+from ._calibration import Calibration
+from ._plan import coins_name, Plan
+from ._predict import firing_pattern
 from ._report import EvaluationReport
 
 
@@ -49,27 +52,87 @@ def samples(rows: Sequence[tuple[str, Float[np.ndarray, "n h w"]]], *, columns: 
 
 
 def firings(
-    reports: Sequence[tuple[str, EvaluationReport]], *, time_label: str = "t", log_time: bool = False
+    reports: Sequence[tuple[str, EvaluationReport]],
+    *,
+    levels: Sequence[Sequence[int]] | None = None,
+    time_label: str = "t",
+    log_time: bool = False,
 ) -> Figure:
     """When each level was evaluated: one panel per report, one line of marks per level.
+
+    **Arguments:** `reports`, pairs of a label and a report; `levels`, for each the indices of its levels where
+    a plan has left some out (`plan.levels`), for names and colours.
 
     The reports need a record, `MLEM(..., record=number_of_steps)`; raises `ValueError` without.
     """
     figure = Figure(figsize=(8, 0.7 + 1.4 * len(reports)), layout="constrained")
     axes = figure.subplots(len(reports), 1, squeeze=False, sharex=True)[:, 0]
-    for axis, (label, report) in zip(axes, reports, strict=True):
+    for panel, (axis, (label, report)) in enumerate(zip(axes, reports, strict=True)):
         if report.evaluation_times is None:
             raise ValueError(
                 f"The report of {label!r} has no record of its firings; solve with "
                 "MLEM(..., record=number_of_steps)."
             )
-        names: list[Any] = []
-        for k, times in enumerate(report.evaluation_times):
-            axis.eventplot(times, lineoffsets=k, linelengths=0.7, linewidths=1.2, color=f"C{k}")
-            names.append(f"level {k + 1}: {len(times)}")
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+        kept = range(len(report.evaluation_times)) if levels is None else levels[panel]
+        _raster(axis, report.evaluation_times, kept)
         axis.set_title(label, fontsize=9, loc="left")
         if log_time:
             axis.set_xscale("log")
     axes[-1].set_xlabel(time_label)
+    return figure
+
+
+def _raster(axis: Any, times: Sequence[Float[np.ndarray, " _"]], levels: Sequence[int]) -> None:
+    names: list[Any] = []
+    for line, (marks, k) in enumerate(zip(times, levels, strict=True)):
+        axis.eventplot(marks, lineoffsets=line, linelengths=0.7, linewidths=1.2, color=f"C{k}")
+        names.append(f"level {k + 1}: {len(marks)}")
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+
+
+def increments(calibration: Calibration, *, time_label: str = "t", log_time: bool = False) -> Figure:
+    """What a calibration measured, over time: the levels' increments, and by how much they move the end."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for k in range(calibration.num_levels):
+        for axis, values in zip(axes, (calibration.increment, calibration.effect), strict=True):
+            axis.plot(calibration.ts[:-1], values[:, k], color=f"C{k}", label=f"level {k + 1}")
+    for axis, title in zip(axes, ("increment (RMS)", "effect on the end state (RMS)"), strict=True):
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_yscale("log")
+        axis.set_xlabel(time_label)
+        if log_time:
+            axis.set_xscale("log")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> Figure:
+    """The error of Euler on each level alone as measured, and of plans as predicted (one line per coin
+    policy), against cost in finest-level evaluations."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for k in range(calibration.num_levels):
+        costs = calibration.single_steps * calibration.costs[k]
+        axis.loglog(costs, calibration.single_error[k], ".-", color=f"C{k}", label=f"Euler, level {k + 1}")
+    for name in dict.fromkeys(coins_name(plan.coins) for plan in plans):
+        mine = sorted((p.cost, p.error) for p in plans if coins_name(p.coins) == name)
+        axis.loglog(*zip(*mine, strict=True), "--", marker="s", markersize=4, label=f"plan, {name}")
+    axis.set_xlabel("cost in finest-level evaluations")
+    axis.set_ylabel("RMS error of the end state")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def plan_raster(plan: Plan, *, key: PRNGKeyArray, time_label: str = "t", log_time: bool = False) -> Figure:
+    """In which steps a plan's coins fire, for one key (no level is evaluated for it)."""
+    fired = firing_pattern(plan.coins, plan.table, plan.solver(key=key))
+    figure = Figure(figsize=(8, 0.9 + 0.35 * len(plan.levels)), layout="constrained")
+    axis = figure.subplots()
+    _raster(axis, [plan.ts[:-1][fired[:, k]] for k in range(len(plan.levels))], plan.levels)
+    axis.set_xlabel(time_label)
+    axis.set_title(f"{coins_name(plan.coins)}, predicted error {plan.error:.3g}", fontsize=9, loc="left")
+    if log_time:
+        axis.set_xscale("log")
     return figure

@@ -145,16 +145,7 @@ print("cost:", [round(c / term.costs[-1], 4) for c in term.costs], "of a finest 
 
 # %%
 calibration = ladder.calibration()
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
-for k in range(4):
-    axes[0].loglog(calibration.ts[:-1], calibration.increment[:, k], color=f"C{k}", label=f"$D_{k + 1}$")
-    axes[1].loglog(calibration.ts[:-1], calibration.effect[:, k], color=f"C{k}")
-axes[0].set_title("increment (RMS)")
-axes[1].set_title("effect on the final image (RMS)")
-axes[0].legend()
-for axis in axes:
-    axis.set_xlabel("s")
-plt.show()
+plot.increments(calibration, time_label="s", log_time=True)
 
 # %% [markdown]
 # `print(calibration)` says the same in numbers, with the measured gamma, kurtosis and warnings. And one number, a
@@ -205,7 +196,7 @@ figure
 # And when each level was looked at (sampling goes from right to left):
 
 # %%
-plot.firings([("default coins", report)], time_label="s", log_time=True)
+plot.firings([("default coins", report)], levels=[plan.levels], time_label="s", log_time=True)
 
 # %% [markdown]
 # Next: `python -m mlem_jax --help`, `benchmarks/README.md`, and the docstrings of `ml.MLEM` and of the coins,

@@ -5,6 +5,7 @@ import json
 import os
 import re
 
+import jax.random as jr
 import numpy as np
 import pytest
 from diffusion_problems import randomised, TINY, write_idx
@@ -23,14 +24,15 @@ def ladder():
     networks = tuple(randomised(n, seed=k) for k, n in enumerate(TINY.networks()))
     bare = Ladder(networks, TINY, {"name": "tiny"}, {})
     found = {
-        kind: calibrate_ladder(bare, sde=kind == "sde", steps=16, pilots=4, progress=False) for kind in ("ode", "sde")
+        kind: calibrate_ladder(bare, sde=kind == "sde", steps=16, pilots=4, progress=False)
+        for kind in ("ode", "sde")
     }
     return dataclasses.replace(bare, calibrations=found)
 
 
 @pytest.fixture
 def run(ladder, monkeypatch):
-    monkeypatch.setattr(_cli, "load_ladder", lambda: ladder)
+    monkeypatch.setattr(_cli, "load_ladder", lambda *folder: load_ladder(*folder) if folder else ladder)
     monkeypatch.setattr(_demo, "FINE_STEPS", {False: 32, True: 32})
     monkeypatch.setattr(_demo, "EULER_STEPS", (4, 8, 16))
     monkeypatch.setattr(_demo, "COIN_SEEDS", 2)
@@ -59,7 +61,9 @@ def test_main_job(run, tmp_path, sde):
     assert set(found["speedup"]) == {"finest_evaluations", "seconds"}
     # The speed-up is what the rows say.
     euler, ours = found["rows"][:3], found["rows"][-1]
-    same = equivalent_cost([r["error"] for r in euler], [r["finest_evaluations"] for r in euler], ours["error"])
+    same = equivalent_cost(
+        [r["error"] for r in euler], [r["finest_evaluations"] for r in euler], ours["error"]
+    )
     assert found["speedup"]["finest_evaluations"] == pytest.approx(same / ours["finest_evaluations"])
     for shown in ("predicted", "ML-EM default coins", f"{found['speedup']['seconds']:.1f} times the seconds"):
         assert shown in result.output
@@ -102,9 +106,7 @@ def test_train_command(run, tmp_path):
     config = tmp_path / "ladder.toml"
     config.write_text(
         'name = "t"\nshape = [4, 4, 1]\n[training]\nsteps = 3\nmatch_steps = 3\nbatch_size = 4\nwarmup_steps = 1\n'
-        + "".join(
-            f"[[levels]]\nwidth = {w}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n" for w in (2, 6)
-        )
+        + "".join(f"[[levels]]\nwidth = {w}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n" for w in (2, 6))
     )
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 4))
     write_idx(tmp_path / "data", images)
@@ -150,6 +152,20 @@ def test_pictures(tmp_path):
         plot.save_figure(Broken(), tmp_path / "new" / "a.png")
     # The old picture is whole and nothing else is left.
     assert os.listdir(tmp_path / "new") == ["a.png"] and (tmp_path / "new" / "a.png").read_bytes() == before
+
+
+def test_pictures_of_calibrations_and_plans(ladder):
+    calibration = ladder.calibration()
+    figure = plot.increments(calibration, log_time=True)
+    assert len(figure.axes) == 2 and len(figure.axes[0].lines) == 2
+    plan = calibration.plan(budget=12, levels=(0, 1))
+    figure = plot.error_against_cost(calibration, [plan])
+    assert len(figure.axes[0].lines) == 3
+    figure = plot.plan_raster(plan, key=jr.key(0))
+    fires = len(figure.axes[0].collections[1].get_positions())
+    # Midpoint coins fire once in each unit of the clock: within one of its length.
+    sometimes = plan.table[:, 1] < 1
+    assert abs(fires - (~sometimes).sum() - plan.table[sometimes, 1].sum()) <= 1
 
 
 def test_picture_of_firings_needs_a_record():
