@@ -60,7 +60,9 @@ def demo(
     if context.invoked_subcommand is not None:
         return
     console = Console()
-    _check_writable(out)
+    _check_writable(out, "--out")
+    if json_file is not None:
+        _check_writable(json_file.parent, "--json")
     ladder = load_ladder()
     if budget is not None and target is not None:
         raise typer.BadParameter("Give --budget or --error, not both.")
@@ -152,14 +154,14 @@ def train(
     console.print(f"Load it with mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r}).")
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, option: str) -> None:
     """Fails before the long work rather than after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise typer.BadParameter(f"Cannot write to {folder}: {error}. Choose another --out.") from error
+        raise typer.BadParameter(f"Cannot write to {folder}: {error}. Choose another {option}.") from error
 
 
 def _write_text(path: Path, text: str) -> None:

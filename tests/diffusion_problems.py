@@ -9,6 +9,8 @@ import jax
 import jax.random as jr
 import numpy as np
 
+import mlem_jax as ml
+from mlem_jax._calibration import level_id, state_id
 from mlem_jax.diffusion import Config, Level, Training
 
 # On 4 x 4 images one fold leaves a 1 x 1 grid: a dense network, which compiles in a second.
@@ -47,6 +49,30 @@ def randomised(network, *, seed=0):
 def arrays(network):
     """All parameters of a network, or of several, as one flat numpy vector."""
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(eqx.filter(network, eqx.is_array))])
+
+
+def stand_in(ladder, *, sde=False, **settings):
+    """A calibration of these levels that measured nothing: a real one compiles for half a minute, and has its
+    own tests."""
+    num_levels = len(ladder.networks)
+    numbers = np.random.default_rng(sde).uniform(1, 2, (8, num_levels, 3, 1))
+    return ml.Calibration(
+        ts=np.asarray(ladder.config.process.grid(8), float),
+        increment=numbers[:, :, 0, 0],
+        kicks=numbers.astype(np.float32),
+        costs=np.linspace(0.1, 1.0, num_levels),
+        seconds=np.linspace(0.01, 0.1, num_levels),
+        single_steps=np.array([4, 8]),
+        single_error=np.ones((num_levels, 2)),
+        check_budget=np.array([2.0]),
+        check_predicted=np.array([0.1]),
+        check_measured=np.array([0.2]),
+        check_coins=("StratifiedCoins",),
+        batch=3,
+        device="cpu",
+        levels_id=tuple(level_id(level) for level in ladder.term(sde=sde).levels),
+        state_id=state_id(np.zeros(ladder.config.shape)),
+    )
 
 
 def idx_bytes(images, *, magic=2051):

@@ -8,7 +8,7 @@ import re
 import jax.random as jr
 import numpy as np
 import pytest
-from diffusion_problems import randomised, TINY, write_idx
+from diffusion_problems import arrays, randomised, stand_in, TINY, write_idx
 from typer.testing import CliRunner
 
 import mlem_jax as ml
@@ -55,10 +55,12 @@ def test_main_job(run, tmp_path, sde):
     ]
     for row in found["rows"]:
         assert {"error", "finest_evaluations", "seconds", "seed"} <= set(row)
-        assert 0 < row["error"] < np.inf and row["seconds"] > 0
+        assert all(0 < row[number] < np.inf for number in ("error", "finest_evaluations", "seconds"))
     assert [row["seed"] for row in found["rows"][3:]] == [5, 6, 5]
     assert [row["finest_evaluations"] for row in found["rows"][:3]] == [4, 8, 16]
-    assert set(found["speedup"]) == {"finest_evaluations", "seconds"}
+    for speedup in (found["speedup"], found["median_speedup"]):
+        assert set(speedup) == {"finest_evaluations", "seconds"}
+        assert all(0 < value < np.inf for value in speedup.values())
     # The speed-up is what the rows say.
     euler, ours = found["rows"][:3], found["rows"][-1]
     same = equivalent_cost(
@@ -70,9 +72,15 @@ def test_main_job(run, tmp_path, sde):
 
 
 def test_main_job_for_a_target_error(run, tmp_path):
-    # More than what the plan of the smallest cost errs: met by every plan.
-    result = run("--out", tmp_path, "--error", 50, "--samples", 2)
+    # More than what the plan of the smallest cost errs: met by Euler on the cheapest level, with no coin to
+    # toss and too little for independent coins on both levels.
+    numbers = tmp_path / "numbers.json"
+    result = run("--out", tmp_path / "out", "--json", numbers, "--error", 50, "--samples", 2)
     assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["coins.png", "samples.png"]
+    *euler, ours = json.loads(numbers.read_text())["rows"]
+    assert all(row["method"].startswith("Euler") for row in euler)
+    assert ours["method"] == "ML-EM default coins" and 0 < ours["finest_evaluations"] < 1
     both = run("--out", tmp_path, "--error", 50, "--budget", 3)
     assert both.exit_code == 2 and "not both" in both.output
 
@@ -80,8 +88,9 @@ def test_main_job_for_a_target_error(run, tmp_path):
 def test_what_cannot_work_is_said_before_long_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(_cli, "compare", None)
-    result = run("--out", tmp_path / "file")
-    assert result.exit_code == 2 and "Choose another --out" in result.output
+    for option, place in (("--out", "file"), ("--json", "file/numbers.json")):
+        result = run("--out", tmp_path / "out", option, tmp_path / place)
+        assert result.exit_code == 2 and f"Choose another {option}" in result.output
 
 
 def test_a_budget_too_small_is_refused(run, tmp_path):
@@ -102,7 +111,8 @@ def test_help_names_every_option(run, command, options):
     assert result.exit_code == 0 and all(option in plain for option in options)
 
 
-def test_train_command(run, tmp_path):
+def test_train_command(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
     config = tmp_path / "ladder.toml"
     config.write_text(
         'name = "t"\nshape = [4, 4, 1]\n[training]\nsteps = 3\nmatch_steps = 3\nbatch_size = 4\nwarmup_steps = 1\n'
@@ -115,16 +125,18 @@ def test_train_command(run, tmp_path):
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert "distance to finest" in result.output
-    assert len(load_ladder(tmp_path / "run" / "ladder").networks) == 2
     again = run("train", "--out", tmp_path / "more", "--from", tmp_path / "run" / "ladder", *arguments[3:])
     assert again.exit_code == 0, again.output
+    first, second = (load_ladder(tmp_path / name / "ladder").networks for name in ("run", "more"))
+    assert len(first) == len(second) == 2
+    np.testing.assert_array_equal(arrays(first[-1]), arrays(second[-1]))
     missing = run(*arguments[:-1], tmp_path / "nowhere")
     assert missing.exit_code == 2 and "dataset-fashion-mnist" in missing.output
 
 
-@pytest.mark.parametrize("error", [0.5, 0.03, 1e-3])
+@pytest.mark.parametrize("error", [0.1, 1e-3, 0.5], ids=["inside", "dearer", "cheaper"])
 def test_equivalent_cost_is_exact_for_power_laws(error):
-    # error = 2 / cost: inside, beyond the dear end, and beyond the cheap end of the curve; in any order.
+    # error = 2 / cost, measured from cost 8 to cost 64, in any order.
     costs = [16.0, 8.0, 32.0, 64.0]
     assert equivalent_cost([2 / c for c in costs], costs, error) == pytest.approx(2 / error)
 
@@ -140,6 +152,9 @@ def test_pictures(tmp_path):
     images = np.linspace(-1, 1, 4 * 6 * 5).reshape(4, 6, 5)
     figure = plot.samples([("one", images), ("two", images[:2])], columns=3)
     assert len(figure.axes) == 2 and figure.axes[0].get_images()[0].get_array().shape == (6, 15)
+    # Fewer images than columns.
+    (strip,) = plot.samples([("one", images)]).axes[0].get_images()
+    np.testing.assert_allclose(strip.get_array(), np.concatenate(list(images), axis=1))
     plot.save_figure(figure, tmp_path / "new" / "a.png")
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(PNG)
     before = (tmp_path / "new" / "a.png").read_bytes()
@@ -166,6 +181,21 @@ def test_pictures_of_calibrations_and_plans(ladder):
     # Midpoint coins fire once in each unit of the clock: within one of its length.
     sometimes = plan.table[:, 1] < 1
     assert abs(fires - (~sometimes).sum() - plan.table[sometimes, 1].sum()) <= 1
+
+
+def test_picture_of_firings_marks_each_evaluation():
+    often = ml.EvaluationReport(3, np.array([3, 1]), None, None, (np.array([1.0, 2.0, 4.0]), np.array([2.0])))
+    once = dataclasses.replace(often, evaluation_times=(np.array([1.0]), np.array([])))
+    # The second solve had left out the second of three levels.
+    levels = [(0, 1), (0, 2)]
+    figure = plot.firings([("a", often), ("b", once)], levels=levels, time_label="s", log_time=True)
+    for axis, report, kept in zip(figure.axes, (often, once), levels, strict=True):
+        for line, times in zip(axis.collections, report.evaluation_times, strict=True):
+            np.testing.assert_array_equal(line.get_positions(), times)
+        names = [f"level {k + 1}: {len(t)}" for k, t in zip(kept, report.evaluation_times, strict=True)]
+        assert [label.get_text() for label in axis.get_yticklabels()] == names
+        assert axis.get_xscale() == "log"
+    assert figure.axes[-1].get_xlabel() == "s"
 
 
 def test_picture_of_firings_needs_a_record():

@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from diffusion_problems import arrays, randomised, TINY, tiny_config, tiny_images
+from diffusion_problems import arrays, randomised, stand_in, TINY, tiny_config, tiny_images
 from problems import as_user, assert_mean
 
-import mlem_jax as ml
-from mlem_jax._calibration import level_id, state_id
 from mlem_jax.diffusion import (
     Ladder,
     load_ladder,
@@ -28,30 +26,6 @@ HEAD = 'name = "tiny"\nshape = [4, 4, 1]\n'
 TRAINING = "[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n"
 LEVEL = "[[levels]]\nwidth = {}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
 TEXT = HEAD + TRAINING + LEVEL.format(4) + LEVEL.format(8)
-
-
-def stand_in(ladder, *, sde=False, **settings):
-    """A calibration of these levels that measured nothing: a real one compiles for half a minute, and has its
-    own tests (`test_train.py` has one in `train_ladder`)."""
-    num_levels = len(ladder.networks)
-    numbers = np.random.default_rng(sde).uniform(1, 2, (8, num_levels, 3, 1))
-    return ml.Calibration(
-        ts=np.asarray(ladder.config.process.grid(8), float),
-        increment=numbers[:, :, 0, 0],
-        kicks=numbers.astype(np.float32),
-        costs=np.linspace(0.1, 1.0, num_levels),
-        seconds=np.linspace(0.01, 0.1, num_levels),
-        single_steps=np.array([4, 8]),
-        single_error=np.ones((num_levels, 2)),
-        check_budget=np.array([2.0]),
-        check_predicted=np.array([0.1]),
-        check_measured=np.array([0.2]),
-        check_coins=("StratifiedCoins",),
-        batch=3,
-        device="cpu",
-        levels_id=tuple(level_id(level) for level in ladder.term(sde=sde).levels),
-        state_id=state_id(np.zeros(ladder.config.shape)),
-    )
 
 
 @pytest.fixture(scope="module")
