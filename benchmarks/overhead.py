@@ -135,6 +135,8 @@ def brownian() -> dict:
                 None,
                 y0,
                 stepsize_controller=diffrax.StepTo(ts),
+                # The one adjoint that UnsafeBrownianPath accepts; the same for all.
+                adjoint=diffrax.ForwardMode(),
             ).ys
 
         calls = [lambda path=path, shape=shape: solve(path, jnp.zeros(shape)) for path in paths.values()]

@@ -89,6 +89,17 @@ class ConstantProbabilities(AbstractProbabilities):
         return self.values
 
 
+class EveryStep(AbstractProbabilities):
+    """Probability 1 for all levels, known without running anything: what [`mlem_jax.MLEM`][] makes of an array of
+    ones. A solve then needs no coins and no branches."""
+
+    num_levels: int = eqx.field(static=True)
+
+    def __call__(self, t: RealScalarLike, h: RealScalarLike) -> Float[Array, " levels"]:
+        del t, h
+        return jnp.ones(self.num_levels)
+
+
 class PowerLaw(AbstractProbabilities):
     r"""Probabilities that fall with the cost of a level as a power.
 
@@ -224,4 +235,7 @@ def as_probabilities(
         return probabilities
     if callable(probabilities):
         return FunctionProbabilities(probabilities)
-    return ConstantProbabilities(probabilities)
+    constant = ConstantProbabilities(probabilities)
+    if _is_concrete(constant.values) and np.all(np.asarray(constant.values) == 1):
+        return EveryStep(constant.values.shape[0])
+    return constant
