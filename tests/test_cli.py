@@ -57,6 +57,8 @@ def test_main_job(run, tmp_path, sde):
         assert {"error", "finest_evaluations", "seconds", "seed"} <= set(row)
         assert all(0 < row[number] < np.inf for number in ("error", "finest_evaluations", "seconds"))
     assert [row["seed"] for row in found["rows"][3:]] == [5, 6, 5]
+    # Other coins, and not only another name for them.
+    assert found["rows"][3]["error"] != found["rows"][4]["error"]
     assert [row["finest_evaluations"] for row in found["rows"][:3]] == [4, 8, 16]
     for speedup in (found["speedup"], found["median_speedup"]):
         assert set(speedup) == {"finest_evaluations", "seconds"}
@@ -141,11 +143,15 @@ def test_equivalent_cost_is_exact_for_power_laws(error):
     assert equivalent_cost([2 / c for c in costs], costs, error) == pytest.approx(2 / error)
 
 
-def test_equivalent_cost_interpolates_between_neighbours():
-    # A kink at cost 4: only the two neighbours count.
-    assert equivalent_cost([1.0, 0.5, 0.05], [2.0, 4.0, 8.0], 0.5**1.5) == pytest.approx(
-        4 * 2 ** (np.log(0.5**0.5) / np.log(0.1))
-    )
+@pytest.mark.parametrize("cost", [1.0, 3.0, 6.0, 50.0])
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]], ids=["sorted", "unsorted"])
+def test_equivalent_cost_goes_by_the_nearest_two_points(cost, order):
+    # error = 4 / cost up to cost 4, 64 / cost**3 from there: a kink that no other pair of points would give.
+    def error(cost):
+        return 4 / cost if cost < 4 else 64 / cost**3
+
+    costs = [[2.0, 4.0, 8.0][i] for i in order]
+    assert equivalent_cost([error(c) for c in costs], costs, error(cost)) == pytest.approx(cost)
 
 
 def test_pictures(tmp_path):
