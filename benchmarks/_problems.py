@@ -72,7 +72,9 @@ class _Noisy(eqx.Module):
         return diffrax.MultiTerm(self.term, noise)
 
 
-class _Same(eqx.Module):
+class Same(eqx.Module):
+    """The same terms for every key."""
+
     terms: Any
 
     def __call__(self, key: PRNGKeyArray) -> Any:
@@ -84,7 +86,7 @@ def random_features(*, gamma: float, num_levels: int = 5, sde: bool = False, ste
     levels, costs = random_feature_levels(gamma=gamma, num_levels=num_levels)
     ts = jnp.linspace(0.0, 2.0, steps + 1)
     term = ml.MultilevelTerm(*levels, costs=costs)
-    make = _Noisy(term, ts, 16) if sde else _Same(term)
+    make = _Noisy(term, ts, 16) if sde else Same(term)
     name = f"random features, gamma {gamma:g}, {'SDE' if sde else 'ODE'}"
     return Problem(name, make, ts, lambda key, n: jr.normal(key, (n, 16)))
 
@@ -94,6 +96,6 @@ def images(ladder: Ladder, *, sde: bool = False, steps: int = 128) -> Problem:
     process, shape = ladder.config.process, ladder.config.shape
     ts = process.grid(steps)
     term = ladder.term(sde=sde)
-    make = NoisyTerms(term, ts, shape) if sde else _Same(term)
+    make = NoisyTerms(term, ts, shape) if sde else Same(term)
     name = f"{ladder.config.name}, {'reverse SDE' if sde else 'probability flow'}"
     return Problem(name, make, ts, lambda key, n: process.s_max * jr.normal(key, (n, *shape)))

@@ -6,12 +6,13 @@ the reverse SDE. Writes `benchmarks/results/coins_ode.json` and `.png` (`coins_s
 
 For each of several batches of images (fresh noise, never the calibration's), the error is the root mean
 square distance to a fine solution of the finest level. Random coins are averaged over coin seeds. All
-policies have the same expected cost, each with the plan that its calibration makes for it. The spread is the standard
-deviation over batches and coin seeds.
+policies have the same expected cost, each with the plan that the calibration makes for it (with all levels where
+that would be one level alone). The spread is the standard deviation over batches and coin seeds. The speed-up is the
+cost of Euler with the same error on the same images over the method's, by batch; printed is the median.
 """
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -23,10 +24,11 @@ from _harness import RESULTS, write_results
 from matplotlib.figure import Figure
 
 import mlem_jax as ml
-from mlem_jax._demo import FINE_STEPS
+from mlem_jax._demo import equivalent_cost, FINE_STEPS
 from mlem_jax.diffusion import load_ladder, reverse_diffusion
 from mlem_jax.plot import save_figure
 
+EULER = "Euler, finest level"
 POLICIES = {
     "independent": ml.IndependentCoins(),
     "nested": ml.NestedCoins(),
@@ -34,6 +36,15 @@ POLICIES = {
     "systematic": ml.SystematicCoins(),
     "midpoint": ml.SystematicCoins(offset=0.5),
 }
+
+
+class Run(NamedTuple):
+    """Which images, cost in finest evaluations, RMS error over all images, and the median image's."""
+
+    batch: int
+    cost: float
+    error: float
+    median: float
 
 
 @eqx.filter_jit
@@ -52,6 +63,14 @@ def solve(solver: diffrax.AbstractSolver, ts: jax.Array, terms: Any, y0: jax.Arr
     return sol.ys, sol.solver_state
 
 
+def multilevel_plan(calibration: ml.Calibration, coins: ml.AbstractCoins, budget: float) -> ml.Plan:
+    """What the calibration plans for these coins; with all levels where it would rather use one alone."""
+    plan = calibration.plan(budget=budget, coins=coins)
+    if len(plan.levels) == 1:
+        plan = calibration.plan(budget=budget, coins=coins, levels=tuple(range(calibration.num_levels)))
+    return plan
+
+
 def study(*, sde: bool, quick: bool) -> list[dict[str, Any]]:
     """One row per method and cost: mean error, its standard deviation, mean cost, number of runs."""
     ladder = load_ladder()
@@ -60,7 +79,12 @@ def study(*, sde: bool, quick: bool) -> list[dict[str, Any]]:
     batches, coin_seeds, samples = (2, 2, 8) if quick else (4, 5, 16)
     budgets = (6, 12) if quick else (4, 6, 8, 12, 16, 24)
     euler_steps = (8, 16, 32, 64) if quick else (8, 16, 32, 64, 128)
-    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    plans: dict[tuple[str, float], ml.Plan] = {
+        (name, budget): multilevel_plan(calibration, coins, budget)
+        for name, coins in POLICIES.items()
+        for budget in budgets
+    }
+    found: dict[tuple[str, float], list[Run]] = {}
     for batch in range(batches):
         noise, path = jr.split(jr.key(1000 + batch))
         y0 = process.s_max * jr.normal(noise, (samples, *ladder.config.shape))
@@ -70,33 +94,50 @@ def study(*, sde: bool, quick: bool) -> list[dict[str, Any]]:
             terms = diffrax.MultiTerm(term, reverse_diffusion(brownian))
         reference = solve(diffrax.Euler() if sde else diffrax.Heun(), fine, terms, y0)[0]
 
-        def run(name, at, solver, ts, cost=None, terms=terms, y0=y0, reference=reference):
+        def run(name, at, solver, ts, cost=None, terms=terms, y0=y0, reference=reference, batch=batch):
             end, state = solve(solver, ts, terms, y0)
             if cost is None:
                 cost = ml.evaluation_report(state).finest_evaluations
-            error = float(jnp.sqrt(jnp.mean((end - reference) ** 2)))
-            found.setdefault((name, at), []).append((cost, error))
+            squares = jnp.mean((end - reference) ** 2, axis=(1, 2, 3, 4))
+            rms, median = float(jnp.sqrt(jnp.mean(squares))), float(jnp.sqrt(jnp.median(squares)))
+            found.setdefault((name, at), []).append(Run(batch, cost, rms, median))
 
         for steps in euler_steps:
-            run("Euler, finest level", steps, diffrax.Euler(), fine[:: FINE_STEPS[sde] // steps], steps)
-        for name, coins in POLICIES.items():
+            run(EULER, steps, diffrax.Euler(), fine[:: FINE_STEPS[sde] // steps], steps)
+        for name in POLICIES:
             for budget in budgets:
-                plan = calibration.plan(budget=budget, coins=coins, levels=tuple(range(len(term.levels))))
+                plan = plans[name, budget]
                 ts = fine[:: FINE_STEPS[sde] // (len(plan.ts) - 1)]
                 for seed in range(1 if name == "midpoint" else coin_seeds):
-                    run(name, budget, plan.solver(key=jr.key(seed)), ts)
+                    run(name, budget, plan.solver(key=jr.key(seed)), ts, terms=plan.terms(terms))
         print(f"batch {batch + 1} of {batches} done", flush=True)
-    return [
-        {
-            "method": name,
-            "at": at,
-            "cost": float(np.mean([c for c, _ in runs])),
-            "error": float(np.mean([e for _, e in runs])),
-            "error_sd": float(np.std([e for _, e in runs], ddof=1)),
-            "runs": len(runs),
-        }
-        for (name, at), runs in found.items()
-    ]
+    rows = []
+    for (name, at), runs in found.items():
+        errors = [run.error for run in runs]
+        # Each run against Euler on the same images.
+        gains = [
+            equivalent_cost(
+                [found[EULER, n][run.batch].error for n in euler_steps], list(euler_steps), run.error
+            )
+            / run.cost
+            for run in runs
+        ]
+        plan = plans.get((name, at))
+        rows.append(
+            {
+                "method": name,
+                "at": at,
+                "cost": float(np.mean([run.cost for run in runs])),
+                "error": float(np.mean(errors)),
+                "error_sd": float(np.std(errors, ddof=1)),
+                "median_image": float(np.mean([run.median for run in runs])),
+                "predicted": None if plan is None else plan.error,
+                "levels": None if plan is None else [k + 1 for k in plan.levels],
+                "speedup_over_euler": gains,
+                "runs": len(runs),
+            }
+        )
+    return rows
 
 
 def draw(rows: list[dict[str, Any]], title: str) -> Figure:
@@ -134,7 +175,8 @@ def main() -> None:
     rows = study(sde=arguments.sde, quick=arguments.quick)
     for row in rows:
         print(
-            f"{row['method']:20s} cost {row['cost']:6.1f}  error {row['error']:.4f} ± {row['error_sd']:.4f}"
+            f"{row['method']:20s} cost {row['cost']:6.1f}  error {row['error']:.4f} ± {row['error_sd']:.4f}  median "
+            f"image {row['median_image']:.4f}  speed-up {np.median(row['speedup_over_euler']):.1f}"
         )
     print("written:", write_results(name, {"rows": rows}))
     title = "Reverse SDE, one Brownian path" if arguments.sde else "Probability flow"

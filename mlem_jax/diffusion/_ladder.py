@@ -139,10 +139,11 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
         )
     config = read_config(directory / _CONFIG)
     networks = []
-    for k, network in enumerate(config.networks()):
+    # Shapes only: drawing random parameters, to be replaced at once, takes many seconds.
+    for k, network in enumerate(eqx.filter_eval_shape(config.networks)):
         path = directory / f"level_{k + 1}.eqx"
         try:
-            stored = eqx.tree_deserialise_leaves(path, _cast(network, np.float16))
+            stored = eqx.tree_deserialise_leaves(path, jax.tree.map(_half, network))
         except (RuntimeError, ValueError, EOFError) as error:
             raise ValueError(
                 f"{path} does not hold level {k + 1} of {directory / _CONFIG}: it is damaged or belongs to "
@@ -157,6 +158,11 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
 def as_stored(network: UNet) -> UNet:
     """The network with its parameters rounded as `save_ladder` rounds them."""
     return _cast(_cast(network, np.float16), np.float32)
+
+
+def _half(x: Any) -> Any:
+    is_shape = isinstance(x, jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(x.shape, jnp.float16) if is_shape else x
 
 
 def _cast(network: UNet, dtype: Any) -> UNet:
