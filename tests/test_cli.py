@@ -69,7 +69,7 @@ def test_main_job(run, tmp_path, sde):
         [r["error"] for r in euler], [r["finest_evaluations"] for r in euler], ours["error"]
     )
     assert found["speedup"]["finest_evaluations"] == pytest.approx(same / ours["finest_evaluations"])
-    for shown in ("predicted", "ML-EM default coins", f"{found['speedup']['seconds']:.1f} times the seconds"):
+    for shown in ("predicted", "ML-EM default ", f"{found['speedup']['seconds']:.1f} times the seconds"):
         assert shown in result.output
 
 
