@@ -20,7 +20,7 @@ from ._calibration import Calibration, level_id, state_id
 from ._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from ._plan import coins_name, keep_levels
 from ._planning import make_plan
-from ._predict import error_of_coins, is_deterministic, select, Selection
+from ._predict import error_of_counts, is_deterministic, select, Selection, toss
 from ._solver import MLEM
 from ._sweep import ends, sweep
 from ._term import find_multilevel_term, MultilevelTerm
@@ -97,7 +97,8 @@ def calibrate(
     starts = range(0, pilots, batch_size)
     batches = [jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, noise_keys)) for i in starts]  # noqa: B023
     total = len(ts) - 1
-    strides = [m for m in (1, 2, 4, 8, 16, 32) if total % m == 0 and (m <= 4 or total // m >= _FEWEST_STEPS)]
+    coarser = [m for m in (8, 16, 32) if total % m == 0 and total // m >= _FEWEST_STEPS]
+    strides = [1, 2, 4, *coarser[-1:]]
     work = len(batches) * (4 + num_levels * len(strides)) + len(_TRIED) * len(_TRIED_BUDGETS)
     with _bar(work, progress) as tell:
         tell("timing the levels", 0)
@@ -269,27 +270,27 @@ def _try(
     distance to Euler on the finest level with the linear prediction."""
     ts = jnp.asarray(calibration.ts, jnp.result_type(float))
     total = len(ts) - 1
+    levels = _kept_levels(calibration, total)
+    kicks = select(calibration, Selection(levels, 1))
+    kept = _Planned(make_terms, levels)
     rows = []
     for coins in _TRIED:
-        tell(f"trial runs of ML-EM, {coins_name(coins)}", 0)
         seeds = 1 if is_deterministic(coins) else _TRIED_SEEDS
-        levels = _kept_levels(calibration, coins, total)
-        kicks = select(calibration, Selection(levels, 1))
         for budget in _TRIED_BUDGETS:
             tell(f"trial runs of ML-EM, {coins_name(coins)}", 1)
             if not 1.5 * calibration.costs[levels[0]] * total < budget < 0.5 * total:
                 continue
             plan = make_plan(calibration, budget=budget, coins=coins, steps=total, levels=levels)
-            kept = _Planned(make_terms, plan.levels)
-            errors, solvers = [], [plan.solver(key=jr.fold_in(key, seed)) for seed in range(seeds)]
-            for solver in solvers:
+            table = np.concatenate([np.ones((total, kicks.pad)), plan.table], axis=1)
+            # Tossed beforehand: so a few seeds are enough to compare, and one compiled solve is enough for all.
+            counts = toss(coins, table, jr.split(jr.fold_in(key, len(rows)), seeds))
+            errors = []
+            for count in counts:
+                tossed = _Tossed(jnp.asarray(count[:, kicks.pad :]))
+                solver = MLEM(plan.probabilities, coins=tossed, key=key)
                 found = [ends(solver, kept, ts, ys, args, noise)[0] for ys, noise in batches]
                 errors.append(_rms(found, euler))
-            # The same coins in both, so that a few seeds are enough to compare.
-            coin_keys = jnp.stack([solver.key for solver in solvers if isinstance(solver, MLEM)])
-            padding = np.ones((total, kicks.pad))
-            table = np.concatenate([padding, plan.table], axis=1)
-            predicted = error_of_coins(kicks, table, coins, coin_keys)
+            predicted = error_of_counts(kicks, table, counts)
             rows.append((coins_name(coins), budget, predicted, float(np.sqrt(np.mean(np.square(errors))))))
     if not rows:
         return calibration
@@ -312,16 +313,26 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
         yield lambda what, advance: bar.update(task, description=what, advance=advance)
 
 
-def _kept_levels(calibration: Calibration, coins: AbstractCoins, steps: int) -> tuple[int, ...]:
+def _kept_levels(calibration: Calibration, steps: int) -> tuple[int, ...]:
     """The levels that a plan of middling budget keeps; all of them where it would use one alone."""
     everything = tuple(range(calibration.num_levels))
-    for budget in sorted(_TRIED_BUDGETS, key=lambda b: abs(np.log(b / _TRIED_BUDGETS[2]))):
-        try:
-            levels = make_plan(calibration, budget=budget, coins=coins, steps=steps).levels
-        except ValueError:
-            continue
-        return levels if len(levels) > 1 else everything
-    return everything
+    try:
+        levels = make_plan(calibration, budget=_TRIED_BUDGETS[2], steps=steps).levels
+    except ValueError:
+        return everything
+    return levels if len(levels) > 1 else everything
+
+
+class _Tossed(AbstractCoins):
+    """Coins that have been tossed already."""
+
+    counts: Int[Array, "steps levels"]
+
+    def init(self, num_levels: int) -> None:
+        return None
+
+    def toss(self, p: Array, state: None, step: Array, key: PRNGKeyArray) -> tuple[Array, None]:
+        return self.counts[step], state
 
 
 class _Planned(eqx.Module):

@@ -83,19 +83,26 @@ def is_deterministic(coins: AbstractCoins) -> bool:
     return isinstance(coins, SystematicCoins) and coins.offset is not None
 
 
+def toss(
+    coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], keys: Key[Array, " seeds"]
+) -> Int[np.ndarray, "seeds steps levels"]:
+    """How often each level fires in each step of a solve, for each key."""
+    return np.asarray(_counts(coins, jnp.asarray(p, jnp.result_type(float)), keys))
+
+
 def _weights(
-    coins: AbstractCoins,
-    p: Float[np.ndarray, "steps levels"],
-    keys: Key[Array, " seeds"] | None = None,
-    *,
-    seeds: int = FEW_SEEDS,
+    coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], *, seeds: int = FEW_SEEDS
 ) -> Float[np.ndarray, "seeds steps levels"]:
-    if keys is None:
-        keys = jr.split(jr.key(0), 1 if is_deterministic(coins) else seeds)
+    keys = jr.split(jr.key(0), 1 if is_deterministic(coins) else seeds)
+    return _ratio(toss(coins, p, keys), p)
+
+
+def _ratio(
+    counts: Int[np.ndarray, "seeds steps levels"], p: Float[np.ndarray, "steps levels"]
+) -> Float[np.ndarray, "seeds steps levels"]:
     # In the solver's precision, in which equal probabilities give equal weights.
-    rounded = jnp.asarray(p, jnp.result_type(float))
-    counts = _counts(coins, rounded, keys)
-    return np.asarray(counts.astype(rounded.dtype) / rounded[None], float)
+    precision = jnp.result_type(float)
+    return (counts.astype(precision) / p.astype(precision)).astype(float)
 
 
 def _evaluated(w: np.ndarray) -> np.ndarray:
@@ -129,11 +136,11 @@ def expected_cost(kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: Abs
     return _cost(kicks, _weights(coins, p))
 
 
-def error_of_coins(
-    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, keys: Key[Array, " seeds"]
+def error_of_counts(
+    kicks: Kicks, p: Float[np.ndarray, "steps levels"], counts: Int[np.ndarray, "seeds steps levels"]
 ) -> float:
-    """RMS error of the end state for the very coins that solvers with these keys toss."""
-    return float(np.sqrt(np.mean(_squares(kicks, _weights(coins, p, keys)))))
+    """RMS error of the end state for given firings."""
+    return float(np.sqrt(np.mean(_squares(kicks, _ratio(counts, p)))))
 
 
 def _squares(kicks: Kicks, w: np.ndarray) -> np.ndarray:
@@ -173,4 +180,4 @@ def firing_pattern(
     """In which steps each level's coin comes up, for a solver's key; always, for Euler on one level."""
     if not isinstance(solver, MLEM):
         return np.ones(p.shape, bool)
-    return _weights(coins, p, solver.key[None])[0] > 0
+    return toss(coins, p, solver.key[None])[0] > 0
