@@ -7,9 +7,11 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import mlem_jax as ml
+from mlem_jax._plan import keep_levels
 from mlem_jax.diffusion import Ladder, NoisyTerms
 
 
@@ -79,6 +81,17 @@ class Same(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray) -> Any:
         return self.terms
+
+
+class Kept(eqx.Module):
+    """The terms that a plan keeps."""
+
+    make_terms: Callable[[PRNGKeyArray], Any]
+    levels: tuple[int, ...] = eqx.field(static=True)
+    costs: tuple[float, ...] = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKeyArray) -> Any:
+        return keep_levels(self.make_terms(key), self.levels, costs=np.array(self.costs))
 
 
 def random_features(*, gamma: float, num_levels: int = 5, sde: bool = False, steps: int = 256) -> Problem:

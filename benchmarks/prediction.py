@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _harness import write_results
-from _problems import images, Problem, random_features
+from _problems import images, Kept, Problem, random_features
 
 import mlem_jax as ml
 from mlem_jax._sweep import ends
@@ -32,20 +32,9 @@ POLICIES = {
 BUDGETS = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 
-def solve(problem: Problem, solver: Any, plan: ml.Plan | None, ts: Any, ys: Any, noise: Any) -> Any:
-    """End states and solver state; `plan=None` for all levels."""
-    make = problem.make_terms if plan is None else _Kept(problem.make_terms, plan)
-    return ends(solver, make, jnp.asarray(ts, jnp.result_type(float)), ys, None, noise)
-
-
-class _Kept:
-    """The terms that a plan keeps."""
-
-    def __init__(self, make: Any, plan: ml.Plan):
-        self._make, self._plan = make, plan
-
-    def __call__(self, key: Any) -> Any:
-        return self._plan.terms(self._make(key))
+def solve(make_terms: Any, solver: Any, ts: Any, ys: Any, noise: Any) -> Any:
+    """End states and solver state."""
+    return ends(solver, make_terms, jnp.asarray(ts, jnp.result_type(float)), ys, None, noise)
 
 
 def study(problem: Problem, *, pilots: int, fresh: int, coin_seeds: int) -> list[dict[str, Any]]:
@@ -58,8 +47,8 @@ def study(problem: Problem, *, pilots: int, fresh: int, coin_seeds: int) -> list
     seconds = time.perf_counter() - start
     print(f"{problem.name}: calibrated in {seconds:.0f} s", flush=True)
     ys, noise = problem.draw(keys[2], fresh), jr.split(keys[3], fresh)
-    fine, _ = solve(problem, diffrax.Euler(), None, problem.ts, ys, noise)
-    half, _ = solve(problem, diffrax.Euler(), None, problem.ts[::2], ys, noise)
+    fine, _ = solve(problem.make_terms, diffrax.Euler(), problem.ts, ys, noise)
+    half, _ = solve(problem.make_terms, diffrax.Euler(), problem.ts[::2], ys, noise)
     # Richardson's extrapolation: both problems converge at first order on a path.
     reference = 2 * fine - half
     rows = []
@@ -70,9 +59,9 @@ def study(problem: Problem, *, pilots: int, fresh: int, coin_seeds: int) -> list
             except ValueError as error:
                 print(f"  {name} {budget}: {error}")
                 continue
-            errors, costs = [], []
+            errors, costs, kept = [], [], Kept(problem.make_terms, plan.levels, tuple(plan.costs.tolist()))
             for seed in range(1 if name == "midpoint" or len(plan.levels) == 1 else coin_seeds):
-                end, state = solve(problem, plan.solver(key=jr.key(seed)), plan, plan.ts, ys, noise)
+                end, state = solve(kept, plan.solver(key=jr.key(seed)), plan.ts, ys, noise)
                 errors.append(float(jnp.sqrt(jnp.mean((end - reference) ** 2))))
                 costs.append(plan.cost if state is None else ml.evaluation_report(state).finest_evaluations)
             measured = float(np.sqrt(np.mean(np.square(errors))))

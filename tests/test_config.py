@@ -153,6 +153,7 @@ def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, text, message):
     "line, message",
     [
         ("steps = 0", "steps = 0; an integer of at least 1"),
+        ("steps = true", "steps = True; an integer of at least 1"),
         ("steps = 2.5", r"steps = 2\.5; an integer of at least 1"),
         ("match_steps = -1", "match_steps = -1; an integer of at least 0"),
         ("batch_size = 0", "batch_size = 0; an integer of at least 1"),

@@ -38,7 +38,7 @@ class Training:
     def __post_init__(self):
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r}; an integer of at least {least} is expected.")
         for name in ("learning_rate", "match_learning_rate", "clip_norm"):
             value = getattr(self, name)
