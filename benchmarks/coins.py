@@ -98,7 +98,7 @@ def study(*, sde: bool, quick: bool) -> list[dict[str, Any]]:
             end, state = solve(solver, ts, terms, y0)
             if cost is None:
                 cost = ml.evaluation_report(state).finest_evaluations
-            squares = jnp.mean((end - reference) ** 2, axis=(1, 2, 3, 4))
+            squares = jnp.mean((end[0] - reference[0]) ** 2, axis=(1, 2, 3))
             rms, median = float(jnp.sqrt(jnp.mean(squares))), float(jnp.sqrt(jnp.median(squares)))
             found.setdefault((name, at), []).append(Run(batch, cost, rms, median))
 
