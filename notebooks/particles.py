@@ -167,7 +167,9 @@ plans = {budget: calibration.plan(budget=budget) for budget in (5, 12, 25)}
 print(plans[12])
 
 # %%
-plot.error_against_cost(calibration, list(plans.values()))
+figure = plot.error_against_cost(calibration, list(plans.values()))
+figure.axes[0].set_ylim(0.01, 3)  # Explosions end far above.
+figure
 
 # %% [markdown]
 # ## Solve: fresh initial states, fresh noise
