@@ -128,7 +128,7 @@ def learned() -> list[dict[str, Any]]:
     problem = random_features(gamma=2.5, steps=64)
     keys = jr.split(jr.key(3), 3)
     calibration = ml.calibrate(
-        problem.make_terms, problem.ts, problem.draw(keys[0], 64), key=keys[1], trials=False, progress=False
+        problem.make_terms, problem.ts, problem.draw(keys[0], 64), key=keys[1], trials=(), progress=False
     )
     fresh = Fresh(problem, 1, 256)
     everything = tuple(range(calibration.num_levels))

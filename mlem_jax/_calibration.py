@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from ._coins import AbstractCoins, SystematicCoins
 from ._types import Y
@@ -36,11 +36,12 @@ class Calibration:
         the last axes are mean squares over the components of `J D_k`.
     - `costs`, `seconds`: of one evaluation of each level, `(K,)`: in evaluations of the finest one, and by the
         clock for a batch of `batch` trajectories on `device`.
-    - `single_steps`, `single_error`: step counts `(S,)`, and the error of Euler on each level alone
-        with that many steps against an accurate solution of the finest level, `(K, S)`.
-    - `check_coins`, `check_budget`, `check_predicted`, `check_measured`: trial runs of ML-EM on the pilot
-        trajectories: the coins, the budget, and the coins' part of the error as the linear model predicts
-        it and as it was.
+    - `single_steps`, `single_error`, `single_spread`: step counts `(S,)`; the error of Euler on each level
+        alone with that many steps against an accurate solution of the finest level, `(K, S)`; and its relative
+        standard error, from the spread over pilots.
+    - `check_coins`, `check_budget`, `check_predicted`, `check_measured`, `check_spread`: trial runs of ML-EM on
+        the pilot trajectories: the coins, the budget, the coins' part of the error as the linear model predicts
+        it and as it was, and the relative standard error of the latter from the spread over pilots.
     - `finest_error`: the finest level's own error, if the user knows it.
     - `levels_id`, `state_id`: what they belong to (see `Calibration.require`).
     """
@@ -52,9 +53,11 @@ class Calibration:
     seconds: Float[np.ndarray, " levels"]
     single_steps: Int[np.ndarray, " counts"]
     single_error: Float[np.ndarray, "levels counts"]
+    single_spread: Float[np.ndarray, "levels counts"]
     check_budget: Float[np.ndarray, " checks"]
     check_predicted: Float[np.ndarray, " checks"]
     check_measured: Float[np.ndarray, " checks"]
+    check_spread: Float[np.ndarray, " checks"]
     check_coins: tuple[str, ...]
     batch: int
     device: str
@@ -118,17 +121,18 @@ class Calibration:
                 "Calibrate again with initial states of that shape."
             )
 
-    def single_level_error(self, level: int, steps: float | int) -> float:
-        """Error of Euler on one level alone with this many steps: straight lines in logarithms between
-        the measured counts; beyond them, first order in the step for the finest level's last piece, and
-        what the last piece says for the others."""
-        x, y = np.log(self.single_steps), np.log(np.maximum(self.single_error[level], 1e-30))
-        wanted = float(np.log(steps))
-        i = int(np.clip(np.searchsorted(x, wanted), 1, len(x) - 1))
-        slope = (y[i] - y[i - 1]) / (x[i] - x[i - 1])
-        if wanted > x[-1] and level < self.num_levels - 1:
-            slope = 0.0  # More steps do not make a coarse level accurate.
-        return float(np.exp(y[i] + slope * (wanted - x[i])))
+    def single_level_error(self, level: int, steps: ArrayLike) -> Float[np.ndarray, "..."]:
+        """Error of Euler on one level alone with so many steps: straight lines in logarithms between the
+        measured counts. With more, first order in the step for the finest level, constant for the
+        others, which more steps do not make accurate; with fewer than measured, infinite, being unknown."""
+        x = np.log(self.single_steps)
+        y = np.log(np.clip(np.nan_to_num(self.single_error[level], nan=np.inf, posinf=np.inf), 1e-30, 1e30))
+        wanted = np.log(np.asarray(steps, float))
+        found = np.interp(wanted, x, y)
+        if level == self.num_levels - 1:
+            slope = np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), -1.0, 0.0)
+            found = found + slope * np.maximum(wanted - x[-1], 0.0)
+        return np.where(wanted < x[0] - 1e-9, np.inf, np.exp(found))
 
     def plan(
         self,

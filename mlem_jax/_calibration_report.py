@@ -138,7 +138,7 @@ def warnings(calibration: Calibration) -> list[str]:
     for number in useless(calibration):
         found.append(f"Level {number} costs more than it corrects; a plan may leave it out.")
     fit = regression(calibration)
-    if fit is not None and fit.gamma <= 2:
+    if fit is not None and 0 < fit.gamma <= 2:
         found.append(
             f"gamma = {fit.gamma:.2f} is not above 2: independent coins do not pay here (the drift is not "
             "harder than Monte Carlo); coupled coins may."
@@ -182,6 +182,11 @@ def calibration_report(calibration: Calibration) -> str:
     fit = regression(calibration)
     if fit is None:
         lines.append("gamma: needs at least three levels")
+    elif not fit.gamma > 2 * fit.standard_error and np.isfinite(fit.standard_error):
+        lines.append(
+            f"gamma cannot be measured here (a fit says {fit.gamma:.3g} ± {fit.standard_error:.2g}): the effects of "
+            f"levels {', '.join(map(str, fit.levels))} do not fall as a power of their costs."
+        )
     else:
         spread = "" if np.isinf(fit.standard_error) else f" ± {fit.standard_error:.2f}"
         lines.append(

@@ -9,6 +9,7 @@ from ._calibration import Calibration
 from ._coins import AbstractCoins, SystematicCoins
 from ._plan import coins_name, Plan
 from ._predict import (
+    corrected,
     expected_cost,
     FEW_SEEDS,
     is_deterministic,
@@ -18,6 +19,7 @@ from ._predict import (
     select,
     Selection,
 )
+from ._single_level import alone_plan, best_alone, speedups
 
 _FEWEST_STEPS = 8
 _REFINED = 3  # How many of the best selections have their levels' shares refined.
@@ -33,28 +35,6 @@ class _Candidate(NamedTuple):
     coins: float
     spread: float
     factor: float
-
-
-def corrected(
-    calibration: Calibration, coins: AbstractCoins, budget: float | int, linear: float
-) -> float | None:
-    """The coins' error at this budget, from what the linear model says and what trial runs of the policy showed;
-    `None` if it was not tried.
-
-    What a trial erred beyond the linear model's square is the work of second-order terms, which depend on how long
-    the windows are (the budget) and not on how well the linear parts happen to cancel, so it is added; what it
-    erred less is a factor. Straight lines in logarithms between budgets, constant beyond.
-    """
-    mine = [i for i, name in enumerate(calibration.check_coins) if name == coins_name(coins)]
-    if not mine:
-        return None
-    mine.sort(key=lambda i: calibration.check_budget[i])
-    x = np.log(calibration.check_budget[mine])
-    predicted, measured = calibration.check_predicted[mine], calibration.check_measured[mine]
-    beyond = np.sqrt(np.maximum(measured**2 - predicted**2, (1e-3 * measured) ** 2))
-    here = np.log(budget)
-    factor = np.exp(np.interp(here, x, np.log(np.minimum(1.0, measured / predicted))))
-    return float(np.hypot(factor * linear, np.exp(np.interp(here, x, np.log(beyond)))))
 
 
 def _shape(kicks: Kicks, p: np.ndarray) -> np.ndarray:
@@ -111,9 +91,8 @@ def _candidate(
         return None
     seeds = MANY_SEEDS if final else FEW_SEEDS
     cost, linear, spread = predict(kicks, table, coins, seeds=seeds)
-    tried = corrected(calibration, coins, budget, linear)
-    error = linear if tried is None else tried
-    discretisation = calibration.single_level_error(calibration.num_levels - 1, kicks.steps)
+    error, spread = corrected(calibration, coins, budget, linear, spread)
+    discretisation = float(calibration.single_level_error(calibration.num_levels - 1, kicks.steps))
     total = float(np.hypot(error, discretisation))
     kept = table[: kicks.steps, kicks.pad :]
     factor = error / max(linear, 1e-300)
@@ -137,18 +116,6 @@ def _refine(
                         break
                     best, shares = found, moved
     return best, shares
-
-
-def steps_for_error(calibration: Calibration, level: int, error: float | int) -> float:
-    """Steps of Euler on one level alone for this error; infinite if they never reach it."""
-    low, high = 0.0, np.log(1e6)
-    if calibration.single_level_error(level, float(np.exp(high))) > error:
-        return np.inf
-    while high - low > 1e-3:
-        middle = 0.5 * (low + high)
-        met = calibration.single_level_error(level, float(np.exp(middle))) <= error
-        low, high = (low, middle) if met else (middle, high)
-    return float(np.exp(high))
 
 
 def _selections(
@@ -274,33 +241,23 @@ def _for_budget(
 ) -> Plan:
     best = _best(calibration, coins, budget, steps, levels)
     last = calibration.num_levels - 1
-    affordable = [k for k in range(last + 1) if budget >= calibration.costs[k]]
-    single = min(
-        affordable,
-        key=lambda k: calibration.single_level_error(k, budget / calibration.costs[k]),
-        default=None,
-    )
-    if best is None and single is None:
-        raise ValueError(
-            f"A budget of {budget:g} finest-level evaluations does not pay for one step of the cheapest level "
-            f"({calibration.costs[0]:.3g}). Give a larger budget."
-        )
-    chosen_levels = levels is not None
-    if single is not None and not chosen_levels:
-        alone = calibration.single_level_error(single, budget / calibration.costs[single])
-        if best is None or alone <= best.error:
-            reached = None if best is None else best.error
-            return _single_level(calibration, coins, single, budget, alone, reached)
+    # Who names the levels wants all of them.
+    alone = best_alone(calibration, budget, steps) if levels is None else None
+    if alone is not None and (best is None or alone.error <= best.error):
+        return alone_plan(calibration, coins, alone, None if best is None else best.error)
     if best is None:
+        fewest = int(calibration.single_steps[0] if steps is None else steps)
+        cheapest = calibration.costs[0 if levels is None else levels[0]]
         raise ValueError(
-            f"A budget of {budget:g} finest-level evaluations is too small for these levels and steps. Give "
-            "a larger budget, or leave the choice of levels and steps to the plan."
+            f"A budget of {budget:g} finest-level evaluations is too small: {fewest} steps of the cheapest level "
+            f"cost {fewest * cheapest:.3g}, and corrections come on top. Give a larger budget"
+            + (", or leave the choice of levels and steps to the plan." if levels or steps else ".")
         )
     advice = []
     dropped = [k + 1 for k in range(last + 1) if k not in best.selection.levels]
     if dropped:
         advice.append(f"Level {', '.join(map(str, dropped))} is left out: without it the error is smaller.")
-    if corrected(calibration, coins, budget, 1.0) is None:
+    if coins_name(coins) not in calibration.check_coins:
         advice.append("These coins were not tried on the pilots; the prediction is the linear model's.")
     elif not 0.5 < best.factor < 2:
         advice.append(
@@ -312,8 +269,8 @@ def _for_budget(
             f"The prediction rests on {calibration.kicks.shape[2]} pilot trajectories that differ much "
             f"(± {100 * best.spread:.0f}%); calibrate with more."
         )
-    euler, alone = _speedups(calibration, best.error, best.cost)
-    if alone < 1.05:
+    over_euler, over_single = speedups(calibration, best.error, best.cost)
+    if over_single < 1.05:
         advice.append("No gain over the best single level at this error.")
     return Plan(
         ts=calibration.ts[:: best.selection.stride],
@@ -327,56 +284,8 @@ def _for_budget(
         coin_error=best.coins,
         relative_error_of_prediction=best.spread,
         nonlinearity=best.factor,
-        speedup_over_euler=euler,
-        speedup_over_single=alone,
+        speedup_over_euler=over_euler,
+        speedup_over_single=over_single,
         finest_error=calibration.finest_error,
         advice=tuple(advice),
-    )
-
-
-def _speedups(calibration: Calibration, error: float | int, cost: float) -> tuple[float, float]:
-    needed = [
-        calibration.costs[k] * steps_for_error(calibration, k, error) for k in range(calibration.num_levels)
-    ]
-    return float(needed[-1] / cost), float(min(needed) / cost)
-
-
-def _single_level(
-    calibration: Calibration,
-    coins: AbstractCoins,
-    level: int,
-    budget: float | int,
-    error: float | int,
-    multilevel_error: float | None,
-) -> Plan:
-    total = len(calibration.ts) - 1
-    steps = int(min(budget / calibration.costs[level], total))
-    # A subset of the calibrated times, so that a noise path on their grid still fits.
-    ts = calibration.ts[np.round(np.linspace(0, total, steps + 1)).astype(int)]
-    cost = steps * float(calibration.costs[level])
-    error = calibration.single_level_error(level, steps)
-    reason = (
-        "no combination of levels fits the budget"
-        if multilevel_error is None
-        else f"the best combination of levels would err {multilevel_error:.3g}"
-    )
-    euler, alone = _speedups(calibration, error, cost)
-    return Plan(
-        ts=ts,
-        levels=(level,),
-        table=np.ones((steps, 1)),
-        coins=coins,
-        costs=calibration.costs[[level]],
-        cost=cost,
-        error=error,
-        discretisation=error,
-        coin_error=0.0,
-        relative_error_of_prediction=0.0,
-        nonlinearity=1.0,
-        speedup_over_euler=euler,
-        speedup_over_single=alone,
-        finest_error=calibration.finest_error,
-        advice=(
-            f"Use level {level + 1} alone: it errs {error:.3g} at this budget; {reason}. ML-EM does not pay here.",
-        ),
     )

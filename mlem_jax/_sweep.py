@@ -9,12 +9,51 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from ._term import find_multilevel_term
+from ._plan import keep_levels
+from ._term import find_multilevel_term, MultilevelTerm
 from ._types import Args, Y
 
 MakeTerms = Callable[[PRNGKeyArray], PyTree]
+
+
+class Same(eqx.Module):
+    """The same terms for every pilot. A module, so that its arrays are arguments of compiled code."""
+
+    terms: PyTree
+
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        return self.terms
+
+
+class Only(eqx.Module):
+    """Terms with one of their levels alone, whose number is an argument of compiled code too."""
+
+    make_terms: MakeTerms
+    place: int | None = eqx.field(static=True)
+    level: Int[Array, ""] = eqx.field(converter=jnp.asarray)
+
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        terms = self.make_terms(key)
+        _, term = find_multilevel_term(terms)
+        # Plain functions, because lax.switch wants to hash its branches and modules have no hash.
+        branches = [lambda t, y, args, f=f: f(t, y, args) for f in term.levels]
+        kept = MultilevelTerm(lambda t, y, args: jax.lax.switch(self.level, branches, t, y, args))
+        if self.place is None:
+            return kept
+        return diffrax.MultiTerm(*(kept if i == self.place else x for i, x in enumerate(terms.terms)))
+
+
+class Planned(eqx.Module):
+    """Terms with some of their levels."""
+
+    make_terms: MakeTerms
+    levels: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        return keep_levels(self.make_terms(key), self.levels)
 
 
 def _solve(solver: Any, terms: PyTree, ts: Array, y0: Y, args: Args, saveat: diffrax.SaveAt) -> Any:
@@ -49,6 +88,36 @@ def ends(
 
     ys, states = jax.vmap(one)(y0s, noise_keys)
     return ys, jtu.tree_map(lambda leaf: leaf[0], states)
+
+
+def euler_ends(make_terms: MakeTerms, ts: Array, segment: int, ys: Y, args: Args, noise: Array) -> Y:
+    """End states of Euler, in segments of so many steps: so one compiled solve serves all step counts."""
+    for start in range(0, len(ts) - 1, segment):
+        ys, _ = ends(diffrax.Euler(), make_terms, ts[start : start + segment + 1], ys, args, noise)
+    return ys
+
+
+def squares(ends: list[PyTree], others: list[PyTree]) -> np.ndarray:
+    """Mean squares over the state's components, for each pilot; infinite where a solve exploded."""
+    found = []
+    for end, other in zip(ends, others, strict=True):
+        pairs = zip(jtu.tree_leaves(end), jtu.tree_leaves(other), strict=True)
+        apart = [(np.asarray(a) - np.asarray(b)).reshape(a.shape[0], -1) for a, b in pairs]
+        found.append(np.mean(np.concatenate(apart, axis=1).astype(float) ** 2, axis=1))
+    return np.nan_to_num(np.concatenate(found), nan=np.inf, posinf=np.inf)
+
+
+def root_mean(squares: Float[np.ndarray, " pilots"]) -> tuple[float, float]:
+    """Root of the mean over pilots, and its relative standard error from their spread."""
+    mean = float(np.mean(squares))
+    if not 0 < mean < np.inf:
+        return float(np.sqrt(mean)), 0.0
+    return float(np.sqrt(mean)), float(0.5 * np.std(squares) / np.sqrt(len(squares)) / mean)
+
+
+def rms(ends: list[PyTree], others: list[PyTree]) -> float:
+    """RMS distance over pilots and components."""
+    return root_mean(squares(ends, others))[0]
 
 
 @eqx.filter_jit

@@ -1,4 +1,8 @@
-"""Pictures: samples side by side, and when which level was evaluated. Needs no display."""
+"""Pictures: samples side by side, when which level was evaluated, and what a calibration and its plans say.
+
+Each function returns a [`matplotlib.figure.Figure`][]: a notebook shows it where it is the last line of a cell
+(with `%matplotlib inline`, IPython's default there), and [`mlem_jax.plot.save_figure`][] writes it. Needs no display.
+"""
 
 import os
 import tempfile
@@ -113,11 +117,16 @@ def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     for k in range(calibration.num_levels):
-        costs = calibration.single_steps * calibration.costs[k]
-        axis.loglog(costs, calibration.single_error[k], ".-", color=f"C{k}", label=f"Euler, level {k + 1}")
-    for name in dict.fromkeys(coins_name(plan.coins) for plan in plans):
+        costs, errors = calibration.single_steps * calibration.costs[k], calibration.single_error[k]
+        # A solve that exploded is no point of the curve, and must not set the scale.
+        errors = np.where(errors < 1e3 * np.nanmin(errors), errors, np.nan)
+        axis.loglog(costs, errors, ".-", color=f"C{k}", label=f"Euler, level {k + 1}")
+    names = dict.fromkeys(coins_name(plan.coins) for plan in plans)
+    for i, name in enumerate(names, start=calibration.num_levels):
         mine = sorted((p.cost, p.error) for p in plans if coins_name(p.coins) == name)
-        axis.loglog(*zip(*mine, strict=True), "--", marker="s", markersize=4, label=f"plan, {name}")
+        axis.loglog(
+            *zip(*mine, strict=True), "--", color=f"C{i}", marker="s", markersize=4, label=f"plan, {name}"
+        )
     axis.set_xlabel("cost in finest-level evaluations")
     axis.set_ylabel("RMS error of the end state")
     axis.grid(alpha=0.3, which="both")

@@ -19,7 +19,7 @@ MATRICES = [
 MATRICES = [sum(MATRICES[: k + 1], jnp.zeros((DIM, DIM))) for k in range(3)]
 LEVELS = [lambda t, y, args, m=m: m @ y for m in MATRICES]
 COSTS = (1.0, 5.0, 25.0)
-QUIET = dict(trials=False, progress=False)
+QUIET = dict(trials=(), progress=False)
 
 
 def closed_form(ts, y0s, sensitivity):
@@ -217,3 +217,31 @@ def test_scale_to_budget():
             ts,
             1.0,
         )
+
+
+def test_costs_by_the_clock_and_by_flops():
+    # 300 matrix products against none: any clock sees that.
+    heavy = lambda t, y, args: -y + 0 * jnp.linalg.matrix_power(jnp.outer(y, y) / 1e3, 300)[0]  # noqa: E731
+    term = ml.MultilevelTerm(lambda t, y, args: -y, heavy, costs=(1, 2))
+    ts, y0s = jnp.linspace(0.0, 1.0, 5), jr.normal(jr.key(0), (4, 60))
+    by_clock = ml.calibrate(term, ts, y0s, key=jr.key(1), costs="seconds", **QUIET)
+    np.testing.assert_allclose(by_clock.costs, by_clock.seconds / by_clock.seconds[-1])
+    by_flops = ml.calibrate(term, ts, y0s, key=jr.key(1), costs="flops", **QUIET)
+    assert by_flops.costs[0] < 0.01
+    given = ml.calibrate(term, ts, y0s, key=jr.key(1), **QUIET)
+    np.testing.assert_allclose(given.costs, [0.5, 1.0])
+
+
+def test_pilots_that_explode_are_refused_and_coarse_runs_that_explode_are_recorded():
+    # Explicit Euler on dy = -y^3 with y0 = 3 is stable for steps below 2 / 9 and explodes for large ones.
+    levels = [lambda t, y, args: -0.9 * y**3, lambda t, y, args: -(y**3)]
+    term = ml.MultilevelTerm(*levels, costs=(1, 10))
+    y0s = jnp.full((4, 3), 3.0)
+    with pytest.raises(
+        ValueError, match="4 of 4 pilot trajectories .* with 32 steps.* finer ts, for example 128"
+    ):
+        ml.calibrate(term, jnp.linspace(0.0, 30.0, 33), y0s, key=jr.key(0), **QUIET)
+    found = ml.calibrate(term, jnp.linspace(0.0, 8.0, 257), y0s, key=jr.key(0), **QUIET)
+    assert np.isinf(found.single_error[1, 0]) and np.isfinite(found.single_error[1, -1])
+    assert np.all(np.isfinite(found.single_spread))
+    assert len(found.plan(budget=30.0).ts) - 1 > found.single_steps[0]

@@ -39,7 +39,7 @@ def term():
 def calibration(term):
     # The finest level's own derivative, so that nothing but the linearisation is approximate.
     return ml.calibrate(
-        term, TS, Y0S, key=jr.key(5), probes=8, sensitivity_level=-1, trials=False, progress=False
+        term, TS, Y0S, key=jr.key(5), probes=8, sensitivity_level=-1, trials=(), progress=False
     )
 
 
@@ -118,7 +118,7 @@ def test_a_useless_level_is_left_out_and_named():
     first, finest = linear_levels((0.03,))
     middle = lambda t, y, args: first(t, y, args) * 1.0001  # noqa: E731
     term = ml.MultilevelTerm(first, middle, finest, costs=(1, 30, 100))
-    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), trials=False, progress=False)
+    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), trials=(), progress=False)
     assert "Level 2 costs more than it corrects" in str(found)
     plan = found.plan(budget=8.0)
     assert plan.levels == (0, 2)
@@ -128,7 +128,7 @@ def test_a_useless_level_is_left_out_and_named():
 def test_where_the_finest_level_alone_is_best_the_plan_is_euler():
     # The cheap level costs almost as much as the finest and is far off.
     term = ml.MultilevelTerm(*linear_levels((3.0,)), costs=(1, 1.5))
-    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), trials=False, progress=False)
+    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), trials=(), progress=False)
     plan = found.plan(budget=16.0)
     assert plan.levels == (1,) and isinstance(plan.solver(key=jr.key(0)), diffrax.Euler)
     assert "Use level 2 alone" in str(plan) and "close together" in str(found)
@@ -142,7 +142,7 @@ def test_where_the_finest_level_alone_is_best_the_plan_is_euler():
 def test_gamma_below_two_is_measured_and_said():
     # |D_k| falls by 4 for each factor of 6 in cost: gamma = log 6 / log 4 = 1.29, well below 2.
     term = ml.MultilevelTerm(*linear_levels((0.4, 0.1, 0.025)), costs=(1, 6, 36, 216))
-    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), probes=8, trials=False, progress=False)
+    found = ml.calibrate(term, TS, Y0S, key=jr.key(0), probes=8, trials=(), progress=False)
     fit = regression(found)
     assert fit.gamma == pytest.approx(np.log(6) / np.log(4), rel=0.15)
     assert fit.gamma == pytest.approx(2 * fit.giles_gamma / fit.giles_beta, rel=0.02)
@@ -166,7 +166,7 @@ def test_report_measures_kurtosis_and_memory():
         TS[:9],
         Y0S[:2],
         key=jr.key(0),
-        trials=False,
+        trials=(),
     )
     found = dataclasses.replace(base, kicks=kicks)
     np.testing.assert_allclose(kurtosis(found), [1, 400, 1])
@@ -204,7 +204,10 @@ def test_plan_file_round_trip(calibration, tmp_path):
         (dict(budget=8.0, steps=7), "must divide the calibration's 32 steps"),
         (dict(budget=8.0, levels=(0, 1)), "the last 2"),
         (dict(budget=1e-3), "Give a larger budget"),
-        (dict(budget=1e-1, steps=32, levels=(0, 1, 2)), "too small for these levels and steps"),
+        (
+            dict(budget=1e-1, steps=32, levels=(0, 1, 2)),
+            "too small: 32 steps of the cheapest level cost 0.889",
+        ),
     ],
 )
 def test_bad_input_of_plans(calibration, settings, message):
@@ -225,11 +228,53 @@ def test_trial_runs_correct_the_linear_prediction():
         "SystematicCoins",
         "SystematicCoins(0.5)",
     }
-    assert np.all(found.check_measured > 0)
+    assert np.all(found.check_measured > 0) and np.all(found.check_spread > 0)
     plan = found.plan(budget=5.0, steps=STEPS, levels=(0, 1))
-    untried = dict(
-        check_coins=(), check_budget=np.zeros(0), check_predicted=np.zeros(0), check_measured=np.zeros(0)
-    )
+    numbers = ("check_budget", "check_predicted", "check_measured", "check_spread")
+    untried = dict(check_coins=(), **{name: np.zeros(0) for name in numbers})
     linear = dataclasses.replace(found, **untried).plan(budget=5.0, steps=STEPS, levels=(0, 1))
     assert plan.coin_error == pytest.approx(plan.nonlinearity * linear.coin_error, rel=1e-6)
     assert "were not tried" in str(linear)
+
+
+@pytest.mark.parametrize("name", ["independent", "nested", "midpoint"])
+def test_cost_of_a_plan_with_fewer_steps(term, calibration, name):
+    # 64 coin seeds from key 3; the cost spreads by about 15% over seeds, so its mean by 2%.
+    plan = calibration.plan(budget=3.0, coins=POLICIES[name], steps=STEPS // 4, levels=(0, 1, 2))
+    seeds = 1 if name == "midpoint" else 64
+    counts = [
+        solve(term, plan, plan.solver(key=key), Y0S[:1])[1].evaluations[0]
+        for key in jr.split(jr.key(3), seeds)
+    ]
+    assert float(np.mean(counts, axis=0) @ plan.costs) == pytest.approx(plan.cost, rel=0.08)
+
+
+def test_a_small_budget_is_spent_on_fewer_steps(calibration):
+    # 32 steps of the cheapest level alone cost 0.89.
+    plan = calibration.plan(budget=0.7, levels=(0, 1, 2))
+    assert len(plan.ts) - 1 == STEPS // 2
+
+
+def test_one_level_alone_keeps_the_number_of_steps_asked_for(calibration):
+    found = dataclasses.replace(calibration, single_error=calibration.single_error / 1e3)
+    assert calibration.plan(budget=20.0).levels != (2,)
+    plan = found.plan(budget=20.0, steps=16)
+    assert plan.levels == (2,) and len(plan.ts) == 17
+    assert "±" in str(plan) and "± 0%" not in str(plan)
+
+
+def test_single_level_curves_are_not_carried_beyond_what_they_can_say(calibration):
+    steps = calibration.single_steps
+    np.testing.assert_allclose(
+        calibration.single_level_error(0, steps), calibration.single_error[0], rtol=1e-6
+    )
+    assert np.isinf(calibration.single_level_error(2, steps[0] - 1))
+    assert calibration.single_level_error(0, 10 * steps[-1]) == pytest.approx(calibration.single_error[0, -1])
+    first_order = calibration.single_error[2, -1] / 10
+    assert calibration.single_level_error(2, 10 * steps[-1]) == pytest.approx(first_order, rel=0.3)
+    # An explosion with few steps says nothing about more.
+    curve = np.array([[np.inf, 0.2, 0.3]] * 3)
+    exploded = dataclasses.replace(calibration, single_error=curve)
+    assert exploded.single_level_error(0, steps[1]) == pytest.approx(0.2)
+    plan = exploded.plan(budget=1e-3 + steps[1] * calibration.costs[0])
+    assert plan.levels == (0,) and len(plan.ts) - 1 == steps[1] and plan.error == pytest.approx(0.2)

@@ -20,6 +20,10 @@ from ._ladder import (
 from ._train import held_out_losses, HISTORY_EVERY, train_networks
 from ._unet import UNet
 
+# Calibrated once for many plans, so with more than the default: a few images in a hundred leave their path, and
+# they decide the RMS error.
+_PILOTS = 128
+
 
 def train_ladder(
     config_path: str | Path,
@@ -116,8 +120,8 @@ def train_ladder(
     }
     ladder = Ladder(trained, config, card, {})
     calibrations = {
-        "ode": calibrate_ladder(ladder, progress=progress),
-        "sde": calibrate_ladder(ladder, sde=True, progress=progress),
+        "ode": calibrate_ladder(ladder, pilots=_PILOTS, progress=progress),
+        "sde": calibrate_ladder(ladder, sde=True, pilots=_PILOTS, progress=progress),
     }
     ladder = dataclasses.replace(ladder, calibrations=calibrations)
     save_ladder(out / "ladder", ladder, text)

@@ -1,0 +1,92 @@
+"""Trial runs of ML-EM on a calibration's pilots: what the linear model leaves out."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from ._calibration import Calibration
+from ._coins import AbstractCoins
+from ._plan import coins_name
+from ._planning import make_plan
+from ._predict import error_of_counts, is_deterministic, select, Selection, toss
+from ._solver import MLEM
+from ._sweep import ends, MakeTerms, Planned, root_mean, squares
+from ._types import Args
+
+BUDGETS = (2.0, 4.0, 10.0, 25.0)
+_SEEDS = 2
+
+
+def try_coins(
+    calibration: Calibration,
+    coins: Sequence[AbstractCoins],
+    make_terms: MakeTerms,
+    batches: list[PyTree],
+    args: Args,
+    euler: list[PyTree],
+    key: PRNGKeyArray,
+    tell: Callable[[str, int], None],
+) -> Calibration:
+    """Runs ML-EM with all steps at a few budgets, on the levels that a plan would keep, and compares its
+    distance to Euler on the finest level with the linear prediction."""
+    ts = jnp.asarray(calibration.ts, jnp.result_type(float))
+    total = len(ts) - 1
+    levels = _kept_levels(calibration, total)
+    kicks = select(calibration, Selection(levels, 1))
+    kept = Planned(make_terms, levels)
+    rows = []
+    for policy in coins:
+        seeds = 1 if is_deterministic(policy) else _SEEDS
+        for budget in BUDGETS:
+            tell(f"trial runs of ML-EM, {coins_name(policy)}", 1)
+            if not 1.5 * calibration.costs[levels[0]] * total < budget < 0.5 * total:
+                continue
+            plan = make_plan(calibration, budget=budget, coins=policy, steps=total, levels=levels)
+            table = np.concatenate([np.ones((total, kicks.pad)), plan.table], axis=1)
+            # Tossed beforehand: so a few seeds are enough to compare, and one compiled solve is enough for all.
+            counts = toss(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
+            apart = []
+            for count in counts:
+                tossed = _Tossed(jnp.asarray(count[:, kicks.pad :]))
+                solver = MLEM(plan.probabilities, coins=tossed, key=key)
+                found = [ends(solver, kept, ts, ys, args, noise)[0] for ys, noise in batches]
+                apart.append(squares(found, euler))
+            predicted = error_of_counts(kicks, table, counts)
+            rows.append((coins_name(policy), budget, predicted, *root_mean(np.mean(apart, axis=0))))
+    if not rows:
+        return calibration
+    names, budgets, predicted, measured, spread = zip(*rows, strict=True)
+    return dataclasses.replace(
+        calibration,
+        check_coins=names,
+        check_budget=np.array(budgets),
+        check_predicted=np.array(predicted),
+        check_measured=np.array(measured),
+        check_spread=np.array(spread),
+    )
+
+
+def _kept_levels(calibration: Calibration, steps: int) -> tuple[int, ...]:
+    """The levels that a plan of middling budget keeps; all of them where it would use one alone."""
+    everything = tuple(range(calibration.num_levels))
+    try:
+        levels = make_plan(calibration, budget=BUDGETS[2], steps=steps).levels
+    except ValueError:
+        return everything
+    return levels if len(levels) > 1 else everything
+
+
+class _Tossed(AbstractCoins):
+    """Coins that have been tossed already."""
+
+    counts: Int[Array, "steps levels"]
+
+    def init(self, num_levels: int) -> None:
+        return None
+
+    def toss(self, p: Array, state: None, step: Array, key: PRNGKeyArray) -> tuple[Array, None]:
+        return self.counts[step], state
