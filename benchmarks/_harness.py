@@ -1,6 +1,7 @@
 """Shared by all benchmarks: timing with compilation apart, and results files that say where they come
 from."""
 
+import csv
 import json
 import os
 import platform
@@ -65,4 +66,19 @@ def write_results(name: str, results: dict[str, Any]) -> Path:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"provenance": provenance(), **results}, indent=2) + "\n")
     os.replace(temporary, path)
+    return path
+
+
+def write_table(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+    """Writes the rows' numbers and words (no lists) to `results/NAME.csv`; the JSON file of that name says where they
+    come from."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    columns = list(
+        dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list))
+    )
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
     return path

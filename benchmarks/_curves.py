@@ -1,0 +1,96 @@
+"""Curves of error against cost, made of the rows of `_methods.measure`: costs at a given error, tables, pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+
+def cost_at(costs: Sequence[float], errors: Sequence[float], error: float) -> float:
+    """The cost at which a method reaches an error: straight lines in logarithms along the lower envelope of its
+    points. Infinite if no point is that accurate; the cheapest point's cost if that one is."""
+    order = np.lexsort((errors, costs))
+    x, y = [], []
+    for cost, reached in zip(np.asarray(costs, float)[order], np.asarray(errors, float)[order], strict=True):
+        if np.isfinite(reached) and (not y or reached < y[-1]):
+            x.append(cost)
+            y.append(reached)
+    if not y or y[-1] > error:
+        return float("inf")
+    return float(np.exp(np.interp(-np.log(error), -np.log(y), np.log(x))))
+
+
+def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(row["method"], []).append(row)
+    return methods
+
+
+def costs_to_reach(
+    rows: Sequence[Row], targets: Sequence[float], unit: str = "batch_cost"
+) -> dict[str, np.ndarray]:
+    """For each method, what each batch costs until that batch's error is its target. `unit` is
+    `"batch_cost"` (finest-level evaluations) or `"seconds"` (one number for all batches)."""
+    found = {}
+    for name, mine in by_method(rows).items():
+        per_batch = []
+        for batch, target in enumerate(targets):
+            costs = [row[unit][batch] if isinstance(row[unit], list) else row[unit] for row in mine]
+            per_batch.append(cost_at(costs, [row["batch_error"][batch] for row in mine], target))
+        found[name] = np.array(per_batch)
+    return found
+
+
+def summary(values: np.ndarray) -> dict[str, float | None]:
+    """Median and range over batches; `None` for "not reached"."""
+    numbers = (np.median(values), np.min(values), np.max(values))
+    return {
+        name: float(value) if np.isfinite(value) else None
+        for name, value in zip(("median", "min", "max"), numbers, strict=True)
+    }
+
+
+def draw_curves(
+    panels: Sequence[tuple[str, Sequence[Row]]],
+    *,
+    x: str,
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Error against cost: one panel for each title and its rows, one line for each method."""
+    figure = Figure(figsize=(6.2 * len(panels), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    names = list(dict.fromkeys(row["method"] for _, rows in panels for row in rows))
+    for axis, (title, rows) in zip(axes, panels, strict=True):
+        for name, mine in by_method(rows).items():
+            usable = sorted((row for row in mine if np.isfinite(row["error"])), key=lambda row: row[x])
+            number = names.index(name)
+            axis.errorbar(
+                [row[x] for row in usable],
+                [row["error"] for row in usable],
+                yerr=[row["error_sd"] for row in usable],
+                color=f"C{number % 10}",
+                linestyle="-" if number < 10 else "--",
+                marker=".",
+                label=name,
+                capsize=2,
+                linewidth=1.2,
+            )
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=7)
+    return figure
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table for a report."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,287 @@
+"""One way to run every method of a study: on whole batches, against one reference, tuned on other noise.
+
+A *problem* (`Shared`) says what is solved; a *batch* draws initial states and Brownian paths; a *method* makes from a
+batch a call that returns end states and its cost. `tune` keeps, of all settings of a method, those on the lower
+envelope of error against cost; `measure` runs them on fresh batches. Curves made of such rows are `_curves.py`'s.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+from _harness import interleaved_seconds
+from _rivals import march, Path, places_in, Step, StepNoise
+from jaxtyping import Array, Float, PRNGKeyArray
+
+import mlem_jax as ml
+
+
+class Shared(NamedTuple):
+    """A problem solved for a whole batch at once: `levels`, cheapest first, take states `(n, ...)`; `costs` of an
+    evaluation are in finest-level evaluations; `ts` is the finest grid, on which Brownian paths live; `diffusion`
+    is a module of time alone, or `None` for an ODE; initial states are normal, of size `scale`; `weights` are those
+    of `_rivals.Path`."""
+
+    name: str
+    levels: tuple[Callable, ...]
+    costs: tuple[float, ...]
+    ts: Float[Array, " times"]
+    diffusion: Any
+    shape: tuple[int, ...]
+    scale: float
+    weights: Float[Array, " cells"] | None = None
+
+
+class Batch(NamedTuple):
+    """Initial states, the noise as ML-EM takes it and as the rivals take it (one Brownian path in two forms), and the
+    end states that errors are distances to."""
+
+    y0: Array
+    brownian: ml.GridBrownianPath | None
+    path: Path | None
+    reference: np.ndarray
+
+
+def draw(problem: Shared, key: PRNGKeyArray, size: int, reference: Callable[[Batch], Any]) -> Batch:
+    """A batch and its reference."""
+    keys = jr.split(key, 3)
+    y0 = problem.scale * jr.normal(keys[0], (size, *problem.shape))
+    brownian = path = None
+    if problem.diffusion is not None:
+        brownian = ml.GridBrownianPath(problem.ts, y0.shape, key=keys[1])
+        path = record(problem, brownian, keys[2])
+    batch = Batch(y0, brownian, path, np.zeros(0))
+    return batch._replace(reference=np.asarray(reference(batch)))
+
+
+@eqx.filter_jit
+def record(problem: Shared, brownian: ml.GridBrownianPath, key: PRNGKeyArray) -> Path:
+    """The path's increments on its cells, and Lévy areas drawn as their law given the increments has them."""
+    ts = problem.ts
+    lengths = jnp.abs(jnp.diff(ts))
+    cells = jax.lax.map(lambda pair: brownian.evaluate(*pair), (ts[:-1], ts[1:]))
+    assert isinstance(cells, Array)
+    size = jnp.sqrt(lengths / 12).reshape(-1, *[1] * (cells.ndim - 1))
+    weights = jnp.zeros_like(lengths) if problem.weights is None else problem.weights
+    return Path(ts, cells, size * jr.normal(key, cells.shape), weights)
+
+
+class Prepared(NamedTuple):
+    """`call` does the work to be timed; `read` turns what it returns into end states and cost."""
+
+    call: Callable[[], Any]
+    read: Callable[[Any], tuple[Array, float]]
+
+
+class Method(NamedTuple):
+    """One method with one setting. `prepare(batch, seed)`; `random` if the result depends on the seed."""
+
+    name: str
+    setting: str
+    prepare: Callable[[Batch, int], Prepared]
+    random: bool = False
+
+
+def marching(name: str, setting: str, step: Step, ts: Any) -> Method:
+    """A method of `_rivals.py`."""
+
+    def prepare(batch: Batch, seed: int) -> Prepared:
+        grid = np.asarray(ts)
+        if batch.path is not None:
+            fine = np.asarray(batch.path.ts)
+            grid = fine[places_in(fine, grid)]
+        call, cost = march(step, grid, batch.y0, path=batch.path)
+        return Prepared(call, lambda end: (end, cost))
+
+    return Method(name, setting, prepare)
+
+
+@eqx.filter_jit
+def _solve(terms: Any, solver: Any, ts: Array, y0: Array) -> tuple[Any, Any]:
+    sol = diffrax.diffeqsolve(
+        terms,
+        solver,
+        ts[0],
+        ts[-1],
+        None,
+        y0,
+        stepsize_controller=diffrax.StepTo(ts),
+        saveat=diffrax.SaveAt(t1=True, solver_state=True),
+        max_steps=len(ts) - 1,
+    )
+    return sol.ys, sol.solver_state
+
+
+class _Noise(eqx.Module):
+    """The diffusion as diffrax takes it."""
+
+    size: Callable[[Array], Array]
+
+    def __call__(self, t: Any, y: Array, args: Any) -> lx.DiagonalLinearOperator:
+        return lx.DiagonalLinearOperator(jnp.broadcast_to(self.size(jnp.asarray(t, y.dtype)), y.shape))
+
+
+def multilevel(
+    problem: Shared,
+    name: str,
+    setting: str,
+    make_solver: Callable[[PRNGKeyArray], ml.MLEM],
+    ts: Any,
+    levels: Sequence[int],
+    *,
+    random: bool,
+) -> Method:
+    """ML-EM on some of the levels, as the library does it."""
+    kept = [problem.levels[k] for k in levels]
+    costs = tuple(problem.costs[k] for k in levels)
+    fine = np.asarray(problem.ts)
+
+    def prepare(batch: Batch, seed: int) -> Prepared:
+        terms: Any = ml.MultilevelTerm(*kept, costs=costs)
+        if batch.brownian is not None:
+            terms = diffrax.MultiTerm(terms, diffrax.ControlTerm(_Noise(problem.diffusion), batch.brownian))
+        # Entries of the fine grid, of which the Brownian path knows the exact values.
+        grid, solver = jnp.asarray(fine[places_in(fine, ts)]), make_solver(jr.key(seed))
+
+        def read(output: Any) -> tuple[Array, float]:
+            ys, state = output
+            return ys[0], ml.evaluation_report(state).finest_evaluations * costs[-1]
+
+        return Prepared(lambda: _solve(terms, solver, grid, batch.y0), read)
+
+    return Method(name, setting, prepare, random)
+
+
+class _Recorded(diffrax.AbstractBrownianPath):
+    """The noise of each step of one grid, with its Lévy area, in forward time."""
+
+    ts: Array
+    steps: StepNoise
+    levy_area: type = eqx.field(static=True, default=diffrax.SpaceTimeLevyArea)
+
+    @property
+    def t0(self) -> Any:
+        return self.ts[0]
+
+    @property
+    def t1(self) -> Any:
+        return self.ts[-1]
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Any:
+        n = jnp.argmin(jnp.abs(self.ts[:-1] - t0))
+        if not use_levy:
+            return self.steps.w[n]
+        return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=self.steps.w[n], H=self.steps.area[n])
+
+
+class _Turned(eqx.Module):
+    """A drift or a diffusion in the time `sign t`."""
+
+    inner: Callable
+    sign: float = eqx.field(static=True)
+    factor: float = eqx.field(static=True)
+
+    def __call__(self, t: Any, y: Array, args: Any) -> Any:
+        return self.factor * self.inner(self.sign * t, y, args)
+
+
+def stochastic_runge_kutta(problem: Shared, name: str, setting: str, solver: Any, ts: Any) -> Method:
+    """One of diffrax's solvers for additive noise, on the finest level, with the Lévy areas of the same path. They go
+    forward in time only, so a problem whose time decreases is turned round."""
+    stages = {"SEA": 1, "ShARK": 2, "SRA1": 2}[type(solver).__name__]
+
+    def prepare(batch: Batch, seed: int) -> Prepared:
+        assert batch.path is not None
+        places = places_in(np.asarray(batch.path.ts), ts)
+        grid = batch.path.ts[places]
+        sign = 1.0 if grid[0] < grid[-1] else -1.0
+        noise = eqx.filter_jit(jax.vmap(batch.path.over))(jnp.asarray(places[:-1]), jnp.asarray(places[1:]))
+        diffusion = _Turned(_Noise(problem.diffusion), sign, 1.0)
+        terms = diffrax.MultiTerm(
+            diffrax.ODETerm(_Turned(problem.levels[-1], sign, sign)),
+            diffrax.ControlTerm(diffusion, _Recorded(sign * grid, noise)),
+        )
+        cost = float(stages * (len(places) - 1))
+        return Prepared(lambda: _solve(terms, solver, sign * grid, batch.y0)[0], lambda ys: (ys[0], cost))
+
+    return Method(name, setting, prepare)
+
+
+class Found(NamedTuple):
+    """One run: end states, error, cost."""
+
+    end: np.ndarray
+    error: float
+    cost: float
+
+
+def run(method: Method, batch: Batch, seed: int = 0) -> Found:
+    prepared = method.prepare(batch, seed)
+    end, cost = prepared.read(prepared.call())
+    end = np.asarray(end)
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.sqrt(np.mean((end - batch.reference).astype(float) ** 2)))
+    return Found(end, error if np.isfinite(error) else np.inf, float(cost))
+
+
+def tune(
+    methods: Sequence[Method], batch: Batch, *, coin_seeds: int
+) -> tuple[list[Method], dict[str, float]]:
+    """Of each method's settings, those that no cheaper setting beats on this batch, cheapest first; and the seconds
+    of each method's first call, nearly all compilation."""
+    found: dict[str, list[tuple[float, float, Method]]] = {}
+    first_call: dict[str, float] = {}
+    for method in methods:
+        start = time.perf_counter()
+        runs = [run(method, batch, 1000)]
+        first_call.setdefault(method.name, time.perf_counter() - start)
+        runs += [run(method, batch, 1000 + seed) for seed in range(1, coin_seeds if method.random else 1)]
+        cost = float(np.mean([r.cost for r in runs]))
+        error = float(np.sqrt(np.mean([r.error**2 for r in runs])))
+        found.setdefault(method.name, []).append((cost, error, method))
+    kept = []
+    for settings in found.values():
+        best = np.inf
+        for _, error, method in sorted(settings, key=lambda entry: entry[:2]):
+            # A gain of less than two per cent may be luck.
+            if error < 0.98 * best:
+                best = error
+                kept.append(method)
+    return kept, first_call
+
+
+def measure(methods: Sequence[Method], batches: Sequence[Batch], *, coin_seeds: int) -> list[dict[str, Any]]:
+    """One row per method: for each batch the mean cost and the root mean square error over coin seeds; the spread is
+    the standard deviation of single runs."""
+    rows = []
+    for method in methods:
+        seeds = range(coin_seeds if method.random else 1)
+        runs = [[run(method, batch, seed) for seed in seeds] for batch in batches]
+        errors = np.array([[r.error for r in one] for one in runs])
+        rows.append(
+            {
+                "method": method.name,
+                "setting": method.setting,
+                "cost": float(np.mean([[r.cost for r in one] for one in runs])),
+                "error": float(np.sqrt(np.mean(errors**2))),
+                "error_sd": float(np.std(errors, ddof=1)) if errors.size > 1 else 0.0,
+                "batch_cost": [float(np.mean([r.cost for r in one])) for one in runs],
+                "batch_error": np.sqrt(np.mean(errors**2, axis=1)).tolist(),
+                "runs": errors.size,
+            }
+        )
+    return rows
+
+
+def add_seconds(rows: list[dict[str, Any]], methods: Sequence[Method], batch: Batch, *, repeats: int) -> None:
+    """Adds to each row the median seconds of a run on one batch, without compilation, all taken in turn."""
+    calls = [method.prepare(batch, 0).call for method in methods]
+    for row, seconds in zip(rows, interleaved_seconds(calls, repeats=repeats), strict=True):
+        row["seconds"] = float(np.median(seconds))

@@ -1,0 +1,294 @@
+"""What users would take instead of ML-EM, as small reference implementations.
+
+A *drift* says which level is evaluated when: one level (`Plain`), a small one first and a large one later
+(`Switched`), a cheap one with a held correction (`Held`). A *step* says how the state moves: `Euler`, `Heun`,
+`DPMSolver` (with `corrector=True` UniPC), `SDEDPMSolver`. Any step takes any drift; `march` runs them over any number
+of steps of any grid with one compilation. The last two are for diffusion models in the variables `(y, s)` of
+`mlem_jax.diffusion`, where the data prediction is `y - s eps_hat`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Level = Callable[[Any, Array, Any], Array]
+
+
+class Plain(eqx.Module):
+    """One level. `cost` of an evaluation, in finest-level evaluations, here and below."""
+
+    level: Level
+    cost: float = eqx.field(static=True)
+
+    def start(self, y: Array) -> Any:
+        return ()
+
+    def __call__(self, n: Array, t: Array, y: Array, memory: Any) -> tuple[Array, Any]:
+        return self.level(t, y, None), memory
+
+    def spent(self, starts: np.ndarray) -> float:
+        """Cost of an evaluation at each of these times."""
+        return self.cost * len(starts)
+
+
+class Switched(eqx.Module):
+    """A small level as long as `t > until`, a large one from then on (T-Stitch)."""
+
+    small: Level
+    large: Level
+    costs: tuple[float, float] = eqx.field(static=True)
+    until: Float[Array, ""] = eqx.field(converter=jnp.asarray)
+
+    def start(self, y: Array) -> Any:
+        return ()
+
+    def __call__(self, n: Array, t: Array, y: Array, memory: Any) -> tuple[Array, Any]:
+        return jax.lax.cond(t > self.until, self._small, self._large, t, y), memory
+
+    def _small(self, t: Array, y: Array) -> Array:
+        return self.small(t, y, None)
+
+    def _large(self, t: Array, y: Array) -> Array:
+        return self.large(t, y, None)
+
+    def spent(self, starts: np.ndarray) -> float:
+        early = int(np.sum(starts > float(self.until)))
+        return self.costs[0] * early + self.costs[1] * (len(starts) - early)
+
+
+class Held(eqx.Module):
+    """A cheap level in every step, plus its distance to the fine one as it was when last looked at: every
+    `interval` steps (a zero-order hold, as DeepCache does with features)."""
+
+    cheap: Level
+    fine: Level
+    costs: tuple[float, float] = eqx.field(static=True)
+    interval: Int[Array, ""] = eqx.field(converter=jnp.asarray)
+
+    def start(self, y: Array) -> Any:
+        return jnp.zeros_like(y)
+
+    def __call__(self, n: Array, t: Array, y: Array, memory: Any) -> tuple[Array, Any]:
+        rough = self.cheap(t, y, None)
+
+        def look() -> Array:
+            return self.fine(t, y, None) - rough
+
+        held = jax.lax.cond(n % self.interval == 0, look, lambda: memory)
+        return rough + held, held
+
+    def spent(self, starts: np.ndarray) -> float:
+        looks = -(-len(starts) // int(self.interval))
+        return self.costs[0] * len(starts) + self.costs[1] * looks
+
+
+Drift = Plain | Switched | Held
+
+
+class StepNoise(NamedTuple):
+    """Of one step: the Brownian increment; the space-time Lévy area `H` (the mean of the path over the step above
+    the chord's); the increment weighted as the path's owner asked for."""
+
+    w: Array
+    area: Array
+    weighted: Array
+
+
+class Euler(eqx.Module):
+    """Euler, or with a `diffusion` of time alone Euler-Maruyama."""
+
+    drift: Drift
+    diffusion: Callable[[Array], Array] | None = None
+
+    def start(self, y: Array) -> Any:
+        return self.drift.start(y)
+
+    def __call__(
+        self, n: Array, t0: Array, t1: Array, noise: StepNoise | None, y: Array, memory: Any
+    ) -> tuple[Array, Any]:
+        value, memory = self.drift(n, t0, y, memory)
+        end = y + (t1 - t0) * value
+        if self.diffusion is not None:
+            assert noise is not None
+            end = end + self.diffusion(t0) * noise.w
+        return end, memory
+
+    def spent(self, starts: np.ndarray) -> float:
+        return self.drift.spent(starts)
+
+
+class Heun(eqx.Module):
+    """Heun's method for an ODE: two evaluations a step, second order."""
+
+    drift: Plain
+
+    def start(self, y: Array) -> Any:
+        return ()
+
+    def __call__(
+        self, n: Array, t0: Array, t1: Array, noise: None, y: Array, memory: Any
+    ) -> tuple[Array, Any]:
+        first, _ = self.drift(n, t0, y, ())
+        second, _ = self.drift(n, t1, y + (t1 - t0) * first, ())
+        return y + 0.5 * (t1 - t0) * (first + second), memory
+
+    def spent(self, starts: np.ndarray) -> float:
+        return 2 * self.drift.spent(starts)
+
+
+class _Past(NamedTuple):
+    """The last two data predictions, the state and time of the last step, and the time before."""
+
+    drift: Any
+    last: Array
+    before: Array
+    y: Array
+    t: Array
+    t_before: Array
+
+
+class DPMSolver(eqx.Module):
+    """DPM-Solver++(2M) for the probability flow (Lu et al. 2022): exponential Adams-Bashforth of second order
+    on the data prediction, in `lambda = -log s`; the first step is of first order.
+
+    With `corrector` UniPC of order 2 (Zhao et al. 2023, the variant `B_2`): each state is corrected with the
+    evaluation made there anyway before it is stepped on. One evaluation a step in both.
+    """
+
+    drift: Drift
+    corrector: bool = eqx.field(static=True, default=False)
+
+    def start(self, y: Array) -> _Past:
+        zero = jnp.zeros_like(y)
+        return _Past(self.drift.start(y), zero, zero, zero, jnp.ones(()), jnp.ones(()))
+
+    def __call__(
+        self, n: Array, t0: Array, t1: Array, noise: None, y: Array, memory: _Past
+    ) -> tuple[Array, _Past]:
+        eps, inner = self.drift(n, t0, y, memory.drift)
+        clean = y - t0 * eps
+        if self.corrector:
+            y = jnp.where(n > 0, self._corrected(n, t0, clean, memory), y)
+        slope = _slope(n, t0, t1, clean, memory)
+        ratio = t1 / t0
+        end = ratio * y + (1 - ratio) * (clean + 0.5 * slope)
+        return end, _Past(inner, clean, memory.last, y, t0, memory.t)
+
+    def _corrected(self, n: Array, t: Array, clean: Array, past: _Past) -> Array:
+        h = jnp.where(n > 0, jnp.log(past.t / t), 1.0)
+        grown = jnp.expm1(-h)
+        # The moments that the two weights must match.
+        first = (-grown / h - 1) / grown
+        second = 2 * ((-grown / h - 1) / -h - 0.5) / grown
+        r = jnp.where(n > 1, jnp.log(past.t / past.t_before) / h, -1.0)
+        old = jnp.where(n > 1, (first - second) / (1 - r), 0.0)
+        new = jnp.where(n > 1, first - old, 0.5)
+        change = old * (past.before - past.last) / r + new * (clean - past.last)
+        return (t / past.t) * past.y - grown * (past.last + change)
+
+    def spent(self, starts: np.ndarray) -> float:
+        return self.drift.spent(starts)
+
+
+class SDEDPMSolver(eqx.Module):
+    """SDE-DPM-Solver++(2M) for the reverse SDE (Lu et al. 2022) on a given Brownian path: the linear part and the
+    noise are integrated exactly, the data prediction is extrapolated as in `DPMSolver`. The drift is the reverse SDE's,
+    `2 eps_hat`; the noise has the weight `exponential_weights`."""
+
+    drift: Drift
+
+    def start(self, y: Array) -> _Past:
+        return DPMSolver(self.drift).start(y)
+
+    def __call__(
+        self, n: Array, t0: Array, t1: Array, noise: StepNoise, y: Array, memory: _Past
+    ) -> tuple[Array, _Past]:
+        twice, inner = self.drift(n, t0, y, memory.drift)
+        clean = y - 0.5 * t0 * twice
+        slope = _slope(n, t0, t1, clean, memory)
+        ratio = (t1 / t0) ** 2
+        end = ratio * y + (1 - ratio) * (clean + 0.5 * slope) + t1**2 * noise.weighted
+        return end, _Past(inner, clean, memory.last, y, t0, memory.t)
+
+    def spent(self, starts: np.ndarray) -> float:
+        return self.drift.spent(starts)
+
+
+def _slope(n: Array, t0: Array, t1: Array, clean: Array, past: _Past) -> Array:
+    """Change of the data prediction over the coming step, as the last one says; zero in the first step."""
+    last = jnp.where(n > 0, jnp.log(past.t / t0), 1.0)
+    return jnp.where(n > 0, jnp.log(t0 / t1) / last, 0.0) * (clean - past.last)
+
+
+def exponential_weights(ts: Float[Array, " times"]) -> Float[Array, " cells"]:
+    """Means over the cells of a decreasing grid of `sqrt(2 s) / s**2`, the weight under which the noise of the reverse
+    SDE enters once its linear part is integrated."""
+    return 2 * 2**0.5 * (ts[1:] ** -0.5 - ts[:-1] ** -0.5) / (ts[:-1] - ts[1:])
+
+
+Step = Euler | Heun | DPMSolver | SDEDPMSolver
+
+
+class Path(NamedTuple):
+    """A Brownian path on a fine grid: each cell's increment and Lévy area, and the cells' weights."""
+
+    ts: Float[Array, " times"]
+    cells: Float[Array, "cells ..."]
+    areas: Float[Array, "cells ..."]
+    weights: Float[Array, " cells"]
+
+    def over(self, first: Array, last: Array) -> StepNoise:
+        """The noise from one grid point to a later one."""
+
+        def add(i: Array, total: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            w, integral, weighted = total
+            cell, h = self.cells[i], jnp.abs(self.ts[i + 1] - self.ts[i])
+            integral = integral + h * (w + 0.5 * cell + self.areas[i])
+            return w + cell, integral, weighted + self.weights[i] * cell
+
+        zero = jnp.zeros_like(self.cells[0])
+        w, integral, weighted = jax.lax.fori_loop(first, last, add, (zero, zero, zero))
+        length = jnp.abs(self.ts[last] - self.ts[first])
+        return StepNoise(w, integral / length - 0.5 * w, weighted)
+
+
+@eqx.filter_jit
+def _march(step: Step, ts: Array, places: Array, path: Path | None, count: Array, y0: Array) -> Array:
+    def body(n: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
+        y, memory = state
+        noise = None if path is None else path.over(places[n], places[n + 1])
+        call: Any = step
+        return call(n, ts[n], ts[n + 1], noise, y, memory)
+
+    return jax.lax.fori_loop(0, count, body, (y0, step.start(y0)))[0]
+
+
+def march(
+    step: Step, ts: np.ndarray, y0: Array, *, path: Path | None = None, capacity: int = 1024
+) -> tuple[Callable[[], Array], float]:
+    """A call that gives the end state, and its cost in finest-level evaluations.
+
+    **Arguments:** `ts`, times of the steps; with a `path`, entries of `path.ts`. Up to `capacity` steps of all
+    grids share one compilation.
+    """
+    ts = np.asarray(ts, np.float32)
+    count = len(ts) - 1
+    if count > capacity:
+        raise ValueError(f"{count} steps are more than the capacity of {capacity}.")
+    places = np.arange(count + 1) if path is None else places_in(np.asarray(path.ts), ts)
+    fill = (0, capacity - count)
+    padded = jnp.asarray(np.pad(ts, fill, mode="edge"))
+    where = jnp.asarray(np.pad(places, fill, mode="edge"))
+    number = jnp.asarray(count)
+    return lambda: _march(step, padded, where, path, number, y0), step.spent(ts[:-1])
+
+
+def places_in(fine: np.ndarray, ts: np.ndarray) -> np.ndarray:
+    """The indices in a fine grid of the points nearest to some times; each at most once, in order."""
+    found = np.abs(np.asarray(fine)[None, :] - np.asarray(ts)[:, None]).argmin(axis=1)
+    return np.unique(found)
