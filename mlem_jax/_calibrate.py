@@ -91,7 +91,7 @@ def calibrate(
     batches = [jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, noise_keys)) for i in starts]  # noqa: B023
     total = len(ts) - 1
     coarser = [m for m in (8, 16, 32) if total % m == 0 and total // m >= _FEWEST_STEPS]
-    strides = [1, 2, 4, *coarser[-1:]]
+    strides = [1, 2, 4, *coarser]
     work = len(batches) * (4 + num_levels * len(strides)) + len(trials) * len(BUDGETS)
     with _bar(work, progress) as tell:
         tell("timing the levels", 0)
@@ -144,9 +144,8 @@ def calibrate(
             state_id=state_id(y0),
             finest_error=finest_error,
         )
-        return try_coins(
-            calibration, trials, make_terms, batches, args, single[num_levels - 1, 1], keys[2], tell
-        )
+        euler = {stride: single[num_levels - 1, stride] for stride in strides}
+        return try_coins(calibration, trials, make_terms, batches, args, euler, keys[2], tell)
 
 
 def _makes_terms(terms: Any) -> bool:

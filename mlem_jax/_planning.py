@@ -21,7 +21,6 @@ from ._predict import (
 )
 from ._single_level import alone_plan, best_alone, speedups
 
-_FEWEST_STEPS = 8
 _REFINED = 3  # How many of the best selections have their levels' shares refined.
 _MIDPOINT = SystematicCoins(offset=0.5)
 
@@ -122,7 +121,7 @@ def _selections(
     calibration: Calibration, steps: int | None, levels: tuple[int, ...] | None, budget: float | int
 ):
     total, last = len(calibration.ts) - 1, calibration.num_levels - 1
-    strides = [m for m in (1, 2, 4, 8, 16, 32) if total % m == 0 and total // m >= min(_FEWEST_STEPS, total)]
+    strides = [total // count for count in reversed(calibration.single_steps.tolist())]
     if steps is not None:
         if steps < 1 or total % steps:
             raise ValueError(f"steps={steps} must divide the calibration's {total} steps.")
@@ -179,11 +178,11 @@ def make_plan(
 ) -> Plan:
     """Decides how to solve within a budget, or for a target error; also as `calibration.plan(...)`.
 
-    Tries all sets of levels that keep the finest one and all step counts that divide the calibration's by a
-    power of two. For coins that are independent over steps, probabilities are the optimum
-    `min(1, L h sqrt(V / C))` (Jacot 2026). For coupled coins a window's error is the variation of the kick inside
-    it, which that profile over time keeps small too, but how much each level should get differs: its
-    share is found by simulating the coins on the pilot trajectories.
+    Tries all sets of levels that keep the finest one and all step counts that the calibration has tried. For coins
+    that are independent over steps, probabilities are the optimum `min(1, L h sqrt(V / C))` (Jacot 2026). For
+    coupled coins a window's error is the variation of the kick inside it, which that profile over time keeps small
+    too, but how much each level should get differs: its share is found by simulating the coins on the pilot
+    trajectories.
 
     **Arguments:**
 

@@ -27,34 +27,39 @@ def try_coins(
     make_terms: MakeTerms,
     batches: list[PyTree],
     args: Args,
-    euler: list[PyTree],
+    euler: dict[int, list[PyTree]],
     key: PRNGKeyArray,
     tell: Callable[[str, int], None],
 ) -> Calibration:
-    """Runs ML-EM with all steps at a few budgets, on the levels that a plan would keep, and compares its
-    distance to Euler on the finest level with the linear prediction."""
-    ts = jnp.asarray(calibration.ts, jnp.result_type(float))
-    total = len(ts) - 1
-    levels = _kept_levels(calibration, total)
-    kicks = select(calibration, Selection(levels, 1))
+    """Runs ML-EM at a few budgets as a plan would, and compares its distance to Euler on the finest level with as
+    many steps, whose end states are given for each stride, with the linear prediction."""
+    total = len(calibration.ts) - 1
+    levels = _kept_levels(calibration)
     kept = Planned(make_terms, levels)
     rows = []
     for policy in coins:
         seeds = 1 if is_deterministic(policy) else _SEEDS
         for budget in BUDGETS:
             tell(f"trial runs of ML-EM, {coins_name(policy)}", 1)
-            if not 1.5 * calibration.costs[levels[0]] * total < budget < 0.5 * total:
+            try:
+                plan = make_plan(calibration, budget=budget, coins=policy, levels=levels)
+            except ValueError:
                 continue
-            plan = make_plan(calibration, budget=budget, coins=policy, steps=total, levels=levels)
-            table = np.concatenate([np.ones((total, kicks.pad)), plan.table], axis=1)
-            # Tossed beforehand: so a few seeds are enough to compare, and one compiled solve is enough for all.
+            steps = len(plan.ts) - 1
+            if budget > 0.5 * steps:
+                continue
+            kicks = select(calibration, Selection(levels, total // steps))
+            table = np.ones((total, calibration.num_levels))
+            table[:steps, kicks.pad :] = plan.table
+            # Tossed beforehand: so a few seeds are enough to compare, and one compiled solve is enough for all
+            # with as many steps.
             counts = toss(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
             apart = []
             for count in counts:
-                tossed = _Tossed(jnp.asarray(count[:, kicks.pad :]))
+                tossed = _Tossed(jnp.asarray(count[:steps, kicks.pad :]))
                 solver = MLEM(plan.probabilities, coins=tossed, key=key)
-                found = [ends(solver, kept, ts, ys, args, noise)[0] for ys, noise in batches]
-                apart.append(squares(found, euler))
+                found = [ends(solver, kept, plan.grid, ys, args, noise)[0] for ys, noise in batches]
+                apart.append(squares(found, euler[total // steps]))
             predicted = error_of_counts(kicks, table, counts)
             rows.append((coins_name(policy), budget, predicted, *root_mean(np.mean(apart, axis=0))))
     if not rows:
@@ -70,11 +75,11 @@ def try_coins(
     )
 
 
-def _kept_levels(calibration: Calibration, steps: int) -> tuple[int, ...]:
+def _kept_levels(calibration: Calibration) -> tuple[int, ...]:
     """The levels that a plan of middling budget keeps; all of them where it would use one alone."""
     everything = tuple(range(calibration.num_levels))
     try:
-        levels = make_plan(calibration, budget=BUDGETS[2], steps=steps).levels
+        levels = make_plan(calibration, budget=BUDGETS[2]).levels
     except ValueError:
         return everything
     return levels if len(levels) > 1 else everything
