@@ -164,7 +164,10 @@ class _Recorded(diffrax.AbstractBrownianPath):
 
     ts: Array
     steps: StepNoise
-    levy_area: type = eqx.field(static=True, default=diffrax.SpaceTimeLevyArea)
+    levy_area: type
+
+    def __init__(self, ts: Array, steps: StepNoise):
+        self.ts, self.steps, self.levy_area = ts, steps, diffrax.SpaceTimeLevyArea
 
     @property
     def t0(self) -> Any:

@@ -48,13 +48,9 @@ class Switched(eqx.Module):
         return ()
 
     def __call__(self, n: Array, t: Array, y: Array, memory: Any) -> tuple[Array, Any]:
-        return jax.lax.cond(t > self.until, self._small, self._large, t, y), memory
-
-    def _small(self, t: Array, y: Array) -> Array:
-        return self.small(t, y, None)
-
-    def _large(self, t: Array, y: Array) -> Array:
-        return self.large(t, y, None)
+        # Plain functions, because lax.cond wants to hash its branches and modules have no hash.
+        branches = [lambda f=f: f(t, y, None) for f in (self.small, self.large)]
+        return jax.lax.cond(t > self.until, *branches), memory
 
     def spent(self, starts: np.ndarray) -> float:
         early = int(np.sum(starts > float(self.until)))

@@ -1,0 +1,211 @@
+"""Study 2: images by the shipped ladder. Is ML-EM really cheaper than what one would take instead?
+
+Run `python benchmarks/fashion_mnist.py --quick` (about half an hour on two cores) or `--full` (hours), with `--ode` or
+`--sde` for one of the two; `--smoke` is for the tests. Writes `benchmarks/results/fashion_mnist_quick.json`, two
+`.csv` files, pictures of the curves, and a sheet of images for each (`fashion_mnist_full`). The distribution metrics
+need the Debian package dataset-fashion-mnist.
+
+Every method of `_image_methods.py` is tuned on one batch of images: of all its settings (steps, grid, time to switch
+at, interval, budget) those that no cheaper one beats are kept. They run again on fresh batches, from the same noise
+and on the same Brownian path, against a fine solution of the finest network. What is quoted are those fresh runs: the
+cost, by evaluations and by the clock, at which a method reaches the error that Euler (DDIM) with 50, 100 or 250 steps
+on the default grid has on the same images; median and range over batches. Seconds are without compilation, all methods
+in turn.
+
+A small error path by path is not the only aim: the second table compares distributions of many images with held-out
+real ones, beside what real training images score.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from _curves import draw_curves, Row
+from _distribution import accuracy, distances, load_labels, train_classifier
+from _harness import RESULTS, write_results, write_table
+from _image_methods import (
+    all_methods,
+    DDIM,
+    EFFORTS,
+    image_problem,
+    OURS,
+    OURS_SPLIT,
+    references,
+    SINGLE,
+)
+from _image_report import bars, measured_gamma, reach_table, report
+from _methods import add_seconds, Batch, draw, measure, Method, run, Shared, tune
+
+from mlem_jax.diffusion import Ladder, load_images, load_ladder
+from mlem_jax.plot import samples, save_figure
+
+
+class Size(NamedTuple):
+    """Images in a batch, fresh batches, coin seeds when tuning and measuring, rounds of timing, images for the
+    distribution metrics, training steps of the classifier, step counts of Euler whose errors are targets."""
+
+    samples: int
+    batches: int
+    tuning_seeds: int
+    coin_seeds: int
+    rounds: int
+    images: int
+    classifier_steps: int
+    targets: tuple[int, ...]
+
+
+SIZES = {
+    "smoke": Size(2, 1, 1, 1, 1, 0, 0, (4, 8)),
+    "quick": Size(16, 3, 2, 4, 3, 512, 1500, (50, 100, 250)),
+    "full": Size(32, 6, 4, 8, 5, 2048, 4000, (50, 100, 250)),
+}
+
+
+def rms(a: Any, b: Any) -> float:
+    return float(jnp.sqrt(jnp.mean((jnp.asarray(a) - jnp.asarray(b)) ** 2)))
+
+
+def chosen(rows: list[Row], methods: list[Method], sde: bool) -> dict[str, Method]:
+    """The methods whose distributions are compared, each at the cost nearest to some evaluations."""
+    singles = [row for row in rows if row["method"] in SINGLE[sde]]
+    finest = 0.05
+    wanted: dict[str, tuple[list[Row], float]] = {}
+    for cost in (10.0, 20.0, 50.0, 100.0):
+        wanted[f"Euler (DDIM), {cost:g}"] = ([r for r in rows if r["method"] == DDIM], cost)
+    for cost in (6.0, 12.0, 24.0):
+        near = [r for r in singles if abs(np.log(r["cost"] / cost)) < 0.25] or singles
+        best = min(near, key=lambda row: row["error"])
+        wanted[f"best single-model sampler, {cost:g}"] = ([best], cost)
+        ours = [r for r in rows if r["method"] in (OURS, OURS_SPLIT)]
+        near = [r for r in ours if abs(np.log(r["cost"] / cost)) < 0.25] or ours
+        wanted[f"ML-EM, midpoint, {cost:g}"] = (
+            [min(near, key=lambda row: row["error"])] if near else [],
+            cost,
+        )
+        independent = [r for r in rows if r["method"].startswith("ML-EM, independent")]
+        wanted[f"ML-EM, independent coins, {cost:g}"] = (independent, cost)
+    found: dict[str, Method] = {}
+    for label, (choice, cost) in wanted.items():
+        if choice:
+            row = min(choice, key=lambda row: abs(np.log(max(row["cost"], finest) / cost)))
+            found[label] = methods[rows.index(row)]
+    return found
+
+
+def distribution_table(
+    problem: Shared, picked: dict[str, Method], size: Size, seed: int
+) -> tuple[list[Row], float]:
+    """Distances of many images of each method to held-out real ones, and the classifier's accuracy."""
+    real, held_out = load_images(), load_images(train=False)
+    model = train_classifier(real, load_labels(train=True), steps=size.classifier_steps)
+    correct = accuracy(model, held_out, load_labels(train=False))
+    target = held_out[: size.images]
+    rows: list[Row] = [
+        {"method": "real training images", "cost": None, **distances(model, real[: size.images], target)}
+    ]
+    for label, method in picked.items():
+        ends, costs = [], []
+        for start in range(0, size.images, size.samples):
+            key = jr.fold_in(jr.key(seed), start)
+            batch = draw(problem, key, size.samples, lambda b: np.zeros(b.y0.shape))
+            found = run(method, batch, start)
+            ends.append(found.end)
+            costs.append(found.cost)
+        images = np.clip(np.concatenate(ends)[: size.images], -1, 1)
+        rows.append(
+            {
+                "method": label,
+                "setting": method.setting,
+                "cost": float(np.mean(costs)),
+                **distances(model, images, target),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows, correct
+
+
+def study(ladder: Ladder, *, sde: bool, name: str) -> dict[str, Any]:
+    """All of the study for the probability flow or the reverse SDE; pictures are the caller's."""
+    size, problem = SIZES[name], image_problem(ladder, sde)
+    calibration = ladder.calibration(sde=sde)
+    judged = []
+
+    def reference(batch: Batch) -> np.ndarray:
+        best, other = references(problem, batch)
+        judged.append(rms(best, other))
+        return np.asarray(best)
+
+    tuning, *fresh = (
+        draw(problem, jr.key(5000 + i), size.samples, reference) for i in range(size.batches + 1)
+    )
+    print(f"{problem.name}: references differ by {max(judged):.4f} (RMS)", flush=True)
+    methods = all_methods(ladder, problem, EFFORTS[name])
+    kept, first_call = tune(methods, tuning, coin_seeds=size.tuning_seeds)
+    print(f"{len(kept)} of {len(methods)} settings kept", flush=True)
+    # The baseline is not selected.
+    kept = [m for m in kept if m.name != DDIM] + [m for m in methods if m.name == DDIM]
+    rows = measure(kept, fresh, coin_seeds=size.coin_seeds)
+    add_seconds(rows, kept, fresh[0], repeats=size.rounds)
+    for row in rows:
+        row["problem"] = problem.name
+        print(
+            f"{row['method']:40s} cost {row['cost']:6.1f}  {row['seconds']:6.2f} s  error {row['error']:.4f} ± "
+            f"{row['error_sd']:.4f}  ({row['setting']})",
+            flush=True,
+        )
+    picked = chosen(rows, kept, sde)
+    sheet = [("reference", fresh[0].reference[..., 0])]
+    sheet += [(label, run(method, fresh[0]).end[..., 0]) for label, method in picked.items()]
+    found: dict[str, Any] = {
+        "problem": problem.name,
+        "references_differ": max(judged),
+        "settings_tried": len(methods),
+        "first_call_seconds": first_call,
+        "gamma": measured_gamma(calibration),
+        "rows": rows,
+        "reach": reach_table(rows, size.targets),
+    }
+    if size.images:
+        found["distribution"], found["classifier_accuracy"] = distribution_table(problem, picked, size, 9000)
+    return {"found": found, "sheet": sheet}
+
+
+def save(results: dict[bool, dict[str, Any]], name: str, folder: Path = RESULTS) -> None:
+    """JSON, CSV and pictures."""
+    studies = [result["found"] for result in results.values()]
+    stem = f"fashion_mnist_{name}" + ("" if len(results) == 2 else f"_{'sde' if True in results else 'ode'}")
+    write_table(stem, [row for found in studies for row in found["rows"]])
+    write_table(f"{stem}_reach", [{"problem": f["problem"], **row} for f in studies for row in f["reach"]])
+    for unit, label in (("cost", "evaluations of the finest network (FLOPs)"), ("seconds", "seconds")):
+        panels = [(found["problem"], found["rows"]) for found in studies]
+        figure = draw_curves(panels, x=unit, x_label=label, y_label="RMS error of a pixel (range -1 to 1)")
+        save_figure(figure, folder / f"{stem}_{unit}.png")
+    for sde, result in results.items():
+        save_figure(samples(result["sheet"]), folder / f"{stem}_images_{'sde' if sde else 'ode'}.png")
+    print("written:", write_results(stem, {"studies": studies}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    group = parser.add_mutually_exclusive_group(required=True)
+    for name in SIZES:
+        group.add_argument(f"--{name}", dest="size", action="store_const", const=name)
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--ode", dest="kinds", action="store_const", const=(False,))
+    kinds.add_argument("--sde", dest="kinds", action="store_const", const=(True,))
+    arguments = parser.parse_args()
+    ladder, results = load_ladder(), {}
+    for sde in arguments.kinds or (False, True):
+        results[sde] = study(ladder, sde=sde, name=arguments.size)
+        print(report(results[sde]["found"], SIZES[arguments.size].targets))
+        if arguments.size != "smoke":
+            print("\n".join(bars(results[sde]["found"])))
+    if arguments.size != "smoke":
+        save(results, arguments.size)
+
+
+if __name__ == "__main__":
+    main()
