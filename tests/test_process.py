@@ -18,7 +18,7 @@ from mlem_jax.diffusion import (
     ReverseDrift,
     VariancePreserving,
 )
-from mlem_jax.diffusion._process import Prediction, training_target
+from mlem_jax.diffusion._adapter import Prediction, training_target
 
 MU, C = 0.3, 0.5
 PROCESSES = [VariancePreserving(), VariancePreserving(s_min=0.1, s_max=5.0)]
@@ -109,10 +109,14 @@ def test_bad_grid_and_prediction_say_what_to_write():
     process = VariancePreserving()
     with pytest.raises(ValueError, match="at least one step, and was asked for 0"):
         process.grid(0)
-    with pytest.raises(ValueError, match=r"spacing='linear'.*write one of \['cosine', 'karras', 'log'\]"):
+    with pytest.raises(
+        ValueError, match=r"spacing='linear'.*write one of \['cosine', 'karras', 'log', 'time'\]"
+    ):
         process.grid(4, spacing="linear")
-    with pytest.raises(ValueError, match=r"prediction='score'.*write one of \('eps', 'x0', 'v'\)"):
-        NoisePredictor(GaussianNetwork("eps"), process, "score")
+    with pytest.raises(
+        ValueError, match=r"prediction='noise'.*write one of \('eps', 'x0', 'v', 'score', 'velocity'\)"
+    ):
+        NoisePredictor(GaussianNetwork("eps"), process, "noise")
 
 
 # The adapter

@@ -1,5 +1,6 @@
-"""Diffusion models as ladders of levels: processes, drifts, UNets, training."""
+"""Diffusion models as ladders of levels: processes, drifts, guidance, UNets, training."""
 
+from ._adapter import NoisePredictor as NoisePredictor, Preconditioned as Preconditioned
 from ._config import Config as Config, Level as Level, read_config as read_config, Training as Training
 from ._data import FASHION_MNIST as FASHION_MNIST, load_images as load_images
 from ._drift import (
@@ -7,13 +8,22 @@ from ._drift import (
     ProbabilityFlow as ProbabilityFlow,
     reverse_diffusion as reverse_diffusion,
     ReverseDrift as ReverseDrift,
+    sampling_terms as sampling_terms,
+    StochasticDrift as StochasticDrift,
 )
+from ._guidance import Guided as Guided
 from ._ladder import (
     calibrate_ladder as calibrate_ladder,
     Ladder as Ladder,
     load_ladder as load_ladder,
     save_ladder as save_ladder,
 )
-from ._process import NoisePredictor as NoisePredictor, VariancePreserving as VariancePreserving
+from ._process import (
+    AbstractProcess as AbstractProcess,
+    EDM as EDM,
+    FlowMatching as FlowMatching,
+    VarianceExploding as VarianceExploding,
+    VariancePreserving as VariancePreserving,
+)
 from ._train_ladder import train_ladder as train_ladder
 from ._unet import UNet as UNet

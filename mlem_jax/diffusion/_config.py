@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import jax.random as jr
 
-from ._process import Prediction, VariancePreserving
+from ._adapter import TrainedPrediction
+from ._process import VariancePreserving
 from ._unet import check_sizes, UNet
 
 _LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0}
@@ -74,14 +75,14 @@ class Config:
     name: str
     shape: tuple[int, int, int]
     levels: tuple[Level, ...]
-    prediction: Prediction = "v"
+    prediction: TrainedPrediction = "v"
     process: VariancePreserving = VariancePreserving()
     training: Training = Training()
 
     def __post_init__(self):
-        if self.prediction not in get_args(Prediction):
+        if self.prediction not in get_args(TrainedPrediction):
             raise ValueError(
-                f"prediction = {self.prediction!r} is not known; write one of {get_args(Prediction)}."
+                f"prediction = {self.prediction!r} is not known; write one of {get_args(TrainedPrediction)}."
             )
         for k, level in enumerate(self.levels):
             try:

@@ -17,9 +17,9 @@ import numpy as np
 from .._calibrate import calibrate
 from .._calibration import Calibration
 from .._term import MultilevelTerm
+from ._adapter import NoisePredictor
 from ._config import Config, read_config
 from ._drift import NoisyTerms, ProbabilityFlow, ReverseDrift
-from ._process import NoisePredictor
 from ._unet import UNet
 
 _SHIPPED = Path(__file__).parent / "fashion_mnist"

@@ -1,13 +1,22 @@
-"""Noising processes in the variables `(y, s)`, and adapters from network outputs to noise.
+"""Noising processes, `x = alpha x_0 + sigma eps`, in the variables `(y, s)`.
 
-A process mixes an image `x_0` with noise, `x = alpha x_0 + sigma eps`. In `y = x / alpha` and
-`s = sigma / alpha` the probability flow is `dy/ds = eps_hat` whatever the process, and plain Euler is
-DDIM (Song, Meng & Ermon 2021); see `mlem_jax.diffusion.ProbabilityFlow`.
+In `y = x / alpha` and `s = sigma / alpha` the probability flow is `dy/ds = eps_hat` whatever the process, and
+plain Euler is DDIM (Song, Meng & Ermon 2021). So a process here is two functions of `s`, `alpha(s)` and
+`sigma(s)`, with the map `t(s)` to the time in which its networks were trained, and back, `s(t)`. Sampling never
+leaves `(y, s)`: levels trained under different processes may stand in one ladder.
+
+    process = FlowMatching()
+    ts = process.grid(64, spacing="time")  # decreasing s, for diffrax.StepTo
+    y0 = process.s_max * jr.normal(key, shape)
+    image = process.alpha(ts[-1]) * y_end  # y_end itself, at so small an s, is the clean image too
+
+`VariancePreserving` (cosine, or linear beta), `VarianceExploding`, `EDM`, `FlowMatching`. What turns networks into
+levels is in `_adapter.py` and `_drift.py`.
 """
 
+import abc
 import math
-from collections.abc import Callable
-from typing import get_args, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -15,37 +24,43 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-Prediction = Literal["eps", "x0", "v"]
 
-
-class VariancePreserving(eqx.Module):
-    """The variance-preserving process, `alpha**2 + sigma**2 = 1`, with the cosine schedule.
-
-    **Arguments:**
-
-    - `s_min`, `s_max`: the range of `s = sigma / alpha` that is trained and sampled; at `s_max` the
-        state is taken to be pure noise, at `s_min` it is taken to be clean.
+class AbstractProcess(eqx.Module):
+    """What all processes share. `s_min` and `s_max` bound the range of `s = sigma / alpha` that is trained and
+    sampled: at `s_max` the state is taken to be pure noise, at `s_min` it is taken to be clean.
 
     Raises `ValueError` unless `0 < s_min < s_max` and both are finite.
     """
 
-    s_min: float = eqx.field(static=True, default=0.01)
-    s_max: float = eqx.field(static=True, default=80.0)
+    s_min: eqx.AbstractVar[float]
+    s_max: eqx.AbstractVar[float]
 
     def __check_init__(self):
         if not 0 < self.s_min < self.s_max < math.inf:
             raise ValueError(
-                "VariancePreserving needs 0 < s_min < s_max, both finite, and was given "
+                f"{type(self).__name__} needs 0 < s_min < s_max, both finite, and was given "
                 f"s_min={self.s_min}, s_max={self.s_max}."
             )
 
+    @abc.abstractmethod
     def alpha(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
         """Scale of the image at `s`."""
-        return jax.lax.rsqrt(1 + s**2)
+
+    @abc.abstractmethod
+    def t(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The process's own time at `s`."""
+
+    @abc.abstractmethod
+    def s(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`sigma / alpha` at the process's own time, the inverse of `t`."""
 
     def sigma(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
         """Standard deviation of the noise at `s`."""
-        return s * jax.lax.rsqrt(1 + s**2)
+        return s * self.alpha(s)
+
+    def power(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`alpha**2 + sigma**2`."""
+        return (1 + s**2) * self.alpha(s) ** 2
 
     def draw_s(
         self, key: PRNGKeyArray, shape: tuple[int, ...], *, log_normal: tuple[float, float] | None = None
@@ -61,19 +76,25 @@ class VariancePreserving(eqx.Module):
         low, high = jnp.arctan(self.s_min), jnp.arctan(self.s_max)
         return jnp.tan(jr.uniform(key, shape, minval=low, maxval=high))
 
-    def grid(self, steps: int, *, spacing: str = "karras") -> Float[Array, " steps_plus_1"]:
+    def grid(
+        self, steps: int, *, spacing: str = "karras", rho: float | int = 7
+    ) -> Float[Array, " steps_plus_1"]:
         """The decreasing times `s_max = s_0 > ... > s_steps = s_min` of a sampling run, for
         `diffrax.StepTo`.
 
-        `"karras"` is uniform in `s**(1/7)` (Karras et al. 2022), `"log"` in `log s`, `"cosine"` in the
-        cosine schedule's time. Raises `ValueError` for another name or `steps < 1`.
+        `"karras"` is uniform in `s**(1/rho)` (Karras et al. 2022), `"log"` in `log s`, `"time"` in the
+        process's own time, `"cosine"` in the cosine schedule's. Raises `ValueError` for another name,
+        `steps < 1`, or `rho` that is not positive.
         """
         if steps < 1:
             raise ValueError(f"A grid needs at least one step, and was asked for {steps}.")
+        if not 0 < rho < math.inf:
+            raise ValueError(f"rho={rho!r}; a positive number is expected, such as 7.")
         maps = {
-            "karras": (lambda s: s ** (1 / 7), lambda u: u**7),
+            "karras": (lambda s: s ** (1 / rho), lambda u: u**rho),
             "log": (jnp.log, jnp.exp),
             "cosine": (jnp.arctan, jnp.tan),
+            "time": (self.t, self.s),
         }
         if spacing not in maps:
             raise ValueError(f"spacing={spacing!r} is not known; write one of {sorted(maps)}.")
@@ -84,46 +105,125 @@ class VariancePreserving(eqx.Module):
         return s.at[0].set(self.s_max).at[-1].set(self.s_min)
 
 
-class NoisePredictor(eqx.Module):
-    """A network seen as a prediction of the noise, `(x, s) -> eps_hat`.
+class VariancePreserving(AbstractProcess):
+    """The variance-preserving process, `alpha**2 + sigma**2 = 1`.
 
     **Arguments:**
 
-    - `network`: a callable `(x, noise_level) -> array of x's shape` with
-        `noise_level = log s`, such as [`mlem_jax.diffusion.UNet`][].
-    - `process`: gives `alpha` and `sigma`.
-    - `prediction`: what the network was trained to return: the noise `"eps"`, the clean image `"x0"`,
-        or `"v"`, that is `alpha eps - sigma x_0` (Salimans & Ho 2022).
+    - `s_min`, `s_max`: the range of `s`, see [`mlem_jax.diffusion.AbstractProcess`][].
+    - `betas`: without it the cosine schedule, `s = tan(pi t / 2)` (Nichol & Dhariwal 2021, without
+        their offset). With `betas=(first, last)` noise is added at a rate that rises linearly from `first`
+        at `t = 0` to `last` at `t = 1`, `log(1 + s**2) = first t + (last - first) t**2 / 2`
+        (Song et al. 2021, appendix C); their values, and DDPM's in the limit of many steps, are
+        `(0.1, 20.0)`.
 
-    Raises `ValueError` for another `prediction`.
+    Only the map between `s` and time depends on the schedule. Raises `ValueError` unless
+    `0 <= first <= last`, with `0 < last < inf`.
     """
 
-    network: Callable[[Array, Array], Array]
-    process: VariancePreserving
-    prediction: str = eqx.field(static=True, default="v")
+    s_min: float = eqx.field(static=True, default=0.01)
+    s_max: float = eqx.field(static=True, default=80.0)
+    betas: tuple[float, float] | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        if self.prediction not in get_args(Prediction):
+        if self.betas is None:
+            return
+        if len(self.betas) != 2 or not 0 <= self.betas[0] <= self.betas[1] < math.inf or self.betas[1] == 0:
             raise ValueError(
-                f"prediction={self.prediction!r} is not known; write one of {get_args(Prediction)}."
+                f"VariancePreserving was given betas={self.betas}; the first and the last rate of noising are "
+                "expected, 0 <= first <= last, such as betas=(0.1, 20.0). Leave it out for the cosine schedule."
             )
 
-    def __call__(self, x: Float[Array, "..."], s: Float[Array, ""]) -> Float[Array, "..."]:
-        alpha, sigma = self.process.alpha(s), self.process.sigma(s)
-        out = self.network(x, jnp.log(s))
-        if self.prediction == "eps":
-            return out
-        if self.prediction == "x0":
-            return (x - alpha * out) / sigma
-        return sigma * x + alpha * out
+    def alpha(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jax.lax.rsqrt(1 + s**2)
+
+    def power(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        # Exactly, so that nothing is rounded for it.
+        return jnp.ones_like(s)
+
+    def t(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        if self.betas is None:
+            return jnp.arctan(s) * (2 / math.pi)
+        first, last = self.betas
+        integral = jnp.log1p(s**2)
+        return 2 * integral / (first + jnp.sqrt(first**2 + 2 * (last - first) * integral))
+
+    def s(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        if self.betas is None:
+            return jnp.tan(t * (math.pi / 2))
+        first, last = self.betas
+        return jnp.sqrt(jnp.expm1(first * t + (last - first) / 2 * t**2))
 
 
-def training_target(
-    prediction: Prediction,
-    x0: Float[Array, "n h w c"],
-    eps: Float[Array, "n h w c"],
-    alpha: Float[Array, "n 1 1 1"],
-    sigma: Float[Array, "n 1 1 1"],
-) -> Float[Array, "n h w c"]:
-    """What a network with this `prediction` should return for the noised image."""
-    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+class VarianceExploding(AbstractProcess):
+    """The variance-exploding process of Song et al. 2021: `alpha = 1` and `sigma = s_min (s_max / s_min)**t`, so
+    that `t = 0` is clean and `t = 1` is noise.
+
+    **Arguments:** `s_min`, `s_max`, the range of `s`, which is `sigma` here.
+    """
+
+    s_min: float = eqx.field(static=True, default=0.01)
+    s_max: float = eqx.field(static=True, default=80.0)
+
+    def alpha(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.ones_like(s)
+
+    def t(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.log(s / self.s_min) / math.log(self.s_max / self.s_min)
+
+    def s(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.s_min * jnp.exp(t * math.log(self.s_max / self.s_min))
+
+
+class EDM(AbstractProcess):
+    """The process of Karras et al. 2022: `alpha = 1`, and time is `sigma` itself. For networks with their
+    preconditioning see [`mlem_jax.diffusion.Preconditioned`][].
+
+    **Arguments:** `s_min`, `s_max`, the range of `s`, which is `sigma` here.
+    """
+
+    s_min: float = eqx.field(static=True, default=0.002)
+    s_max: float = eqx.field(static=True, default=80.0)
+
+    def alpha(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.ones_like(s)
+
+    def t(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        return s
+
+    def s(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        return t
+
+
+class FlowMatching(AbstractProcess):
+    """Flow matching on straight lines between image and noise, also named rectified flow (Liu et al. 2022, Lipman
+    et al. 2022): `x = (1 - t) x_0 + t eps`.
+
+    **Arguments:**
+
+    - `s_min`, `s_max`: the range of `s = t / (1 - t)`, see [`mlem_jax.diffusion.AbstractProcess`][].
+    - `noise_at`: the time at which there is nothing but noise, 1 as above, or 0 where time runs from noise
+        to image, `x = (1 - t) eps + t x_0`, and the velocity has the other sign.
+
+    Raises `ValueError` for another `noise_at`.
+    """
+
+    s_min: float = eqx.field(static=True, default=0.01)
+    s_max: float = eqx.field(static=True, default=80.0)
+    noise_at: Literal[0, 1] = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        if self.noise_at not in (0, 1):
+            raise ValueError(
+                f"FlowMatching was given noise_at={self.noise_at!r}; write noise_at=1 if the network was "
+                "trained with clean images at t = 0, noise_at=0 if with noise at t = 0."
+            )
+
+    def alpha(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        return 1 / (1 + s)
+
+    def t(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+        return s / (1 + s) if self.noise_at == 1 else 1 / (1 + s)
+
+    def s(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        return t / (1 - t) if self.noise_at == 1 else (1 - t) / t

@@ -26,8 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ._adapter import training_target
 from ._config import Config, Training
-from ._process import training_target
 from ._unet import UNet
 
 HISTORY_EVERY = 50
