@@ -103,8 +103,8 @@ def image_problem(ladder: Ladder, sde: bool) -> Shared:
 
 def references(problem: Shared, batch: Batch) -> tuple[Array, Array]:
     """The end states of the finest level by two methods on the whole fine grid: the reference, and one to judge it
-    by. For the probability flow Heun and DPM-Solver++(2M); for the reverse SDE SDE-DPM-Solver++(2M) and Richardson's
-    extrapolation of Euler, all on the batch's Brownian path."""
+    by. For the probability flow Heun and DPM-Solver++(2M); for the reverse SDE ShARK and Richardson's extrapolation of
+    Euler, both on the batch's Brownian path."""
     finest, ts = Plain(problem.levels[-1], 1.0), np.asarray(problem.ts)
 
     def end(step: Any, grid: np.ndarray) -> Array:
@@ -113,7 +113,8 @@ def references(problem: Shared, batch: Batch) -> tuple[Array, Array]:
     if problem.diffusion is None:
         return end(Heun(finest), ts), end(DPMSolver(finest), ts)
     euler = Euler(finest, problem.diffusion)
-    return end(SDEDPMSolver(finest), ts), 2 * end(euler, ts) - end(euler, ts[::2])
+    shark = stochastic_runge_kutta(problem, "", "", diffrax.ShARK(), ts).prepare(batch, 0)
+    return shark.read(shark.call())[0], 2 * end(euler, ts) - end(euler, ts[::2])
 
 
 def _multistep(problem: Shared, drift: Drift) -> DPMSolver | SDEDPMSolver:

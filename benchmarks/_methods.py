@@ -36,7 +36,7 @@ class Shared(NamedTuple):
     diffusion: Any
     shape: tuple[int, ...]
     scale: float
-    weights: Float[Array, " cells"] | None = None
+    weights: Float[Array, "cells 2"] | None = None
 
 
 class Batch(NamedTuple):
@@ -69,7 +69,7 @@ def record(problem: Shared, brownian: ml.GridBrownianPath, key: PRNGKeyArray) ->
     cells = jax.lax.map(lambda pair: brownian.evaluate(*pair), (ts[:-1], ts[1:]))
     assert isinstance(cells, Array)
     size = jnp.sqrt(lengths / 12).reshape(-1, *[1] * (cells.ndim - 1))
-    weights = jnp.zeros_like(lengths) if problem.weights is None else problem.weights
+    weights = jnp.zeros((len(lengths), 2)) if problem.weights is None else problem.weights
     return Path(ts, cells, size * jr.normal(key, cells.shape), weights)
 
 

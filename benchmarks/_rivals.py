@@ -221,22 +221,24 @@ def _slope(n: Array, t0: Array, t1: Array, clean: Array, past: _Past) -> Array:
     return jnp.where(n > 0, jnp.log(t0 / t1) / last, 0.0) * (clean - past.last)
 
 
-def exponential_weights(ts: Float[Array, " times"]) -> Float[Array, " cells"]:
-    """Means over the cells of a decreasing grid of `sqrt(2 s) / s**2`, the weight under which the noise of the reverse
-    SDE enters once its linear part is integrated."""
-    return 2 * 2**0.5 * (ts[1:] ** -0.5 - ts[:-1] ** -0.5) / (ts[:-1] - ts[1:])
+def exponential_weights(ts: Float[Array, " times"]) -> Float[Array, "cells 2"]:
+    """Mean over each cell of a decreasing grid of `sqrt(2 s) / s**2`, the weight under which the noise of the reverse
+    SDE enters once its linear part is integrated, and its change over the cell."""
+    mean = 2 * 2**0.5 * (ts[1:] ** -0.5 - ts[:-1] ** -0.5) / (ts[:-1] - ts[1:])
+    return jnp.stack([mean, 2**0.5 * (ts[1:] ** -1.5 - ts[:-1] ** -1.5)], axis=1)
 
 
 Step = Euler | Heun | DPMSolver | SDEDPMSolver
 
 
 class Path(NamedTuple):
-    """A Brownian path on a fine grid: each cell's increment and Lévy area, and the cells' weights."""
+    """A Brownian path on a fine grid: each cell's increment and Lévy area; and a weight, linear in each cell, by its
+    mean and change."""
 
     ts: Float[Array, " times"]
     cells: Float[Array, "cells ..."]
     areas: Float[Array, "cells ..."]
-    weights: Float[Array, " cells"]
+    weights: Float[Array, "cells 2"]
 
     def over(self, first: Array, last: Array) -> StepNoise:
         """The noise from one grid point to a later one."""
@@ -245,7 +247,9 @@ class Path(NamedTuple):
             w, integral, weighted = total
             cell, h = self.cells[i], jnp.abs(self.ts[i + 1] - self.ts[i])
             integral = integral + h * (w + 0.5 * cell + self.areas[i])
-            return w + cell, integral, weighted + self.weights[i] * cell
+            # By parts: the integral of (time - middle of the cell) dW is -h H.
+            mean, change = self.weights[i]
+            return w + cell, integral, weighted + mean * cell - change * self.areas[i]
 
         zero = jnp.zeros_like(self.cells[0])
         w, integral, weighted = jax.lax.fori_loop(first, last, add, (zero, zero, zero))
@@ -272,7 +276,7 @@ def march(
     **Arguments:** `ts`, times of the steps; with a `path`, entries of `path.ts`. Up to `capacity` steps of all
     grids share one compilation.
     """
-    ts = np.asarray(ts, np.float32)
+    ts = np.asarray(ts, y0.dtype)
     count = len(ts) - 1
     if count > capacity:
         raise ValueError(f"{count} steps are more than the capacity of {capacity}.")

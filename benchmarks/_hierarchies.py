@@ -1,0 +1,139 @@
+"""Hierarchies of drifts whose gamma is known by construction, and the methods that study 1 compares on them."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from _methods import Batch, marching, Method, multilevel, Shared, stochastic_runge_kutta
+from _problems import random_feature_levels, RandomFeatures
+from _rivals import Euler, Heun, march, Plain
+from jaxtyping import Array
+
+import mlem_jax as ml
+
+DIM, END, NOISE = 16, 2.0, 0.5
+COINS = ("independent", "stratified", "systematic", "midpoint")
+
+
+class Together(eqx.Module):
+    """A drift of one state, for a batch of them."""
+
+    level: RandomFeatures
+
+    def __call__(self, t: Any, y: Array, args: Any) -> Array:
+        return jax.vmap(lambda one: self.level(t, one, args))(y)
+
+
+class Constant(eqx.Module):
+    """Noise of constant size."""
+
+    size: float = eqx.field(static=True)
+
+    def __call__(self, t: Array) -> Array:
+        return jnp.full_like(t, self.size)
+
+
+def with_rest(finest: RandomFeatures, seed: int) -> RandomFeatures:
+    """The finest level plus a field of the size that all further fields together would have."""
+    width = 512
+    keys = jr.split(jr.fold_in(jr.key(seed), 1000), 3)
+    # sum of 4**-j over j >= count is 4**-count times 4/3.
+    size = (2.0 / width * 4 / 3) ** 0.5
+    return RandomFeatures(
+        (*finest.inner, jr.normal(keys[0], (width, DIM)) / DIM**0.5),
+        (*finest.outer, size * jr.normal(keys[1], (DIM, width))),
+        (*finest.phase, jr.uniform(keys[2], (width,), maxval=2 * jnp.pi)),
+    )
+
+
+def hierarchy(gamma: float, num_levels: int, width: int, sde: bool, seed: int) -> tuple[Shared, Together]:
+    """The problem and the drift of its truth."""
+    levels, costs = random_feature_levels(gamma=gamma, num_levels=num_levels, dim=DIM, width=width, seed=seed)
+    problem = Shared(
+        f"gamma {gamma:g}, {'SDE' if sde else 'ODE'}",
+        tuple(Together(level) for level in levels),
+        tuple(c / costs[-1] for c in costs),
+        jnp.linspace(0.0, END, 8 * 2**num_levels + 1),
+        Constant(NOISE) if sde else None,
+        (DIM,),
+        1.0,
+    )
+    return problem, Together(with_rest(levels[-1], seed))
+
+
+def accurate(problem: Shared, drift: Any, batch: Batch) -> Array:
+    """The end states of a drift, solved on the whole fine grid by a method of higher order than those compared."""
+    if problem.diffusion is None:
+        return march(Heun(Plain(drift, 1.0)), np.asarray(problem.ts), batch.y0)[0]()
+    one = problem._replace(levels=(drift,), costs=(1.0,))
+    prepared = stochastic_runge_kutta(one, "", "", diffrax.ShARK(), problem.ts).prepare(batch, 0)
+    return prepared.read(prepared.call())[0]
+
+
+def fall(coins: str, gamma: float, sde: bool) -> float:
+    """By which power of two the best probabilities fall from level to level (theory.md, sections 2 and 3): for a
+    level's error `E_k(H)` between looks `H` apart, where `C_k / H + lambda E_k(H)` is least."""
+    if coins == "independent":
+        return 1 + gamma / 2
+    if coins == "stratified" and not sde:
+        return (gamma + 2) / 4
+    if coins == "midpoint" and not sde:
+        return (gamma + 1) / 3
+    return (gamma + 2) / 3
+
+
+def make_coins(name: str, key: Array, count: int) -> ml.AbstractCoins:
+    if name == "independent":
+        return ml.IndependentCoins()
+    if name == "stratified":
+        return ml.StratifiedCoins()
+    # Given as numbers, so that both share one compilation; uniform ones are what SystematicCoins() draws.
+    return ml.SystematicCoins(jr.uniform(key, (count,)) if name == "systematic" else jnp.full(count, 0.5))
+
+
+def methods(
+    problem: Shared,
+    gamma: float,
+    *,
+    looks: tuple[float, ...],
+    steeper: tuple[float, ...],
+    steps_of_level: tuple[int, ...],
+) -> list[Method]:
+    """All methods in all settings: for ML-EM on K levels `steps_of_level * 2**K` steps, so many expected `looks` at
+    level K, and probabilities that fall by the theory's power, or one `steeper` by so much."""
+    count, sde, fine = len(problem.levels), problem.diffusion is not None, np.asarray(problem.ts)
+    found = []
+    for level, cost in enumerate(problem.costs):
+        plain = Plain(problem.levels[level], cost)
+        for power in range(2, level + 5):
+            ts = fine[:: (len(fine) - 1) // 2**power]
+            setting = f"level {level + 1}, {2**power} steps"
+            found.append(marching("Euler", setting, Euler(plain, problem.diffusion), ts))
+            if not sde:
+                found.append(marching("Heun", setting, Heun(plain), ts))
+    for kept in range(2, count + 1):
+        above = kept - 1 - np.arange(kept)
+        for multiple in steps_of_level:
+            steps = multiple * 2**kept
+            ts = fine[:: (len(fine) - 1) // steps]
+            for coins in COINS:
+                for power in (fall(coins, gamma, sde) + more for more in steeper):
+                    for look in looks:
+                        p = np.minimum(1.0, look / steps * 2.0 ** (power * above))
+                        p[0] = 1.0
+                        if p[-1] > 0.5:
+                            continue
+
+                        def solver(key: Array, p: np.ndarray = p, coins: str = coins) -> ml.MLEM:
+                            return ml.MLEM(p, coins=make_coins(coins, jr.fold_in(key, 1), len(p)), key=key)
+
+                        setting = f"{kept} levels, {steps} steps, {look:g} looks, power {power:.2f}"
+                        random = coins != "midpoint"
+                        found.append(
+                            multilevel(problem, coins, setting, solver, ts, range(kept), random=random)
+                        )
+    return found
