@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._types import RealScalarLike
 
@@ -59,7 +59,7 @@ class Guided(eqx.Module):
                 f"{self.null!r} has {jtu.tree_structure(self.null)}. Both must be what the network takes."
             )
 
-        def pair(given: Array, null: Array) -> Array:
+        def pair(given: ArrayLike, null: ArrayLike) -> Array:
             given = jnp.asarray(given)
             return jnp.stack([given, jnp.broadcast_to(jnp.asarray(null, given.dtype), given.shape)])
 
