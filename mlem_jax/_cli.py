@@ -1,4 +1,4 @@
-"""The command line: the main job without a subcommand, and `train`."""
+"""The command line: the main job without a subcommand, and `train`; `sample` and `calibrate` are added."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import plot
+from . import _cli_sample, plot
 from ._demo import compare, Comparison
 from .diffusion import FASHION_MNIST, load_images, load_ladder, train_ladder
 
@@ -152,6 +152,10 @@ def train(
         )
     console.print(table)
     console.print(f"Load it with mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r}).")
+
+
+app.command()(_cli_sample.sample)
+app.command()(_cli_sample.calibrate)
 
 
 def _check_writable(folder: Path, option: str) -> None:

@@ -25,5 +25,7 @@ from ._process import (
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
 )
+from ._sample import sample as sample, Samples as Samples
+from ._sample_files import save_grid as save_grid
 from ._train_ladder import train_ladder as train_ladder
 from ._unet import UNet as UNet

@@ -45,11 +45,13 @@ class Ladder:
         """The multilevel drift of sampling: the probability flow, or with `sde=True` the reverse SDE's
         (add [`mlem_jax.diffusion.reverse_diffusion`][] for the noise). Costs are FLOPs per image."""
         drift = ReverseDrift if sde else ProbabilityFlow
-        levels = [
-            drift(NoisePredictor(network, self.config.process, self.config.prediction))
-            for network in self.networks
-        ]
-        return MultilevelTerm(*levels, costs=self.flops())
+        return MultilevelTerm(*map(drift, self.predictors()), costs=self.flops())
+
+    def predictors(self) -> tuple[NoisePredictor, ...]:
+        """The networks as predictions of the noise."""
+        return tuple(
+            NoisePredictor(network, self.config.process, self.config.prediction) for network in self.networks
+        )
 
     def calibration(self, *, sde: bool = False) -> Calibration:
         """The measured increments, for choosing probabilities."""

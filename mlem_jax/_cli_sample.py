@@ -1,0 +1,160 @@
+"""The commands `sample` and `calibrate`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import jax.numpy as jnp
+import jax.random as jr
+import typer
+from rich.console import Console
+
+from ._calibration import Calibration
+from ._plan import Plan
+from .diffusion import calibrate_ladder, Ladder, load_ladder, sample as draw_samples, save_grid
+
+_BUDGET = 12.0
+_SHOWN = 100
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a trained ladder, or the --out of train; the shipped ladder by default."),
+]
+Sde = Annotated[bool, typer.Option("--sde", help="The reverse SDE instead of the probability flow.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, help="What one image may cost, in evaluations of the finest network; 12 by default."
+    ),
+]
+
+
+def sample(
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for samples.npz and samples.png; the same again continues a stopped run."),
+    ],
+    checkpoint: Checkpoint = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 64,
+    budget: Budget = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--error", min=0.0, help="Instead of a budget, the sampling error to be reached."),
+    ] = None,
+    sde: Sde = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the coins.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images that a device holds at a time; bounds the memory.")
+    ] = 64,
+    calibration_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", help="File made by calibrate; by default what the ladder was saved with."
+        ),
+    ] = None,
+) -> None:
+    """Draws images with a trained ladder of networks, on all devices.
+
+    Image number i depends on the seed and the plan, not on how many are drawn or in which batches. Run the same
+    command again after an interruption: it continues with the batches that are missing.
+    """
+    console = Console()
+    if budget is not None and target is not None:
+        raise typer.BadParameter("Give --budget or --error, not both.")
+    try:
+        ladder = _load(checkpoint)
+        calibration = _calibration(ladder, calibration_file, sde)
+        plan = _plan(calibration, budget, target)
+        console.print(f"{plan}\n", highlight=False)
+        found = draw_samples(
+            ladder,
+            n=n,
+            plan=plan,
+            key=jr.key(seed),
+            stochasticity=float(sde),
+            batch_size=batch_size,
+            out=out,
+        )
+        picture = out / "samples.png"
+        save_grid(picture, found.images[:_SHOWN])
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except (FloatingPointError, OSError) as error:
+        console.print(f"[red]Stopped:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from error
+    shown = "" if n <= _SHOWN else f" (the first {_SHOWN})"
+    console.print(f"{n} images: {out / 'samples.npz'}, {picture}{shown}")
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option(help="File for the calibration, .npz; sample --calibration reads it.")],
+    checkpoint: Checkpoint = None,
+    sde: Sde = False,
+    pilots: Annotated[
+        int, typer.Option(min=1, help="Images whose trajectories are measured; with 32, good to about 10%.")
+    ] = 32,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=4, help="Steps of the finest grid of a plan; 128 by default, 256 for the SDE."),
+    ] = None,
+    budget: Budget = None,
+) -> None:
+    """Measures a ladder's levels along real trajectories: sizes of the increments, costs, trial runs.
+
+    Prints the report and a plan made from it. About a minute for the shipped networks on two cores.
+    """
+    console = Console()
+    try:
+        _check_file(out)
+        ladder = _load(checkpoint)
+        calibration = calibrate_ladder(ladder, sde=sde, steps=steps, pilots=pilots)
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    # Before anything else can go wrong.
+    calibration.save(out)
+    console.print(f"{calibration}\n", highlight=False)
+    try:
+        plan = _plan(calibration, budget, None)
+        console.print(f"A plan with budget {budget or _BUDGET:g}:\n{plan}\n", highlight=False)
+    except ValueError as error:
+        console.print(f"No plan: {error}\n", highlight=False)
+    kind = " --sde" if sde else ""
+    given = "" if checkpoint is None else f" --checkpoint {checkpoint}"
+    console.print(f"Written: {out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Draw with it: python -m mlem_jax sample{given} --calibration {out}{kind} --out FOLDER",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _load(checkpoint: Path | None) -> Ladder:
+    if checkpoint is None:
+        return load_ladder()
+    # What train was given as --out holds the ladder one folder deeper.
+    inside = checkpoint / "ladder"
+    return load_ladder(inside if inside.is_dir() else checkpoint)
+
+
+def _calibration(ladder: Ladder, file: Path | None, sde: bool) -> Calibration:
+    calibration = ladder.calibration(sde=sde) if file is None else Calibration.load(file)
+    calibration.require(ladder.term(sde=sde).levels, jnp.zeros(ladder.config.shape))
+    return calibration
+
+
+def _plan(calibration: Calibration, budget: float | None, target: float | None) -> Plan:
+    if target is not None:
+        return calibration.plan(error=target)
+    return calibration.plan(budget=_BUDGET if budget is None else budget)
+
+
+def _check_file(path: Path) -> None:
+    """Raises before the long work rather than after it."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another --out or move it away.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write to {path.parent}: {error}. Choose another --out.") from error
