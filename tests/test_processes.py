@@ -55,7 +55,9 @@ def test_time_grids_of_single_precision_decrease():
 
 def test_bad_processes_say_what_to_write():
     for kind in (EDM, FlowMatching, VarianceExploding):
-        with pytest.raises(ValueError, match=f"{kind.__name__} needs 0 < s_min < s_max.*s_min=2.0, s_max=1.0"):
+        with pytest.raises(
+            ValueError, match=f"{kind.__name__} needs 0 < s_min < s_max.*s_min=2.0, s_max=1.0"
+        ):
             kind(2.0, 1.0)
     for betas in ((20.0, 0.1), (-1.0, 1.0), (0.0, 0.0), (0.1, float("inf")), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match=r"was given betas=\(.*such as betas=\(0.1, 20.0\)"):
