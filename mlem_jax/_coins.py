@@ -150,7 +150,7 @@ class SystematicCoins(_ClockCoins):
     Raises `ValueError` for an offset outside `[0, 1)`.
     """
 
-    offset: Float[Array, "..."] | None
+    offset: Float[Array, "..."] | float | None
 
     def __init__(self, offset: Numbers | None = None):
         if offset is None:
@@ -163,12 +163,15 @@ class SystematicCoins(_ClockCoins):
                     "SystematicCoins needs an offset in [0, 1), a number or one per level, and was given "
                     f"{offset}. Write 0.5 for the midpoint pattern or None for random offsets."
                 )
-        self.offset = jnp.asarray(offset, jnp.result_type(float))
+        # A plain number stays one. The default coins are made when the package is imported, and an array would
+        # start JAX's backends then, too early for jax.distributed.initialize().
+        plain = isinstance(offset, float | int)
+        self.offset = float(offset) if plain else jnp.asarray(offset, jnp.result_type(float))
 
     def init(self, num_levels: int) -> PyTree[Array]:
-        if self.offset is not None and self.offset.shape not in ((), (num_levels,)):
+        if self.offset is not None and jnp.shape(self.offset) not in ((), (num_levels,)):
             raise ValueError(
-                f"SystematicCoins has offsets of shape {self.offset.shape} for {num_levels} levels. Give a "
+                f"SystematicCoins has offsets of shape {jnp.shape(self.offset)} for {num_levels} levels. Give a "
                 "number, or one per level."
             )
         return super().init(num_levels)
@@ -178,4 +181,4 @@ class SystematicCoins(_ClockCoins):
     ) -> Float[Array, " levels"]:
         if self.offset is None:
             return jr.uniform(key, window.shape, dtype)
-        return jnp.broadcast_to(self.offset.astype(dtype), window.shape)
+        return jnp.broadcast_to(jnp.asarray(self.offset, dtype), window.shape)

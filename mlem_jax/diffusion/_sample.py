@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .._plan import Plan
 from .._predict import is_deterministic
 from .._term import find_multilevel_term
+from .._types import Numbers
 from ._adapter import NoisePredictor
 from ._ladder import Ladder
 from ._sample_files import digest, RunFolder
@@ -46,7 +47,7 @@ def sample(
     stochasticity: float | int = 0.0,
     args: PyTree = None,
     labels: PyTree = None,
-    save_at: ArrayLike | None = None,
+    save_at: Numbers | None = None,
     batch_size: int = 64,
     coin_group: int = 64,
     devices: Sequence[Any] | None = None,
@@ -200,7 +201,7 @@ def _sampler(
     shape: tuple[int, ...],
     stochasticity: float | int,
     args: PyTree,
-    save_at: ArrayLike | None,
+    save_at: Numbers | None,
     coin_group: int | None,
 ) -> Sampler:
     if plan.levels[-1] >= len(predictors):
