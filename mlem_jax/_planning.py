@@ -21,6 +21,7 @@ from ._predict import (
 )
 from ._single_level import alone_plan, best_alone, speedups
 
+_FEW_LOOKS = 4
 _REFINED = 3  # How many of the best selections have their levels' shares refined.
 _MIDPOINT = SystematicCoins(offset=0.5)
 
@@ -262,6 +263,12 @@ def _for_budget(
         advice.append(
             f"With what trial runs showed, the coins err {best.factor:.1f} times what the linear model says: "
             "strongly nonlinear at this budget, trust the prediction less."
+        )
+    looks = float(np.sum(best.table[:, -1]))
+    if looks < _FEW_LOOKS:
+        advice.append(
+            f"The finest level is looked at {looks:.1f} times only: trajectories may leave their path between looks, "
+            "trust the prediction less."
         )
     if best.spread > 0.15:
         advice.append(
