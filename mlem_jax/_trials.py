@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins
-from ._plan import coins_name
+from ._plan import coins_name, Plan
 from ._planning import make_plan
 from ._predict import error_of_counts, is_deterministic, select, Selection, toss
+from ._probabilities import TabulatedProbabilities
 from ._solver import MLEM
 from ._sweep import ends, MakeTerms, Planned, root_mean, squares
-from ._types import Args
+from ._types import Args, Y
 
 BUDGETS = (2.0, 4.0, 10.0, 25.0)
 _SEEDS = 2
@@ -36,6 +37,7 @@ def try_coins(
     total = len(calibration.ts) - 1
     levels = _kept_levels(calibration)
     kept = Planned(make_terms, levels)
+    segment = int(calibration.single_steps[0])
     rows = []
     for policy in coins:
         seeds = 1 if is_deterministic(policy) else _SEEDS
@@ -51,14 +53,12 @@ def try_coins(
             kicks = select(calibration, Selection(levels, total // steps))
             table = np.ones((total, calibration.num_levels))
             table[:steps, kicks.pad :] = plan.table
-            # Tossed beforehand: so a few seeds are enough to compare, and one compiled solve is enough for all
-            # with as many steps.
+            # Tossed beforehand: so a few seeds are enough to compare.
             counts = toss(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
             apart = []
             for count in counts:
-                tossed = _Tossed(jnp.asarray(count[:steps, kicks.pad :]))
-                solver = MLEM(plan.probabilities, coins=tossed, key=key)
-                found = [ends(solver, kept, plan.grid, ys, args, noise)[0] for ys, noise in batches]
+                fired = count[:steps, kicks.pad :]
+                found = [_run(kept, plan, fired, segment, ys, args, noise, key) for ys, noise in batches]
                 apart.append(squares(found, euler[total // steps]))
             predicted = error_of_counts(kicks, table, counts)
             rows.append((coins_name(policy), budget, predicted, *root_mean(np.mean(apart, axis=0))))
@@ -73,6 +73,25 @@ def try_coins(
         check_measured=np.array(measured),
         check_spread=np.array(spread),
     )
+
+
+def _run(
+    make_terms: MakeTerms,
+    plan: Plan,
+    counts: Int[np.ndarray, "steps levels"],
+    segment: int,
+    ys: Y,
+    args: Args,
+    noise: Key[Array, " pilots"],
+    key: PRNGKeyArray,
+) -> Y:
+    """End states of ML-EM, in segments of so many steps: so one compiled solve serves all plans."""
+    for start in range(0, len(counts), segment):
+        part = slice(start, start + segment)
+        probabilities = TabulatedProbabilities(plan.ts[:-1][part], plan.table[part])
+        solver = MLEM(probabilities, coins=_Tossed(jnp.asarray(counts[part])), key=key)
+        ys, _ = ends(solver, make_terms, plan.grid[start : start + segment + 1], ys, args, noise)
+    return ys
 
 
 def _kept_levels(calibration: Calibration) -> tuple[int, ...]:
