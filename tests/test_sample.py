@@ -124,7 +124,9 @@ def test_a_device_holds_no_more_than_a_batch():
             shapes.append(x.shape)
             return np.asarray(x)
 
-        return jax.pure_callback(count, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="broadcast_all")
+        return jax.pure_callback(
+            count, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="broadcast_all"
+        )
 
     levels = [NoisePredictor(level, PROCESS, "eps")]
     plan = made_plan(levels=(0,), p=1.0, steps=2)
@@ -195,7 +197,9 @@ def test_a_value_that_is_not_finite_names_level_step_and_time(tmp_path, kept, gu
 
 def test_an_overflow_without_a_guilty_level():
     plan = made_plan(levels=(0,), p=1.0)
-    with pytest.raises(FloatingPointError, match="Sample 0 overflowed in step 2 of 12, at s = 7.505, although"):
+    with pytest.raises(
+        FloatingPointError, match="Sample 0 overflowed in step 2 of 12, at s = 7.505, although"
+    ):
         sample(constant(1e38), n=2, shape=SHAPE, plan=plan, **QUIET)
 
 
