@@ -78,7 +78,9 @@ def draw_curves(
                 marker=".",
                 label=name,
                 capsize=2,
-                linewidth=1.2,
+                # Ours stand out among a dozen rivals.
+                linewidth=2.4 if name.startswith("ML-EM") else 1.0,
+                elinewidth=0.6,
             )
         axis.set_xscale("log")
         axis.set_yscale("log")

@@ -253,8 +253,8 @@ def tune(
     for settings in found.values():
         best = np.inf
         for _, error, method in sorted(settings, key=lambda entry: entry[:2]):
-            # A gain of less than two per cent may be luck.
-            if error < 0.98 * best:
+            # A smaller gain may be luck.
+            if error < 0.95 * best:
                 best = error
                 kept.append(method)
     return kept, first_call

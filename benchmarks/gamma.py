@@ -27,6 +27,7 @@ from _harness import RESULTS, write_results, write_table
 from _hierarchies import accurate, hierarchy, methods
 from _methods import draw, measure, tune
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from mlem_jax.plot import save_figure
 
@@ -147,19 +148,23 @@ def draw_figure(studies: list[dict[str, Any]]) -> Figure:
     kinds = list(dict.fromkeys(found["sde"] for found in studies))
     figure = Figure(figsize=(4.2 * len(gammas), 3.8 * len(kinds)), layout="constrained")
     axes = figure.subplots(len(kinds), len(gammas), squeeze=False)
+    # A method has its colour in every panel, also where another one is missing.
+    names = list(dict.fromkeys(name for found in studies for name in found["curves"]))
     for found in studies:
         axis = axes[kinds.index(found["sde"]), gammas.index(found["gamma"])]
         for name, curves in found["curves"].items():
             targets = np.exp(np.mean([np.log(curve["targets"]) for curve in curves], axis=0))
             costs = np.exp(np.mean([np.log(curve["costs"]) for curve in curves], axis=0))
-            (line,) = axis.loglog(1 / targets, costs, ".-", label=name)
+            color = f"C{names.index(name)}"
+            axis.loglog(1 / targets, costs, ".-", color=color, label=name)
             if name in ("Euler", "midpoint") and np.isfinite(costs[-1]):
                 slope = theory(name, found["gamma"])
                 guide = costs[-1] * (targets / targets[-1]) ** -slope
-                axis.loglog(1 / targets, guide, ":", color=line.get_color())
+                axis.loglog(1 / targets, guide, ":", color=color)
         axis.set_title(f"gamma = {found['gamma']:g}, {'SDE' if found['sde'] else 'ODE'}", fontsize=10)
         axis.set_xlabel("1 / error")
         axis.set_ylabel("cost (cheapest level = 1)")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[0, 0].legend(fontsize=8)
     return figure
