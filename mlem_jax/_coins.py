@@ -138,7 +138,8 @@ class SystematicCoins(_ClockCoins):
 
     **Arguments:**
 
-    - `offset`: the place, in `[0, 1)`, a number or one per level `(K,)`. `None` draws it once per level
+    - `offset`: the place, in `[0, 1)`, a number or one per level `(K,)`. A Python number is fixed at
+        compilation, as everywhere in Equinox; an array is data and may be traced. `None` draws it once per level
         (systematic sampling): the result is unbiased over the coins as a whole, not given the past.
         `0.5` is the deterministic midpoint pattern: no randomness at all, hence nothing that is
         unbiased. It is Strang splitting of the cheap flow and the corrections, with each correction one

@@ -247,9 +247,12 @@ def test_terms_and_solvers_survive_equinox():
     expected = solve(term, MIDPOINT, Y0).ys
     # Split into arrays and the rest, and joined again.
     arrays, rest = eqx.partition((term, MIDPOINT), eqx.is_array)
-    assert len(jtu.tree_leaves(arrays)) == 5  # two weights; probabilities, offset, key
+    assert len(jtu.tree_leaves(arrays)) == 4  # two weights; probabilities, key. The offset 0.5 stays a number.
     again, solver = eqx.combine(arrays, rest)
     np.testing.assert_array_equal(solve(again, solver, Y0).ys, expected)
+    # An offset given as an array is one: data of compiled functions, which are not compiled anew for another.
+    offset = eqx.filter(ml.SystematicCoins(jnp.array(0.5)), eqx.is_array).offset
+    assert offset is not None and offset.shape == ()
     # Written to a file and read back; the key is data.
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, term)
