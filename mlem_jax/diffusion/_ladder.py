@@ -16,6 +16,7 @@ import numpy as np
 
 from .._calibrate import calibrate
 from .._calibration import Calibration
+from .._methods import Order
 from .._term import MultilevelTerm
 from ._adapter import NoisePredictor
 from ._config import Config, read_config
@@ -66,6 +67,7 @@ def calibrate_ladder(
     ladder: Ladder,
     *,
     sde: bool = False,
+    order: Order = 1,
     steps: int | None = None,
     pilots: int = 32,
     progress: bool = True,
@@ -77,7 +79,9 @@ def calibrate_ladder(
     keys = jr.split(jr.key(ladder.config.training.seed + 2))
     y0s = process.s_max * jr.normal(keys[0], (pilots, *shape))
     term = ladder.term(sde=sde)
-    return calibrate(NoisyTerms(term, ts, shape) if sde else term, ts, y0s, key=keys[1], progress=progress)
+    return calibrate(
+        NoisyTerms(term, ts, shape) if sde else term, ts, y0s, key=keys[1], order=order, progress=progress
+    )
 
 
 def count_flops(network: UNet) -> float:
