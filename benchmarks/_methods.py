@@ -132,7 +132,7 @@ def multilevel(
     problem: Shared,
     name: str,
     setting: str,
-    make_solver: Callable[[PRNGKeyArray], ml.MLEM],
+    make_solver: Callable[[PRNGKeyArray], ml.MLEM | ml.MLAB2],
     ts: Any,
     levels: Sequence[int],
     *,

@@ -1,0 +1,191 @@
+"""Study 6: is the multilevel method cheaper than DPM-Solver++(2M) on the finest network, in evaluations and in seconds?
+
+Run `python benchmarks/frontier.py` (about a quarter of an hour on two cores; `--smoke` for the tests, `--sde` for the
+reverse SDE). Writes `benchmarks/results/frontier_ode.json` (`_sde`) and a picture of the curves.
+
+At the errors that DPM-Solver++(2M) reaches with 6, 8, 10, 14 and 20 evaluations of the finest network, and Euler with
+50 and 100 steps, on fresh noise: how many finest evaluations (FLOPs) and seconds does a plan of the shipped
+calibration need? Each rival takes the better of Karras' and the logarithmic grid at every step count, in hindsight;
+plans are made beforehand, once with FLOPs and once with the calibration's seconds as the levels' costs. The costs of
+ours at a given error are those of its curve of error against cost over budgets, for each batch on its own; mean and
+range over three batches of 64 images. Seconds are medians of interleaved runs on one batch, without compilation.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.random as jr
+import numpy as np
+from _curves import by_method, costs_to_reach, draw_curves, markdown, Row, summary
+from _harness import RESULTS, write_results
+from _image_methods import image_problem, planned, references
+from _methods import add_seconds, Batch, draw, marching, measure, Method, Shared
+from _rivals import DPMSolver, Euler, Plain, SDEDPMSolver
+
+import mlem_jax as ml
+from mlem_jax.diffusion import Ladder, load_ladder
+from mlem_jax.plot import save_figure
+
+RIVAL_STEPS = (6, 8, 10, 14, 20)
+EULER_STEPS = {False: (50,), True: (100,)}
+BUDGETS = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0)
+OURS = {"flops": "ML, planned in FLOPs", "seconds": "ML, planned in seconds"}
+MIDPOINT = ml.SystematicCoins(offset=0.5)
+
+
+def rivals(ladder: Ladder, problem: Shared, steps: Sequence[int]) -> list[Method]:
+    """The finest network alone, on two grids."""
+    finest, sde = Plain(problem.levels[-1], 1.0), problem.diffusion is not None
+    multistep = SDEDPMSolver(finest) if sde else DPMSolver(finest)
+    name = "SDE-DPM-Solver++(2M)" if sde else "DPM-Solver++(2M)"
+    found = []
+    for spacing in ("karras", "log"):
+        for n in steps:
+            ts = np.asarray(ladder.config.process.grid(n, spacing=spacing))
+            found.append(marching(name, f"{n} steps, {spacing}", multistep, ts))
+        for n in EULER_STEPS[sde]:
+            ts = np.asarray(ladder.config.process.grid(n, spacing=spacing))
+            found.append(marching("Euler", f"{n} steps, {spacing}", Euler(finest, problem.diffusion), ts))
+    return found
+
+
+def ours(
+    problem: Shared, calibration: ml.Calibration, budgets: Sequence[float]
+) -> tuple[list[Method], dict[str, ml.Plan]]:
+    """Plans of several budgets, in both currencies."""
+    relative = calibration.seconds / calibration.seconds[-1]
+    methods, plans = [], {}
+    for unit, costs in (("flops", calibration.costs), ("seconds", relative)):
+        priced = dataclasses.replace(calibration, costs=costs)
+        for budget in budgets:
+            try:
+                plan = priced.plan(budget=budget)
+            except ValueError:
+                continue
+            if len(plan.levels) == 1 and plan.order == 1:
+                continue
+            looks = ", ".join(
+                f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.table.sum(0), strict=True)
+            )
+            setting = f"budget {budget:g}, looks {looks}"
+            plans[f"{OURS[unit]}, {setting}"] = plan
+            methods.append(planned(problem, OURS[unit], plan, MIDPOINT, setting, 1, random=False))
+    return methods, plans
+
+
+def best_grid(rows: list[Row]) -> list[Row]:
+    """Of each rival's two grids the one with the smaller error, for each number of steps."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row["method"], row["setting"].split(",")[0])
+        if key not in found or row["error"] < found[key]["error"]:
+            found[key] = row
+    return list(found.values())
+
+
+def compared(rivals: list[Row], rows: list[Row]) -> list[dict[str, Any]]:
+    """For each rival's row what ours need for the same error, batch by batch."""
+    table = []
+    for rival in rivals:
+        targets = rival["batch_error"]
+        evaluations, seconds = costs_to_reach(rows, targets), costs_to_reach(rows, targets, "seconds")
+        for method in evaluations:
+            table.append(
+                {
+                    "rival": rival["method"],
+                    "setting": rival["setting"],
+                    "rival_cost": rival["cost"],
+                    "rival_seconds": rival["seconds"],
+                    "error": rival["error"],
+                    "method": method,
+                    "cost": float(np.mean(evaluations[method])),
+                    "fewer_evaluations": summary(rival["cost"] / evaluations[method]),
+                    "seconds": float(np.mean(seconds[method])),
+                    "fewer_seconds": summary(rival["seconds"] / seconds[method]),
+                }
+            )
+    return table
+
+
+def study(ladder: Ladder, *, sde: bool, size: int, batches: int, smoke: bool = False) -> dict[str, Any]:
+    """Measures all methods on the same fresh batches."""
+    problem, calibration = image_problem(ladder, sde), ladder.calibration(sde=sde)
+
+    def reference(batch: Batch) -> np.ndarray:
+        return np.asarray(references(problem, batch)[0])
+
+    drawn = [draw(problem, jr.key(7100 + i), size, reference) for i in range(batches)]
+    multilevel, plans = ours(problem, calibration, BUDGETS[4:5] if smoke else BUDGETS)
+    methods = [*rivals(ladder, problem, RIVAL_STEPS[:1] if smoke else RIVAL_STEPS), *multilevel]
+    rows = measure(methods, drawn, coin_seeds=1)
+    add_seconds(rows, methods, drawn[0], repeats=1 if smoke else 5)
+    for row in rows:
+        plan = plans.get(f"{row['method']}, {row['setting']}")
+        row["predicted"] = None if plan is None else plan.error
+        row["steps"] = None if plan is None else len(plan.ts) - 1
+        print(
+            f"{row['method']:24s} cost {row['cost']:6.2f}  {row['seconds']:6.3f} s  error {row['error']:.4f} ± "
+            f"{row['error_sd']:.4f}  ({row['setting']})",
+            flush=True,
+        )
+    alone = [row for row in rows if row["method"] not in OURS.values()]
+    mine = [row for row in rows if row["method"] in OURS.values()]
+    return {
+        "problem": problem.name,
+        "images": size,
+        "rows": rows,
+        "compared": compared(best_grid(alone), mine),
+    }
+
+
+def report(table: list[dict[str, Any]]) -> str:
+    """The comparison as a table."""
+
+    def ratio(found: dict[str, float | None]) -> str:
+        middle, least, most = (found[name] for name in ("median", "min", "max"))
+        if middle is None:
+            return "not reached"
+        return f"{middle:.2f} ({0 if least is None else least:.2f} to {most:.2f})"
+
+    header = ["rival", "error", "ours", "evaluations", "times fewer", "times fewer seconds"]
+    lines = [
+        [
+            f"{row['rival']}, {row['setting']}",
+            f"{row['error']:.4f}",
+            row["method"],
+            f"{row['cost']:.2f}",
+            ratio(row["fewer_evaluations"]),
+            ratio(row["fewer_seconds"]),
+        ]
+        for row in table
+    ]
+    return markdown(header, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sde", action="store_true", help="the reverse SDE instead of the probability flow")
+    parser.add_argument(
+        "--smoke", action="store_true", help="two images, to see that it runs; writes nothing"
+    )
+    arguments = parser.parse_args()
+    size, batches = (2, 1) if arguments.smoke else (64, 3)
+    found = study(load_ladder(), sde=arguments.sde, size=size, batches=batches, smoke=arguments.smoke)
+    print(report(found["compared"]))
+    if arguments.smoke:
+        return
+    stem = f"frontier_{'sde' if arguments.sde else 'ode'}"
+    best = best_grid(found["rows"])
+    rows = [row for name in by_method(best) for row in best if row["method"] == name]
+    for unit, label in (("cost", "evaluations of the finest network (FLOPs)"), ("seconds", "seconds")):
+        figure = draw_curves(
+            [(found["problem"], rows)], x=unit, x_label=label, y_label="RMS error of a pixel"
+        )
+        save_figure(figure, RESULTS / f"{stem}_{unit}.png")
+    print("written:", write_results(stem, found))
+
+
+if __name__ == "__main__":
+    main()
