@@ -278,7 +278,7 @@ for name, choice in {
 }.items():
     other = calibration.plan(**choice)
     kept = [k + 1 for k in other.levels]
-    print(f"{name:18s} levels {kept}, error {other.error:.4f}, speed-up {other.speedup_over_euler:.1f}")
+    print(f"{name:18s} levels {kept}, error {other.error:.4f}, speed-up {other.speedup_over_finest:.1f}")
 
 # %% [markdown]
 # ## The particles
