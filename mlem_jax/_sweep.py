@@ -1,7 +1,7 @@
 """Trajectories of pilots, and the sweep back along them that says what a kick does to the end state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -17,6 +17,17 @@ from ._term import find_multilevel_term, MultilevelTerm
 from ._types import Args, Y
 
 MakeTerms = Callable[[PRNGKeyArray], PyTree]
+
+
+class Own(NamedTuple):
+    """What a pilot has of its own beside its start, or what many have: the key of its noise and its label."""
+
+    noise: Key[Array, "..."]
+    label: PyTree = None
+
+    def args(self, shared: Args) -> Args:
+        """What the pilot hands to the levels: its label if it has one, else what all hand to them."""
+        return shared if self.label is None else self.label
 
 
 class Same(eqx.Module):
@@ -78,22 +89,24 @@ def ends(
     ts: Float[Array, " times"],
     y0s: Y,
     args: Args,
-    noise_keys: Key[Array, " pilots"],
+    own: Own,
 ) -> tuple[Y, PyTree]:
     """End states of a batch of trajectories, and the solver's state of the first one."""
 
-    def one(y0: Y, key: PRNGKeyArray) -> tuple[Y, PyTree]:
-        sol = _solve(solver, make_terms(key), ts, y0, args, diffrax.SaveAt(t1=True, solver_state=True))
+    def one(y0: Y, own: Own) -> tuple[Y, PyTree]:
+        sol = _solve(
+            solver, make_terms(own.noise), ts, y0, own.args(args), diffrax.SaveAt(t1=True, solver_state=True)
+        )
         return jtu.tree_map(lambda leaf: leaf[-1], sol.ys), sol.solver_state
 
-    ys, states = jax.vmap(one)(y0s, noise_keys)
+    ys, states = jax.vmap(one)(y0s, own)
     return ys, jtu.tree_map(lambda leaf: leaf[0], states)
 
 
-def euler_ends(make_terms: MakeTerms, ts: Array, segment: int, ys: Y, args: Args, noise: Array) -> Y:
+def euler_ends(make_terms: MakeTerms, ts: Array, segment: int, ys: Y, args: Args, own: Own) -> Y:
     """End states of Euler, in segments of so many steps: so one compiled solve serves all step counts."""
     for start in range(0, len(ts) - 1, segment):
-        ys, _ = ends(diffrax.Euler(), make_terms, ts[start : start + segment + 1], ys, args, noise)
+        ys, _ = ends(diffrax.Euler(), make_terms, ts[start : start + segment + 1], ys, args, own)
     return ys
 
 
@@ -128,7 +141,7 @@ def sweep(
     y0s: Y,
     args: Args,
     probes: int,
-    noise_keys: Key[Array, " pilots"],
+    own: Own,
     probe_keys: Key[Array, " pilots"],
 ) -> tuple[Float[Array, "steps levels pilots"], Float[Array, "steps levels pilots probes"]]:
     """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step along Euler on
@@ -136,20 +149,21 @@ def sweep(
     mean squares over the state's components."""
     components = sum(leaf[0].size for leaf in jtu.tree_leaves(y0s))
 
-    def one_path(y0: Y, noise_key: PRNGKeyArray, key: PRNGKeyArray) -> tuple[Array, Array]:
-        terms, cheap_terms = make_terms(noise_key), make_cheap(noise_key)
+    def one_path(y0: Y, own: Own, key: PRNGKeyArray) -> tuple[Array, Array]:
+        terms, cheap_terms = make_terms(own.noise), make_cheap(own.noise)
+        given = own.args(args)
         _, term = find_multilevel_term(terms)
         saveat = diffrax.SaveAt(t0=True, steps=True)
-        path = _solve(diffrax.Euler(), terms, ts, y0, args, saveat).ys
+        path = _solve(diffrax.Euler(), terms, ts, y0, given, saveat).ys
 
         def back(adjoints: Y, step: Array) -> tuple[Y, tuple[Array, Array]]:
             y = jtu.tree_map(lambda leaf: leaf[step], path)
-            increments = _increments(term.levels, ts[step], y, args)
+            increments = _increments(term.levels, ts[step], y, given)
             squares = jnp.stack([_dot(d, d) for d in increments]) / components
             kicks = jnp.stack([jax.vmap(lambda a, d=d: _dot(a, d))(adjoints) for d in increments])
 
             def advance(y: Y) -> Y:
-                return jtu.tree_map(jnp.add, y, _step(cheap_terms, ts[step], ts[step + 1], y, args))
+                return jtu.tree_map(jnp.add, y, _step(cheap_terms, ts[step], ts[step + 1], y, given))
 
             _, pull = jax.vjp(advance, y)
             (adjoints,) = jax.vmap(pull)(adjoints)
@@ -164,7 +178,7 @@ def sweep(
         _, out = jax.lax.scan(back, jtu.tree_unflatten(structure, directions), steps, reverse=True)
         return out
 
-    squares, kicks = jax.vmap(one_path)(y0s, noise_keys, probe_keys)
+    squares, kicks = jax.vmap(one_path)(y0s, own, probe_keys)
     return jnp.moveaxis(squares, 0, 2), jnp.moveaxis(kicks, 0, 2)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins
@@ -15,7 +15,7 @@ from ._planning import make_plan
 from ._predict import error_of_counts, is_deterministic, select, Selection, toss
 from ._probabilities import TabulatedProbabilities
 from ._solver import MLEM
-from ._sweep import ends, MakeTerms, Planned, root_mean, squares
+from ._sweep import ends, MakeTerms, Own, Planned, root_mean, squares
 from ._types import Args, Y
 
 BUDGETS = (2.0, 4.0, 10.0, 25.0)
@@ -58,7 +58,7 @@ def try_coins(
             apart = []
             for count in counts:
                 fired = count[:steps, kicks.pad :]
-                found = [_run(kept, plan, fired, segment, ys, args, noise, key) for ys, noise in batches]
+                found = [_run(kept, plan, fired, segment, ys, args, own, key) for ys, own in batches]
                 apart.append(squares(found, euler[total // steps]))
             predicted = error_of_counts(kicks, table, counts)
             rows.append((coins_name(policy), budget, predicted, *root_mean(np.mean(apart, axis=0))))
@@ -82,7 +82,7 @@ def _run(
     segment: int,
     ys: Y,
     args: Args,
-    noise: Key[Array, " pilots"],
+    own: Own,
     key: PRNGKeyArray,
 ) -> Y:
     """End states of ML-EM, in segments of so many steps: so one compiled solve serves all plans."""
@@ -90,7 +90,7 @@ def _run(
         part = slice(start, start + segment)
         probabilities = TabulatedProbabilities(plan.ts[:-1][part], plan.table[part])
         solver = MLEM(probabilities, coins=_Tossed(jnp.asarray(counts[part])), key=key)
-        ys, _ = ends(solver, make_terms, plan.grid[start : start + segment + 1], ys, args, noise)
+        ys, _ = ends(solver, make_terms, plan.grid[start : start + segment + 1], ys, args, own)
     return ys
 
 

@@ -21,11 +21,13 @@ class MixedPrecision(AbstractNetwork):
     """
 
     network: AbstractNetwork
-    dtype: DTypeLike = eqx.field(static=True, converter=jnp.dtype, default="bfloat16")
+    dtype: jnp.dtype = eqx.field(static=True)
 
-    def __check_init__(self):
-        if not jnp.issubdtype(self.dtype, jnp.floating):
-            raise ValueError(f"dtype={self.dtype}; a floating type is expected, such as 'bfloat16'.")
+    def __init__(self, network: AbstractNetwork, dtype: DTypeLike = "bfloat16"):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"dtype={dtype}; a floating type is expected, such as 'bfloat16'.")
+        self.network = network
+        self.dtype = jnp.dtype(dtype)
 
     @property
     def shape(self) -> tuple[int, int, int]:
