@@ -83,6 +83,14 @@ def idx_bytes(images, *, magic=2051):
     return header + images.astype(np.uint8).tobytes()
 
 
+def write_idx_labels(folder, labels, *, train=True):
+    """Writes MNIST's label file for one half of a data set into a folder; returns its path."""
+    path = folder / f"{'train' if train else 't10k'}-labels-idx1-ubyte.gz"
+    header = b"".join(int(n).to_bytes(4, "big") for n in (2049, len(labels)))
+    path.write_bytes(gzip.compress(header + np.asarray(labels, np.uint8).tobytes()))
+    return path
+
+
 def write_idx(folder, images, *, train=True, compress=True):
     """Writes MNIST's image file for one half of a data set into a folder; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,11 @@ from ._config import (
     read_config as read_config,
     Training as Training,
 )
-from ._data import FASHION_MNIST as FASHION_MNIST, load_images as load_images
+from ._data import (
+    FASHION_MNIST as FASHION_MNIST,
+    load_images as load_images,
+    load_labels as load_labels,
+)
 from ._dit import DiT as DiT
 from ._drift import (
     NoisyTerms as NoisyTerms,
