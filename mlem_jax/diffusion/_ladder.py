@@ -140,6 +140,12 @@ def count_parameters(network: AbstractNetwork) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(eqx.filter(network, _has_shape)))
 
 
+def level_sizes(config: Config) -> list[tuple[str, int, float]]:
+    """Kind, parameters and FLOPs per image of each level, from the shapes alone: nothing is drawn."""
+    networks = eqx.filter_eval_shape(config.networks)
+    return [(type(n).__name__, count_parameters(n), count_flops(n)) for n in networks]
+
+
 def _has_shape(x: Any) -> bool:
     return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 

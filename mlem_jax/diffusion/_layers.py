@@ -138,10 +138,12 @@ class Attention(eqx.Module):
 
     def __call__(self, x: Float[Array, "n places c"]) -> Float[Array, "n places c"]:
         n, places, channels = x.shape
-        projected = self.query_key_value(x).reshape(n, places, 3, self.heads, channels // self.heads)
-        # The softmax inside is in float32, whatever promotions the user has forbidden.
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            mixed = jax.nn.dot_product_attention(*jnp.moveaxis(projected, 2, 0))
+        size = channels // self.heads
+        projected = self.query_key_value(x).reshape(n, places, 3, self.heads, size)
+        query, key, value = jnp.moveaxis(projected, 2, 0)
+        # A sum of exponentials needs more digits than bfloat16 has.
+        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key).astype(_wide(x.dtype)) / math.sqrt(size)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores).astype(x.dtype), value)
         return self.out(mixed.reshape(x.shape))
 
 
@@ -207,9 +209,9 @@ def check_call(network: AbstractNetwork, x: Array, noise_level: ArrayLike, label
         return
     if label is None:
         raise ValueError(
-            f"This {name} needs a label and was given none. Write network(x, noise_level, label), or "
-            f"diffrax.diffeqsolve(..., args=labels), with integers from 0 to {classes - 1}, or {classes} for no "
-            "label."
+            f"This {name} needs a label and was given none. Write network(x, noise_level, label), "
+            "diffrax.diffeqsolve(..., args=labels) or sample(..., labels=labels), with integers from 0 to "
+            f"{classes - 1}, or {classes} for no label."
         )
     given = jnp.asarray(label)
     if not jnp.issubdtype(given.dtype, jnp.integer) or given.shape not in expected:
