@@ -51,7 +51,7 @@ def arrays(network):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(eqx.filter(network, eqx.is_array))])
 
 
-def stand_in(ladder, *, sde=False, **settings):
+def stand_in(ladder, *, sde=False, guidance=None, **settings):
     """A calibration of these levels that measured nothing: a real one compiles for half a minute, and has its
     own tests."""
     num_levels = len(ladder.networks)
@@ -72,7 +72,7 @@ def stand_in(ladder, *, sde=False, **settings):
         check_coins=("StratifiedCoins",),
         batch=3,
         device="cpu",
-        levels_id=tuple(level_id(level) for level in ladder.term(sde=sde).levels),
+        levels_id=tuple(level_id(level) for level in ladder.term(sde=sde, guidance=guidance).levels),
         state_id=state_id(np.zeros(ladder.config.shape)),
     )
 

@@ -55,8 +55,9 @@ class Ladder:
 
         Raises `ValueError` for guidance without classes or with another number of scales than levels."""
         drift = ReverseDrift if sde else ProbabilityFlow
+        levels = map(drift, self.predictors(guidance=guidance))
         costs = [count_flops(network, guided=guidance is not None) for network in self.networks]
-        return MultilevelTerm(*map(drift, self.predictors(guidance=guidance)), costs=costs)
+        return MultilevelTerm(*levels, costs=costs)
 
     def predictors(self, *, guidance: Guidance | None = None) -> tuple[NoisePredictor, ...]:
         """The networks as predictions of the noise. Raises as `term` does."""

@@ -55,6 +55,8 @@ def train_ladder(
     out = Path(out)
     config = read_config(config_path)
     text = Path(config_path).read_text()
+    check_labels(config.classes, labels, len(images))
+    check_labels(config.classes, held_out_labels, len(held_out), what="held-out images")
     networks = config.networks() if start is None else _start(config, start)
     flops = [count_flops(network) for network in networks]
     if flops != sorted(flops):
@@ -67,8 +69,6 @@ def train_ladder(
             f"The held-out images are an array of shape {held_out.shape}; at least one image of shape "
             f"{config.shape} is needed."
         )
-    check_labels(config.classes, labels, len(images))
-    check_labels(config.classes, held_out_labels, len(held_out), what="held-out images")
     out.mkdir(parents=True, exist_ok=True)
     begun = out / "config.toml"
     if begun.is_file() and begun.read_text() != text:
