@@ -12,6 +12,7 @@ from ._coins import (
     SystematicCoins as SystematicCoins,
 )
 from ._learn import learn_probabilities as learn_probabilities, LearningHistory as LearningHistory
+from ._multilevel_solver import Firings as Firings, MLEMState as MLEMState
 from ._plan import Plan as Plan
 from ._planning import make_plan as make_plan
 from ._probabilities import (
@@ -22,7 +23,8 @@ from ._probabilities import (
     TabulatedProbabilities as TabulatedProbabilities,
 )
 from ._report import evaluation_report as evaluation_report, EvaluationReport as EvaluationReport
-from ._solver import Firings as Firings, MLEM as MLEM, MLEMState as MLEMState
+from ._second_order import MLAB2 as MLAB2
+from ._solver import MLEM as MLEM
 from ._term import MultilevelTerm as MultilevelTerm
 
 __version__ = "0.1.0"

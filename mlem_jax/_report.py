@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 
-from ._solver import MLEMState
+from ._multilevel_solver import MLEMState
 from ._types import Numbers
 
 

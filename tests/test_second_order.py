@@ -1,0 +1,231 @@
+"""MLAB2: the two-step formula itself, its orders, and that it runs each level as often as its coins say."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import as_user, CountedLevels, POLICIES, slope, solve
+
+import mlem_jax as ml
+
+KEY = jr.key(0)
+Y0 = jnp.array([1.0, 0.5])
+GRADED = np.linspace(0, 1, 25) ** 1.5 * 2  # steps of unequal lengths from 0 to 2
+
+
+def mlab2(probabilities, coins=POLICIES["midpoint"], key=KEY, **settings):
+    return ml.MLAB2(jnp.asarray(probabilities), coins=coins, key=key, **settings)
+
+
+def cheap(t, y, args):
+    return jnp.stack([y[1], -jnp.sin(y[0])])
+
+
+def fine(t, y, args):
+    # The increment is a force on the velocity, which does not act on itself: D' D = 0.
+    return cheap(t, y, args) + jnp.stack([0.0 * t, -0.5 * jnp.cos(t) * y[0] ** 2])
+
+
+def by_hand(base_of, ts, y, kick=None, noise=None):
+    """The formula in numpy. `base_of(n)` is the base in step `n`, `kick(n, t, y)` what is added to its drift, in
+    the middle of the step, `noise[n]` what is added to the state."""
+    old, states = None, [np.asarray(y, float)]
+    for n, (t, h) in enumerate(zip(ts[:-1], np.diff(ts), strict=True)):
+        base, y = base_of(n), states[-1]
+        drift = np.asarray(base(t, y, None))
+        slope = 0 * drift if old is None or old[0] is not base else (drift - old[1]) / old[2]
+        step = h * drift + h**2 / 2 * slope
+        if kick is not None:
+            step = step + h * np.asarray(kick(n, t + h / 2, y + h / 2 * drift + h**2 / 8 * slope))
+        if noise is not None:
+            step = step + noise[n]
+        states.append(y + step)
+        old = (base, drift, h)
+    return np.stack(states[1:])
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_probability_one_is_adams_bashforth_on_the_finest_level(x64, backward):
+    ts = jnp.asarray(GRADED[::-1] if backward else GRADED)
+    term = ml.MultilevelTerm(cheap, fine)
+    controller = diffrax.StepTo(ts)
+    settings = dict(t0=ts[0], t1=ts[-1], saveat=diffrax.SaveAt(steps=True), stepsize_controller=controller)
+    ys = solve(term, mlab2([1.0, 1.0]), Y0, **settings, max_steps=24).ys
+    np.testing.assert_allclose(ys, by_hand(lambda n: fine, np.asarray(ts), Y0), rtol=1e-12)
+    # Probabilities that turn out to be 1 in every step, but are not known to be beforehand.
+    solver = ml.MLAB2(lambda t: jnp.ones(2) + 0 * t, key=KEY)
+    np.testing.assert_allclose(solve(term, solver, Y0, **settings, max_steps=24).ys, ys, rtol=1e-12)
+
+
+def test_kicks_and_a_base_that_changes_are_those_of_the_formula(x64):
+    # Level 2 in one step of four (the midpoint pattern: steps 2, 6, 10) until t = 1, from then in every step.
+    ts = GRADED
+    n = int(np.searchsorted(ts, 1.0))
+
+    def probabilities(t):
+        return jnp.where(t < 1.0, jnp.array([1.0, 0.25]), jnp.ones(2))
+
+    def kick(i, t, y):
+        fires = i < n and i % 4 == 2
+        return 4 * (np.asarray(fine(t, y, None)) - np.asarray(cheap(t, y, None))) if fires else 0.0
+
+    expected = by_hand(lambda i: cheap if i < n else fine, ts, Y0, kick)
+    saveat = diffrax.SaveAt(steps=True)
+    controller = diffrax.StepTo(jnp.asarray(GRADED))
+    solver = ml.MLAB2(probabilities, key=KEY)
+    solution = solve(
+        ml.MultilevelTerm(cheap, fine), solver, Y0, t1=2.0, saveat=saveat, stepsize_controller=controller
+    )
+    np.testing.assert_allclose(solution.ys[:24], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("grid", ["equal", "graded", "backward"])
+def test_order_two_in_the_step_where_euler_has_one(x64, grid):
+    # Midpoint coins with p = 1/3: the window is three steps, of second order for a force.
+    ends, orders = {}, {}
+    counts = [48, 96, 192]
+    for kind in (ml.MLAB2, ml.MLEM):
+        for count in (*counts, 6144):
+            u = jnp.linspace(0, 1, count + 1)
+            ts = 2.0 * u if grid == "equal" else u + u**2
+            ts = ts[::-1] if grid == "backward" else ts
+            reference = count == 6144
+            solver = kind(jnp.ones(2) if reference else jnp.array([1.0, 1 / 3]), key=KEY)
+            saveat, controller = diffrax.SaveAt(t1=True), diffrax.StepTo(ts)
+            settings = dict(
+                t0=ts[0], t1=ts[-1], saveat=saveat, stepsize_controller=controller, max_steps=count
+            )
+            ends[count] = solve(ml.MultilevelTerm(cheap, fine), solver, Y0, **settings).ys[0]
+        if kind is ml.MLAB2:
+            exact = ends[6144]
+        errors = [float(jnp.linalg.norm(ends[count] - exact)) for count in counts]
+        orders[kind] = slope(1 / np.array(counts), errors)
+    assert abs(orders[ml.MLAB2] - 2) < 0.25, orders
+    assert orders[ml.MLEM] < 1.3, orders
+
+
+def test_additive_noise_leaves_the_least_error_that_increments_allow(x64):
+    # dx = -x dt + 0.5 dW on 1000 paths (seed 1) to T = 2, against Euler on the path's 4096 cells. What the increments
+    # of a path do not say of its integral over a step has the variance h^3 / 12; pushed to T by exp(t - T).
+    grid = jnp.linspace(0, 2, 4097)
+
+    def ends(solver, steps):
+        def one(key):
+            noise = ml.GridBrownianPath(grid, (), key=key)
+            control = diffrax.ControlTerm(lambda t, y, args: 0.5, noise)
+            terms = diffrax.MultiTerm(ml.MultilevelTerm(lambda t, y, args: -y), control)
+            return solve(
+                terms, solver, jnp.array(0.3), t1=2.0, steps=steps, saveat=diffrax.SaveAt(t1=True)
+            ).ys[0]
+
+        return jax.jit(jax.vmap(one))(jr.split(jr.key(1), 1000))
+
+    exact = ends(diffrax.Euler(), 4096)
+    steps = np.array([128, 256])
+    ours, eulers = (
+        np.array([np.sqrt(np.mean((ends(solver, n) - exact) ** 2)) for n in steps])
+        for solver in (mlab2([1.0]), diffrax.Euler())
+    )
+    # 1000 paths give each error to 2%; what is of higher order in h adds some.
+    least = 0.5 * (2 / steps) * np.sqrt((1 - np.exp(-4)) / 2 / 12)
+    np.testing.assert_allclose(ours, least, rtol=0.1)
+    assert np.all(eulers > 1.3 * ours)
+
+
+def test_noise_enters_a_step_as_in_euler(x64):
+    path = ml.GridBrownianPath(jnp.asarray(GRADED), (2,), key=jr.key(2))
+    terms = diffrax.MultiTerm(
+        ml.MultilevelTerm(cheap, fine),
+        diffrax.ControlTerm(lambda t, y, args: jnp.diag(jnp.array([0.1, 0.3])), path),
+    )
+    ts = GRADED
+    increments = [
+        path.evaluate(a, b) for a, b in zip(jnp.asarray(GRADED)[:-1], jnp.asarray(GRADED)[1:], strict=True)
+    ]
+    noise = [np.array([0.1, 0.3]) * np.asarray(w) for w in increments]
+    saveat, controller = diffrax.SaveAt(steps=True), diffrax.StepTo(jnp.asarray(GRADED))
+    ys = solve(terms, mlab2([1.0, 1.0]), Y0, t1=2.0, saveat=saveat, stepsize_controller=controller).ys
+    np.testing.assert_allclose(ys[:24], by_hand(lambda n: fine, ts, Y0, noise=noise), rtol=1e-12)
+
+
+def test_levels_run_as_the_coins_say():
+    counted = CountedLevels(3, costs=(1, 4, 16))
+    y0 = jnp.ones((5, 2))
+
+    def run(y0, solver):
+        return solve(counted.term, solver, y0)
+
+    solver = mlab2((1.0, 0.4, 0.1))
+    report = ml.evaluation_report(run(y0[0], solver).solver_state)
+    assert (
+        counted.take() == report.evaluations.tolist() == [28, 10, 2]
+    )  # level 2 fires in 8 steps, 3 in two others
+    for way in (
+        eqx.filter_jit(run),
+        jax.vmap(run, in_axes=(0, None)),
+        eqx.filter_jit(jax.vmap(run, (0, None))),
+    ):
+        way(y0 if way is not run else y0[0], solver)
+        assert counted.take() == [28, 10, 2]
+    # Of levels that always fire only the finest runs: it is the base.
+    run(y0[0], mlab2((1.0, 1.0, 0.1)))
+    assert counted.take() == [0, 22, 2]
+    run(y0[0], mlab2((1.0, 1.0, 1.0)))
+    assert counted.take() == [0, 0, 20]
+
+
+def test_continuing_is_not_stopping(x64):
+    term, solver = ml.MultilevelTerm(cheap, fine), mlab2([1.0, 0.25], POLICIES["stratified"])
+    whole = solve(term, solver, Y0, t1=2.0, steps=40)
+    half = solve(term, solver, Y0, t1=1.0, steps=20)
+    y, state = half.ys[-1], half.solver_state
+    rest = solve(term, solver, y, t0=1.0, t1=2.0, steps=20, solver_state=state)
+    np.testing.assert_allclose(rest.ys[-1], whole.ys[-1], rtol=1e-9)
+    # Forgetting the last drift costs an Euler step in the middle.
+    forgetful = solve(term, solver, y, t0=1.0, t1=2.0, steps=20, solver_state=state, made_jump=True)
+    assert jnp.abs(forgetful.ys[-1] - whole.ys[-1]).max() > 1e-5
+
+
+def test_trajectories_that_wait_for_others_stay_as_they_are(x64):
+    term, solver = ml.MultilevelTerm(cheap, fine), mlab2([1.0, 0.25])
+
+    def run(t1):
+        return solve(term, solver, Y0, t1=t1, dt0=0.05).ys[-1]
+
+    ends = jnp.array([0.5, 1.0, 2.0])
+    np.testing.assert_allclose(jax.vmap(run)(ends), jnp.stack([run(t) for t in ends]), rtol=1e-12)
+
+
+def test_gradient_of_a_level_s_parameter(x64):
+    def loss(rate):
+        term = ml.MultilevelTerm(lambda t, y, args: -y, lambda t, y, args: -rate * y * y)
+        return jnp.sum(solve(term, mlab2([1.0, 0.25]), Y0, saveat=diffrax.SaveAt(t1=True)).ys)
+
+    rise = (loss(1.2 + 1e-6) - loss(1.2 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(loss)(1.2), rise, rtol=1e-6)
+
+
+def test_narrow_levels_and_any_pytree():
+    def level(rate):
+        return lambda t, y, args: jax.tree.map(lambda x: (-rate * x).astype(jnp.bfloat16), y)
+
+    y0 = {"position": jnp.ones(3), "velocity": (jnp.ones((2, 2)),)}
+    ys = solve(ml.MultilevelTerm(level(0.9), level(1.0)), mlab2([1.0, 0.25]), y0, steps=64).ys
+    for leaf in jax.tree.leaves(ys):
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_allclose(leaf, np.exp(-1), rtol=1e-2)
+
+
+def test_refuses_coins_for_the_base_and_batched_coins():
+    term = ml.MultilevelTerm(cheap, fine)
+    with as_user(), pytest.raises(Exception, match="cheapest level in every step"):
+        solve(term, mlab2([0.5, 0.25]), Y0)
+    with pytest.raises(ValueError, match="vmap"):
+        jax.vmap(lambda key: solve(term, mlab2([1.0, 0.5], POLICIES["stratified"], key), Y0).ys)(
+            jr.split(KEY, 3)
+        )
+    with as_user(), pytest.raises(ValueError, match="MLAB2 was given probabilities of shape"):
+        solve(term, mlab2([1.0, 0.5, 0.5]), Y0)
