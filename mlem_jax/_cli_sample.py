@@ -54,7 +54,8 @@ def sample(
     label: Annotated[
         int | None,
         typer.Option(
-            "--label", help="Label of all images, for a ladder with classes; by default all labels in turn."
+            "--label",
+            help="Label of all images, for a ladder with classes (their number: no label); by default all in turn.",
         ),
     ] = None,
     guidance: GuidanceScales = None,
@@ -140,7 +141,7 @@ def calibrate(
         console.print(f"A plan with budget {budget or _BUDGET:g}:\n{plan}\n", highlight=False)
     except ValueError as error:
         console.print(f"No plan: {error}\n", highlight=False)
-    kind = (" --sde" if sde else "") + "".join(f" --guidance {scale:g}" for scale in guidance or ())
+    kind = (" --sde" if sde else "") + "".join(f" --guidance {scale}" for scale in guidance or ())
     given = "" if checkpoint is None else f" --checkpoint {checkpoint}"
     console.print(f"Written: {out}", highlight=False, soft_wrap=True)
     console.print(

@@ -1,177 +1,36 @@
-"""Ladders with classes: dropped labels, training that is continued, guided sampling that stays lazy, calibration with
-a label for each pilot, and the commands."""
+"""Ladders with classes: guided sampling that stays lazy, calibration with a label for each pilot, and the commands."""
 
 import dataclasses
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from diffusion_problems import arrays, randomised, stand_in, TINY, write_idx, write_idx_labels
+from diffusion_problems import randomised, stand_in, TINY
+from label_problems import CLASSES, command, config, TEXT, train
 from problems import as_user, assert_mean
 from sampling_problems import made_plan
-from typer.testing import CliRunner
 
 import mlem_jax as ml
-from mlem_jax import _cli, _cli_sample
-from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder, sample, save_ladder, train_ladder
-from mlem_jax.diffusion._batches import drop_labels
-from mlem_jax.diffusion._ladder import as_stored
-from mlem_jax.diffusion._train import train_networks
-
-CLASSES = 3
-TEXT = """
-name = "tiny"
-shape = [4, 4, 1]
-classes = 3
-[training]
-steps = 3
-match_steps = 3
-batch_size = 8
-warmup_steps = 1
-precision = "bfloat16"
-[[levels]]
-width = 4
-folds = [4]
-multipliers = [1]
-blocks = [1]
-[[levels]]
-kind = "dit"
-width = 8
-patch = 2
-depth = 1
-heads = 2
-"""
-
-
-def config(**training):
-    settings = dataclasses.replace(TINY.training, **training)
-    return dataclasses.replace(TINY, training=settings, classes=CLASSES)
-
-
-def data(count=24):
-    """Images that are grey, as bright as their label says."""
-    labels = np.arange(count) % CLASSES
-    return np.broadcast_to((labels - 1)[:, None, None, None], (count, 4, 4, 1)).astype(np.float32), labels
-
-
-def train(folder, *, teacher=None, steps=12, **training):
-    """The smaller level after a few steps, and its losses."""
-    images, labels = data()
-    settings = config(**training)
-    (found,), history = train_networks(
-        settings,
-        settings.networks()[:1],
-        images,
-        folder,
-        labels=labels,
-        steps=steps,
-        peak_learning_rate=1e-2,
-        teacher=teacher,
-        save_every=4,
-        progress=False,
-    )
-    return found, history
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run in bfloat16 that nobody stopped."""
-    return train(tmp_path_factory.mktemp("whole"), precision="bfloat16")
-
-
-# Training.
-
-
-def test_labels_are_dropped_as_often_as_told():
-    """z-test at 5 standard errors, n = 40,000, seed 5."""
-    labels = jnp.arange(40_000) % CLASSES
-    dropped = drop_labels(labels, CLASSES, 0.1, jr.key(5))
-    gone = dropped == CLASSES
-    assert_mean(gone, 0.1)
-    np.testing.assert_array_equal(dropped[~gone], labels[~gone])
-    # Whatever the label.
-    for k in range(CLASSES):
-        assert_mean(gone[labels == k], 0.1)
-
-
-@pytest.mark.parametrize("rate, teaching", [(1.0, False), (0.0, True)], ids=["data, all", "matching, none"])
-def test_a_row_of_the_table_is_learned_from_the_images_that_have_its_label(tmp_path, rate, teaching):
-    small, large = config().networks()
-    # Without averages, so that a row that is not learned stays as it was to the bit.
-    network, _ = train(
-        tmp_path,
-        steps=3,
-        teacher=randomised(large) if teaching else None,
-        label_dropout=rate,
-        ema_decay=0.0,
-    )
-    learned = jnp.any(network.embedding.labels != small.embedding.labels, axis=1)
-    np.testing.assert_array_equal(learned, [rate == 0.0] * CLASSES + [rate == 1.0])
-
-
-def test_a_stopped_run_with_labels_ends_where_a_whole_one_does(tmp_path, monkeypatch, whole):
-    save = ocp.CheckpointManager.save
-
-    def stop(self, step, *args, **settings):
-        if step > 4:
-            raise KeyboardInterrupt
-        return save(self, step, *args, **settings)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ocp.CheckpointManager, "save", stop)
-        train(tmp_path, precision="bfloat16")
-    continued, history = train(tmp_path, precision="bfloat16")
-    np.testing.assert_array_equal(arrays(continued), arrays(whole[0]))
-    np.testing.assert_array_equal(history, whole[1])
-    for other, message in (
-        (dict(), "precision .there bfloat16, now float32."),
-        (dict(precision="bfloat16", label_dropout=0.5), "label_dropout .there 0.1, now 0.5."),
-    ):
-        with pytest.raises(ValueError, match=f"holds a run that differs in {message}"):
-            train(tmp_path, **other)
-
-
-def test_bfloat16_training_is_near_to_float32_and_keeps_wide_parameters(tmp_path, whole):
-    network, history = train(tmp_path)
-    assert np.any(history != whole[1])
-    np.testing.assert_allclose(history, whole[1], rtol=0.02)
-    assert arrays(whole[0]).dtype == whole[1].dtype == np.float32
-    # Nearer to each other than to the beginning.
-    begun = arrays(config().networks()[0])
-    assert np.linalg.norm(arrays(network) - arrays(whole[0])) < 0.3 * np.linalg.norm(arrays(network) - begun)
-
-
-@pytest.mark.parametrize(
-    "classes, labels, message",
-    [
-        (None, [0, 1] * 12, r"configuration has no classes. Write classes = 2 at the top"),
-        (3, None, r"classes = 3, and no labels were given for the images. Pass them, .*load_labels"),
-        (3, [0, 1], r"labels of the images are an array of shape \(2,\) .*shape \(24,\), one per image"),
-        (3, [0.0] * 24, r"shape \(24,\) and type float64; integers"),
-        (3, [3] * 24, r"go from 3 to 3; with classes = 3 they are expected from 0 to 2"),
-    ],
-    ids=["no classes", "no labels", "too few", "not integers", "out of range"],
+from mlem_jax import _cli_sample
+from mlem_jax.diffusion import (
+    calibrate_ladder,
+    Ladder,
+    MixedPrecision,
+    sample,
+    save_ladder,
 )
-def test_labels_that_do_not_fit_are_refused_before_anything_is_begun(tmp_path, classes, labels, message):
-    path, images = tmp_path / "ladder.toml", data()[0]
-    path.write_text(TEXT if classes else TEXT.replace("classes = 3\n", ""))
-    given = None if labels is None else np.array(labels)
-    with as_user(), pytest.raises(ValueError, match=message):
-        train_ladder(path, tmp_path / "out", images, images, labels=given, held_out_labels=given)
-    assert not (tmp_path / "out").exists()
-
-
-# Sampling and calibration.
+from mlem_jax.diffusion._ladder import as_stored
 
 
 @pytest.fixture(scope="module")
-def ladder(whole):
+def ladder(tmp_path_factory):
     """A network trained a few steps and one that was not, both pushed so that labels matter."""
-    networks = (whole[0], config().networks()[1])
+    trained, _ = train(tmp_path_factory.mktemp("trained"), precision="bfloat16")
+    networks = (trained, config().networks()[1])
     networks = tuple(as_stored(randomised(n, seed=k)) for k, n in enumerate(networks))
     bare = Ladder(networks, config(), {"name": "tiny"}, {})
     found = {"ode": stand_in(bare), "sde": stand_in(bare, sde=True)}
@@ -238,6 +97,19 @@ def test_a_ladder_says_how_it_is_guided(ladder):
         without.term(guidance=2.0)
 
 
+def test_a_ladder_may_compute_in_bfloat16(ladder):
+    networks = tuple(MixedPrecision(network) for network in ladder.networks)
+    narrow, wide = (
+        dataclasses.replace(ladder, networks=n).term(guidance=2.0) for n in (networks, ladder.networks)
+    )
+    y = jr.normal(jr.key(0), (4, 4, 1))
+    narrow.check_levels(1.0, y, jnp.asarray(1))
+    for a, b in zip(narrow.levels, wide.levels, strict=True):
+        out, exact = (eqx.filter_jit(level)(1.0, y, jnp.asarray(1)) for level in (a, b))
+        assert out.dtype == jnp.float32 and jnp.any(out != exact)
+        assert jnp.max(jnp.abs(out - exact)) < 0.05 * jnp.max(jnp.abs(exact))
+
+
 def test_samples_of_a_ladder_have_the_label_they_were_asked_for(ladder):
     settings = dict(
         plan=made_plan(process=ladder.config.process), key=jr.key(3), guidance=2.0, progress=False
@@ -302,35 +174,6 @@ def test_pilots_of_a_ladder_have_labels_drawn_uniformly(ladder, monkeypatch):
     assert terms.term.levels[0].predictor.network.scale == 2.0
 
 
-# Commands.
-
-
-def command(*arguments):
-    return CliRunner().invoke(_cli.app, list(map(str, arguments)), env={"COLUMNS": "300"})
-
-
-def test_a_ladder_with_classes_and_two_kinds_of_network_by_commands(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
-    config, folder = tmp_path / "ladder.toml", tmp_path / "data"
-    config.write_text(TEXT)
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 4, 4))
-    for part in (True, False):
-        write_idx(folder, pixels, train=part)
-        write_idx_labels(folder, np.arange(12) % CLASSES, train=part)
-    common = ("train", "--config", config, "--data", folder)
-    result = command(*common, "--out", tmp_path / "run")
-    assert result.exit_code == 0, result.output
-    # Sizes are said before training, and the measured ones agree.
-    sizes, trained = result.output.split("held-out loss")
-    assert "relative cost" in sizes and "UNet" in sizes and "DiT" in sizes
-    ladder = load_ladder(tmp_path / "run" / "ladder")
-    assert ladder.config.classes == CLASSES
-    assert all(f"{count:,}" in part for count in ladder.card["parameters"] for part in (sizes, trained))
-    write_idx_labels(folder, np.arange(12))
-    wrong = command(*common, "--out", tmp_path / "other")
-    assert wrong.exit_code == 2 and "go from 0 to 11; with classes = 3" in wrong.output
-
-
 def test_labels_and_guidance_by_commands(ladder, tmp_path, monkeypatch):
     one = TEXT.split("[[levels]]")[1]
     text = (
@@ -358,7 +201,7 @@ def test_labels_and_guidance_by_commands(ladder, tmp_path, monkeypatch):
     )
     assert found.exit_code == 0 and asked == [[1.0, 3.0]], found.output
     (line,) = [line for line in found.output.splitlines() if line.startswith("Draw with it: ")]
-    assert "--guidance 1 --guidance 3" in line
+    assert "--guidance 1.0 --guidance 3.0" in line
     drawing = line.removeprefix("Draw with it: python -m mlem_jax ").replace("FOLDER", str(tmp_path / "out"))
     drawn = command(*drawing.split(), "--n", 4, "--budget", 3)
     assert drawn.exit_code == 0, drawn.output
