@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -112,3 +113,29 @@ def images(ladder: Ladder, *, sde: bool = False, steps: int = 128) -> Problem:
     make = NoisyTerms(term, ts, shape) if sde else Same(term)
     name = f"{ladder.config.name}, {'reverse SDE' if sde else 'probability flow'}"
     return Problem(name, make, ts, lambda key, n: process.s_max * jr.normal(key, (n, *shape)))
+
+
+@eqx.filter_jit
+def ends(
+    solver: diffrax.AbstractSolver, make_terms: Any, ts: Array, y0s: Array, args: Any, noise_keys: Array
+) -> tuple[Array, Any]:
+    """End states of a batch of trajectories, and the solver's state of the first one."""
+
+    def one(y0: Array, key: Array) -> tuple[Array, Any]:
+        sol = diffrax.diffeqsolve(
+            make_terms(key),
+            solver,
+            ts[0],
+            ts[-1],
+            None,
+            y0,
+            args,
+            stepsize_controller=diffrax.StepTo(ts),
+            saveat=diffrax.SaveAt(t1=True, solver_state=True),
+            max_steps=ts.shape[0] - 1,
+        )
+        assert sol.ys is not None
+        return sol.ys[-1], sol.solver_state
+
+    ys, states = jax.vmap(one)(y0s, noise_keys)
+    return ys, jax.tree.map(lambda leaf: leaf[0], states)

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _harness import write_results
-from _problems import images, Problem, random_features, Same
+from _problems import ends, images, Problem, random_features, Same
 
 import mlem_jax as ml
 from mlem_jax._predict import expected_cost, select, Selection
-from mlem_jax._sweep import ends, Own
 from mlem_jax.diffusion import load_ladder
 
 GAMMAS = (1.0, 1.5, 2.5, 4.0, 8.0)
@@ -53,14 +52,14 @@ class Fresh:
     def __init__(self, problem: Problem, batches: int, size: int):
         keys = jr.split(jr.key(77), batches)
         self.problem = problem
-        self.batches = [(problem.draw(key, size), Own(jr.split(key, size))) for key in keys]
+        self.batches = [(problem.draw(key, size), jr.split(key, size)) for key in keys]
         fine = self._ends(diffrax.Euler(), problem.ts, problem.make_terms)[0]
         half = self._ends(diffrax.Euler(), problem.ts[::2], problem.make_terms)[0]
         self.reference = 2 * fine - half
 
     def _ends(self, solver: Any, ts: Any, make: Any) -> tuple[np.ndarray, Any]:
         ts = jnp.asarray(ts, jnp.result_type(float))
-        found = [ends(solver, make, ts, ys, None, own) for ys, own in self.batches]
+        found = [ends(solver, make, ts, ys, None, noise) for ys, noise in self.batches]
         return np.concatenate([np.asarray(end) for end, _ in found]), found[0][1]
 
     def run(self, solver: Any, ts: Any, make: Any) -> tuple[float, float]:

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _harness import write_results
-from _problems import images, Kept, Problem, random_features
+from _problems import ends, images, Kept, Problem, random_features
 
 import mlem_jax as ml
-from mlem_jax._sweep import ends
 from mlem_jax.diffusion import load_ladder
 
 POLICIES = {
@@ -79,7 +78,7 @@ def study(problem: Problem, *, pilots: int, fresh: int, coin_seeds: int) -> list
                     "ratio": measured / plan.error,
                     "coin_seeds": len(errors),
                     "nonlinearity": plan.nonlinearity,
-                    "speedup_over_euler": plan.speedup_over_euler,
+                    "speedup_over_finest": plan.speedup_over_finest,
                     "calibration_seconds": seconds,
                     "advice": list(plan.advice),
                 }

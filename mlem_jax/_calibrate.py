@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ._calibration import Calibration, level_id, state_id
 from ._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from ._costs import check_costs, clock, relative_costs
-from ._sweep import euler_ends, Only, Own, Planned, rms, root_mean, Same, squares, sweep
+from ._methods import check_order, Order, single_level_solver
+from ._sweep import Only, Own, Planned, rms, root_mean, Same, segmented_ends, squares, sweep
 from ._term import find_multilevel_term
 from ._trials import BUDGETS, try_coins
 from ._types import Args, Y
@@ -33,6 +34,7 @@ def calibrate(
     *,
     labels: PyTree = None,
     key: PRNGKeyArray,
+    order: Order = 1,
     costs: Sequence[float] | Literal["flops", "seconds"] | None = None,
     finest_error: float | None = None,
     probes: int = 2,
@@ -59,6 +61,7 @@ def calibrate(
     - `args`: what every pilot hands to the levels as their `args`; or
     - `labels`: arrays with a leading axis of `P`: what each pilot hands to them instead.
     - `key`: for the random directions, trial coins, and noise; keyword-only.
+    - `order`: of the steps that plans take: 1 for [`mlem_jax.MLEM`][], 2 for [`mlem_jax.MLAB2`][].
     - `costs`: cost of one evaluation of each level, in any unit; or `"flops"`, as compiled; or
         `"seconds"`, by the clock for a batch. By default those of the term, or else the FLOPs.
     - `finest_error`: the finest level's own RMS error at the end, if known; only reported.
@@ -75,6 +78,7 @@ def calibrate(
     of another number than the pilots, for a wrong number of costs, times that are not monotone, or `N` not a
     multiple of 4.
     """
+    check_order(order)
     keys = jr.split(key, 3)
     pilots = jtu.tree_leaves(y0s)[0].shape[0]
     make_terms = terms if _makes_terms(terms) else Same(terms)
@@ -116,16 +120,21 @@ def calibrate(
         sizes, kicks = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
         _check_finite(kicks, ts)
         single: dict[tuple[int, int], list[PyTree]] = {}
+        solver = single_level_solver(order)
+
+        def method(part: slice) -> diffrax.AbstractSolver:
+            return solver
+
         for stride in strides:
             for level in range(num_levels):
                 alone = Only(make_terms, place, level)
                 single[level, stride] = [
-                    euler_ends(alone, ts[::stride], total // strides[-1], ys, args, owned)
+                    segmented_ends(method, alone, ts[::stride], total // strides[-1], ys, args, owned)
                     for ys, owned in batches
                 ]
                 jax.block_until_ready(single[level, stride])
                 tell("each level alone", len(batches))
-        reference, left = _reference(single, num_levels - 1)
+        reference, left = _reference(single, num_levels - 1, order)
         rows = [
             [root_mean(squares(single[k, m], reference) + left**2) for m in reversed(strides)]
             for k in range(num_levels)
@@ -150,9 +159,10 @@ def calibrate(
             levels_id=tuple(level_id(level) for level in term.levels),
             state_id=state_id(y0),
             finest_error=finest_error,
+            order=order,
         )
-        euler = {stride: single[num_levels - 1, stride] for stride in strides}
-        return try_coins(calibration, trials, make_terms, batches, args, euler, keys[2], tell)
+        alone_ends = {stride: single[num_levels - 1, stride] for stride in strides}
+        return try_coins(calibration, trials, make_terms, batches, args, alone_ends, keys[2], tell)
 
 
 def _makes_terms(terms: Any) -> bool:
@@ -190,18 +200,23 @@ def _check_finite(kicks: np.ndarray, ts: Array) -> None:
         )
 
 
-def _reference(single: dict[tuple[int, int], list[PyTree]], finest: int) -> tuple[list[PyTree], float]:
+def _reference(
+    single: dict[tuple[int, int], list[PyTree]], finest: int, order: int
+) -> tuple[list[PyTree], float]:
     """The best guess at the exact solution of the finest level, and the RMS error that it is left with.
 
-    Richardson extrapolation of Euler where that converges at first order (differences that halve with the
-    step). Elsewhere Euler with all steps, whose error is then about its distance to Euler with half of them:
+    Richardson extrapolation where the method converges at its order (differences that fall by `2**order` when
+    the step is halved). Elsewhere the run with all steps, whose error is then about its distance to half of them:
     so it is for errors of order 1/2 that are uncorrelated from one halving to the next.
     """
     fine, half, quarter = (single[finest, m] for m in (1, 2, 4))
     last = rms(half, fine)
-    if rms(quarter, half) < 1.6 * last:
+    gain = 2**order
+    if rms(quarter, half) < 0.8 * gain * last:
         return fine, last
-    return [jtu.tree_map(lambda a, b: 2 * a - b, f, h) for f, h in zip(fine, half, strict=True)], 0.0
+    return [
+        jtu.tree_map(lambda a, b: a + (a - b) / (gain - 1), f, h) for f, h in zip(fine, half, strict=True)
+    ], 0.0
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from ._types import Y
 if TYPE_CHECKING:
     from ._plan import Plan
 
-_META = ("batch", "device", "levels_id", "state_id", "finest_error", "check_coins")
+_META = ("batch", "device", "levels_id", "state_id", "finest_error", "check_coins", "order")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,13 +36,14 @@ class Calibration:
         the last axes are mean squares over the components of `J D_k`.
     - `costs`, `seconds`: of one evaluation of each level, `(K,)`: in evaluations of the finest one, and by the
         clock for a batch of `batch` trajectories on `device`.
-    - `single_steps`, `single_error`, `single_spread`: step counts `(S,)`; the error of Euler on each level
+    - `single_steps`, `single_error`, `single_spread`: step counts `(S,)`; the error of each level
         alone with that many steps against an accurate solution of the finest level, `(K, S)`; and its relative
         standard error, from the spread over pilots.
     - `check_coins`, `check_budget`, `check_predicted`, `check_measured`, `check_spread`: trial runs of ML-EM on
         the pilot trajectories: the coins, the budget, the coins' part of the error as the linear model predicts
         it and as it was, and the relative standard error of the latter from the spread over pilots.
     - `finest_error`: the finest level's own error, if the user knows it.
+    - `order`: of the steps, 1 (`MLEM`, on one level Euler) or 2 (`MLAB2`), for single levels and trial runs.
     - `levels_id`, `state_id`: what they belong to (see `Calibration.require`).
     """
 
@@ -64,6 +65,7 @@ class Calibration:
     levels_id: tuple[str, ...]
     state_id: str
     finest_error: float | None = None
+    order: int = 1
 
     @property
     def num_levels(self) -> int:
@@ -122,15 +124,15 @@ class Calibration:
             )
 
     def single_level_error(self, level: int, steps: ArrayLike) -> Float[np.ndarray, "..."]:
-        """Error of Euler on one level alone with so many steps: straight lines in logarithms between the
-        measured counts. With more, first order in the step for the finest level, constant for the
+        """Error of one level alone with so many steps: straight lines in logarithms between the
+        measured counts. With more, falling with the order of the method for the finest level, constant for the
         others, which more steps do not make accurate; with fewer than measured, infinite, being unknown."""
         x = np.log(self.single_steps)
         y = np.log(np.clip(np.nan_to_num(self.single_error[level], nan=np.inf, posinf=np.inf), 1e-30, 1e30))
         wanted = np.log(np.asarray(steps, float))
         found = np.interp(wanted, x, y)
         if level == self.num_levels - 1:
-            slope = np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), -1.0, 0.0)
+            slope = np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), -float(self.order), 0.0)
             found = found + slope * np.maximum(wanted - x[-1], 0.0)
         return np.where(wanted < x[0] - 1e-9, np.inf, np.exp(found))
 

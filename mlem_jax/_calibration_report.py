@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._calibration import Calibration
+from ._methods import SINGLE
 
 _KURTOSIS = 100.0
 
@@ -200,5 +201,5 @@ def calibration_report(calibration: Calibration) -> str:
         f"{error:.3g} ({steps})"
         for steps, error in zip(calibration.single_steps, calibration.single_error[-1], strict=True)
     )
-    lines.append(f"Euler on the finest level errs (steps): {finest}")
+    lines.append(f"{SINGLE[calibration.order]} on the finest level errs (steps): {finest}")
     return "\n".join([*lines, *warnings(calibration)])

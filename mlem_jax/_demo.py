@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 
 from ._brownian import GridBrownianPath
 from ._coins import IndependentCoins
+from ._multilevel_solver import AbstractMultilevelSolver
 from ._plan import Plan
 from ._report import evaluation_report, EvaluationReport
-from ._solver import MLEM
 from .diffusion import Ladder, reverse_diffusion
 
 FINE_STEPS = {False: 256, True: 1024}
@@ -163,7 +163,7 @@ def compare(
     ) -> None:
         tell(method)
         end, state, seconds = run(solver)
-        if isinstance(solver, MLEM):
+        if isinstance(solver, AbstractMultilevelSolver):
             report = evaluation_report(state)
             evaluations = report.finest_evaluations
             reports.setdefault(method, report)

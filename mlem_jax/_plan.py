@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
+from ._methods import MULTILEVEL, SINGLE, single_level_solver
 from ._probabilities import TabulatedProbabilities
+from ._second_order import MLAB2
 from ._solver import MLEM
 from ._term import find_multilevel_term, MultilevelTerm
 
@@ -75,9 +77,11 @@ class Plan:
 
     - `ts`: times of the steps, `(N + 1,)`.
     - `levels`: which of the calibrated levels are kept, as indices, cheapest first. One level alone means
-        Euler on that level: `advice` says why.
+        no coins: `advice` says why.
     - `table`: probability of each kept level in each step, `(N, K)`.
     - `coins`: the policy.
+    - `order`: of the steps: 1 for [`mlem_jax.MLEM`][], on one level alone [`diffrax.Euler`][]; 2 for
+        [`mlem_jax.MLAB2`][].
     - `costs`: of one evaluation of each kept level, in finest-level evaluations, `(K,)`.
     - `cost`: expected cost in finest-level evaluations.
     - `error`: predicted distance to the exact solution of the finest level: the root of the sum of squares of
@@ -86,8 +90,8 @@ class Plan:
     - `nonlinearity`: `coin_error`, which contains what the calibration's trial runs showed, over what the linear
         model alone would say.
     - `finest_error`: the finest level's own error, if known; not contained in `error`.
-    - `speedup_over_euler`, `speedup_over_single`: cost, at the same predicted error, of Euler on the finest
-        level, and on the best single level, over `cost`.
+    - `speedup_over_finest`, `speedup_over_single`: cost, at the same predicted error, of the same order's method on
+        the finest level alone, and on the best single level, over `cost`.
     - `advice`: remarks in words, one each.
     """
 
@@ -95,6 +99,7 @@ class Plan:
     levels: tuple[int, ...]
     table: Float[np.ndarray, "steps levels"]
     coins: AbstractCoins
+    order: int
     costs: Float[np.ndarray, " levels"]
     cost: float
     error: float
@@ -102,7 +107,7 @@ class Plan:
     coin_error: float
     relative_error_of_prediction: float
     nonlinearity: float
-    speedup_over_euler: float
+    speedup_over_finest: float
     speedup_over_single: float
     finest_error: float | None
     advice: tuple[str, ...]
@@ -112,12 +117,12 @@ class Plan:
         """Probabilities of the kept levels as a function of time."""
         return TabulatedProbabilities(self.ts[:-1], self.table)
 
-    def solver(self, *, key: PRNGKeyArray, **settings: Any) -> MLEM | diffrax.Euler:
-        """The solver for `plan.terms(terms)`: `MLEM` (further settings are passed to it), or
-        [`diffrax.Euler`][] where one level alone is best."""
+    def solver(self, *, key: PRNGKeyArray, **settings: Any) -> MLEM | MLAB2 | diffrax.Euler:
+        """The solver for `plan.terms(terms)`: a multilevel one (further settings are passed to it), or where one
+        level alone is best the method of that order."""
         if len(self.levels) == 1:
-            return diffrax.Euler()
-        return MLEM(self.probabilities, coins=self.coins, key=key, **settings)
+            return single_level_solver(self.order)
+        return MULTILEVEL[self.order](self.probabilities, coins=self.coins, key=key, **settings)
 
     def terms(self, terms: PyTree) -> PyTree:
         """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
@@ -154,9 +159,10 @@ class Plan:
 
     def __str__(self) -> str:
         looks, steps = self.table.sum(0), len(self.ts) - 1
-        alone = f"Euler on level {self.levels[-1] + 1} alone, {steps} steps"
+        method, several = SINGLE[self.order], MULTILEVEL[self.order].__name__
+        alone = f"{method} on level {self.levels[-1] + 1} alone, {steps} steps"
         lines = [
-            alone if len(self.levels) == 1 else f"{steps} steps, {coins_name(self.coins)}",
+            alone if len(self.levels) == 1 else f"{several}, {steps} steps, {coins_name(self.coins)}",
             "level  cost each  expected looks",
         ]
         for column, level in enumerate(self.levels):
@@ -164,10 +170,12 @@ class Plan:
         lines.append(f"expected cost          {self.cost:.2f} finest-level evaluations")
         spread = self.relative_error_of_prediction
         lines.append(f"predicted error        {self.error:.4g} ± {100 * spread:.0f}%")
-        lines.append(f"  steps (Euler)        {self.discretisation:.4g}")
+        lines.append(f"  steps ({method})".ljust(23) + f"{self.discretisation:.4g}")
         lines.append(f"  coins                {self.coin_error:.4g}  (nonlinearity {self.nonlinearity:.2f})")
         if self.finest_error is not None:
             lines.append(f"  finest level itself  {self.finest_error:.4g}  (not in the predicted error)")
-        lines.append(f"speed-up at that error {self.speedup_over_euler:.1f} over Euler on the finest level, ")
+        lines.append(
+            f"speed-up at that error {self.speedup_over_finest:.1f} over {method} on the finest level, "
+        )
         lines[-1] += f"{self.speedup_over_single:.1f} over the best single level"
         return "\n".join([*lines, *self.advice])

@@ -275,7 +275,7 @@ def _for_budget(
             f"The prediction rests on {calibration.kicks.shape[2]} pilot trajectories that differ much "
             f"(± {100 * best.spread:.0f}%); calibrate with more."
         )
-    over_euler, over_single = speedups(calibration, best.error, best.cost)
+    over_finest, over_single = speedups(calibration, best.error, best.cost)
     if over_single < 1.05:
         advice.append("No gain over the best single level at this error.")
     return Plan(
@@ -283,6 +283,7 @@ def _for_budget(
         levels=best.selection.levels,
         table=best.table,
         coins=coins,
+        order=calibration.order,
         costs=calibration.costs[list(best.selection.levels)],
         cost=best.cost,
         error=best.error,
@@ -290,7 +291,7 @@ def _for_budget(
         coin_error=best.coins,
         relative_error_of_prediction=best.spread,
         nonlinearity=best.factor,
-        speedup_over_euler=over_euler,
+        speedup_over_finest=over_finest,
         speedup_over_single=over_single,
         finest_error=calibration.finest_error,
         advice=tuple(advice),

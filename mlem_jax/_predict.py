@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, SystematicCoins
+from ._multilevel_solver import AbstractMultilevelSolver
 from ._plan import coins_name
-from ._solver import MLEM
 
 FEW_SEEDS = 12  # for searching
 MANY_SEEDS = 128  # for what is promised: the error's own error is then 1 / sqrt(2 * 128) = 6%
@@ -44,6 +44,7 @@ class Kicks(NamedTuple):
     steps: int
     pad: int
     pilots: int
+    order: int
 
 
 def select(calibration: Calibration, selection: Selection) -> Kicks:
@@ -62,7 +63,7 @@ def select(calibration: Calibration, selection: Selection) -> Kicks:
         before = level
     lengths = np.zeros(total)
     lengths[:steps] = np.abs(np.diff(ts))
-    return Kicks(values, lengths, costs, steps, pad, calibration.kicks.shape[2])
+    return Kicks(values, lengths, costs, steps, pad, calibration.kicks.shape[2], calibration.order)
 
 
 @eqx.filter_jit
@@ -122,7 +123,7 @@ def predict(
     else:
         w = _weights(coins, p, seeds=seeds)
         squares = _squares(kicks, w)
-        cost = _cost(kicks, w)
+        cost = _cost(kicks, p, w)
     # The directions of one pilot share its trajectory; only pilots are independent.
     by_pilot = np.mean(squares.reshape(kicks.pilots, -1), axis=1)
     mean = float(np.mean(by_pilot))
@@ -160,7 +161,7 @@ def expected_cost(kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: Abs
     """Cost of a solve in finest evaluations, for probabilities of the padded shape."""
     if isinstance(coins, IndependentCoins | NestedCoins):
         return _closed_cost(kicks, p, nested=isinstance(coins, NestedCoins))
-    return _cost(kicks, _weights(coins, p))
+    return _cost(kicks, p, _weights(coins, p))
 
 
 def error_of_counts(
@@ -176,9 +177,22 @@ def _squares(kicks: Kicks, w: np.ndarray) -> np.ndarray:
     return np.mean(moved**2, axis=0)
 
 
-def _cost(kicks: Kicks, w: np.ndarray) -> float:
+def _cost(kicks: Kicks, p: np.ndarray, w: np.ndarray) -> float:
     # Without the rows of padding, in which nothing is evaluated.
-    return float(np.mean(np.sum(_evaluated(w[:, : kicks.steps]) * kicks.costs, axis=(1, 2))))
+    w = w[:, : kicks.steps]
+    once = float(np.mean(np.sum(_evaluated(w) * kicks.costs, axis=(1, 2))))
+    return once + _cost_again(kicks, p, np.mean(w != 0, axis=0))
+
+
+def _cost_again(kicks: Kicks, p: np.ndarray, fired: Float[np.ndarray, "steps levels"]) -> float:
+    """What MLAB2 adds: the level below the first one that has coins runs a second time where that one fires."""
+    if kicks.order == 1:
+        return 0.0
+    p = p[: kicks.steps]
+    base = np.sum(np.cumprod(p >= 1, axis=1), axis=1) - 1
+    # Past the last level there is nothing to fire.
+    fired = np.concatenate([fired, np.zeros_like(fired[:, :1])], axis=1)
+    return float(np.sum(kicks.costs[base] * fired[np.arange(len(base)), base + 1]))
 
 
 def _closed_error(kicks: Kicks, p: np.ndarray, *, nested: bool) -> np.ndarray:
@@ -200,13 +214,14 @@ def _closed_cost(kicks: Kicks, p: np.ndarray, *, nested: bool) -> float:
     else:
         agree = np.where(p == finer, p * finer, 0.0)
         active = p + finer - p * finer - agree
-    return float(np.sum(np.where((p >= 1) & (finer >= 1), 0.0, active) * kicks.costs))
+    once = float(np.sum(np.where((p >= 1) & (finer >= 1), 0.0, active) * kicks.costs))
+    return once + _cost_again(kicks, p, p)
 
 
 def firing_pattern(
     coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], solver: Any
 ) -> Bool[np.ndarray, "steps levels"]:
     """In which steps each level's coin comes up, for a solver's key; always, for Euler on one level."""
-    if not isinstance(solver, MLEM):
+    if not isinstance(solver, AbstractMultilevelSolver):
         return np.ones(p.shape, bool)
     return toss(coins, p, solver.key[None])[0] > 0

@@ -48,6 +48,8 @@ class MLAB2(AbstractMultilevelSolver):
     Raises as `MLEM` does, and at run time for a first probability below 1.
     """
 
+    __init__ = AbstractMultilevelSolver.__init__
+
     def order(self, terms: PyTree) -> int:
         """2, in the length of the steps."""
         return 2

@@ -1,4 +1,4 @@
-"""One level alone, by Euler: what a multilevel plan is measured against, and the answer where it does not pay."""
+"""One level alone: what a multilevel plan is measured against, and the answer where it does not pay."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ _MOST_STEPS = 1e6
 
 
 class Alone(NamedTuple):
-    """Euler on one level with so many steps, its error, and that error's relative standard error."""
+    """One level with so many steps, its error, and that error's relative standard error."""
 
     level: int
     steps: int
@@ -36,14 +36,14 @@ def best_alone(calibration: Calibration, budget: float | int, steps: int | None 
 
 
 def steps_for_error(calibration: Calibration, level: int, error: float | int) -> float:
-    """Steps of Euler on one level alone for this error: the fewest that reach it, infinite if none do."""
+    """Steps on one level alone for this error: the fewest that reach it, infinite if none do."""
     counts = np.geomspace(calibration.single_steps[0], _MOST_STEPS, 4000)
     reached = calibration.single_level_error(level, counts) <= error
     return float(counts[np.argmax(reached)]) if np.any(reached) else np.inf
 
 
 def speedups(calibration: Calibration, error: float | int, cost: float) -> tuple[float, float]:
-    """Cost of Euler on the finest level, and on the best level alone, at this error, over `cost`."""
+    """Cost of the finest level alone, and of the best level alone, at this error, over `cost`."""
     needed = [
         calibration.costs[k] * steps_for_error(calibration, k, error) for k in range(calibration.num_levels)
     ]
@@ -53,7 +53,7 @@ def speedups(calibration: Calibration, error: float | int, cost: float) -> tuple
 def alone_plan(
     calibration: Calibration, coins: AbstractCoins, alone: Alone, multilevel_error: float | None
 ) -> Plan:
-    """The plan that is Euler on one level."""
+    """The plan that is one level alone."""
     total = len(calibration.ts) - 1
     # A subset of the calibrated times, so that a noise path on their grid still fits.
     ts = calibration.ts[np.round(np.linspace(0, total, alone.steps + 1)).astype(int)]
@@ -63,12 +63,13 @@ def alone_plan(
         if multilevel_error is None
         else f"the best combination of levels would err {multilevel_error:.3g}"
     )
-    over_euler, over_single = speedups(calibration, alone.error, cost)
+    over_finest, over_single = speedups(calibration, alone.error, cost)
     return Plan(
         ts=ts,
         levels=(alone.level,),
         table=np.ones((alone.steps, 1)),
         coins=coins,
+        order=calibration.order,
         costs=calibration.costs[[alone.level]],
         cost=cost,
         error=alone.error,
@@ -76,7 +77,7 @@ def alone_plan(
         coin_error=0.0,
         relative_error_of_prediction=alone.spread,
         nonlinearity=1.0,
-        speedup_over_euler=over_euler,
+        speedup_over_finest=over_finest,
         speedup_over_single=over_single,
         finest_error=calibration.finest_error,
         advice=(

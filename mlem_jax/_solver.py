@@ -42,6 +42,8 @@ class MLEM(AbstractMultilevelSolver):
     levels that disagree in structure or dtype, and for coins that a `vmap` would batch.
     """
 
+    __init__ = AbstractMultilevelSolver.__init__
+
     def order(self, terms: PyTree) -> int:
         """1, in the length of the steps."""
         return 1

@@ -12,7 +12,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
+from ._multilevel_solver import LastStep
 from ._plan import keep_levels
+from ._second_order import MLAB2
 from ._term import find_multilevel_term, MultilevelTerm
 from ._types import Args, Y
 
@@ -67,7 +69,9 @@ class Planned(eqx.Module):
         return keep_levels(self.make_terms(key), self.levels)
 
 
-def _solve(solver: Any, terms: PyTree, ts: Array, y0: Y, args: Args, saveat: diffrax.SaveAt) -> Any:
+def _solve(
+    solver: Any, terms: PyTree, ts: Array, y0: Y, args: Args, saveat: diffrax.SaveAt, **settings: Any
+) -> Any:
     return diffrax.diffeqsolve(
         terms,
         solver,
@@ -79,34 +83,54 @@ def _solve(solver: Any, terms: PyTree, ts: Array, y0: Y, args: Args, saveat: dif
         stepsize_controller=diffrax.StepTo(ts),
         saveat=saveat,
         max_steps=ts.shape[0] - 1,
+        **settings,
     )
 
 
 @eqx.filter_jit
-def ends(
+def _ends(
     solver: diffrax.AbstractSolver,
     make_terms: MakeTerms,
     ts: Float[Array, " times"],
     y0s: Y,
+    last: PyTree,
     args: Args,
     own: Own,
 ) -> tuple[Y, PyTree]:
-    """End states of a batch of trajectories, and the solver's state of the first one."""
+    """End states of a batch of trajectories and what the solver remembers of them, given what it remembered."""
 
-    def one(y0: Y, own: Own) -> tuple[Y, PyTree]:
-        sol = _solve(
-            solver, make_terms(own.noise), ts, y0, own.args(args), diffrax.SaveAt(t1=True, solver_state=True)
-        )
-        return jtu.tree_map(lambda leaf: leaf[-1], sol.ys), sol.solver_state
+    def one(y0: Y, last: PyTree, own: Own) -> tuple[Y, PyTree]:
+        terms, given = make_terms(own.noise), own.args(args)
+        state = solver.init(terms, ts[0], ts[1], y0, given)
+        if last is not None:
+            state = eqx.tree_at(lambda s: s.last, state, last)
+        saveat = diffrax.SaveAt(t1=True, solver_state=True)
+        sol = _solve(solver, terms, ts, y0, given, saveat, solver_state=state)
+        now = None if last is None else sol.solver_state.last
+        return jtu.tree_map(lambda leaf: leaf[-1], sol.ys), now
 
-    ys, states = jax.vmap(one)(y0s, own)
-    return ys, jtu.tree_map(lambda leaf: leaf[0], states)
+    return jax.vmap(one)(y0s, last, own)
 
 
-def euler_ends(make_terms: MakeTerms, ts: Array, segment: int, ys: Y, args: Args, own: Own) -> Y:
-    """End states of Euler, in segments of so many steps: so one compiled solve serves all step counts."""
+def segmented_ends(
+    solver_of: Callable[[slice], diffrax.AbstractSolver],
+    make_terms: MakeTerms,
+    ts: Array,
+    segment: int,
+    ys: Y,
+    args: Args,
+    own: Own,
+) -> Y:
+    """End states of solves in segments of so many steps, with the solver of each: so one compiled solve serves
+    all step counts. What a two-step method remembers goes from segment to segment."""
+    last = None
+    if isinstance(solver_of(slice(0, segment)), MLAB2):
+        pilots = jtu.tree_leaves(ys)[0].shape[0]
+        drift = jtu.tree_map(jnp.zeros_like, ys)
+        last = LastStep(drift, jnp.zeros(pilots, ts.dtype), jnp.full(pilots, -1, jnp.int32))
     for start in range(0, len(ts) - 1, segment):
-        ys, _ = ends(diffrax.Euler(), make_terms, ts[start : start + segment + 1], ys, args, own)
+        solver = solver_of(slice(start, start + segment))
+        ys, last = _ends(solver, make_terms, ts[start : start + segment + 1], ys, last, args, own)
     return ys
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import diffrax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -10,12 +11,12 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins
+from ._methods import MULTILEVEL
 from ._plan import coins_name, Plan
 from ._planning import make_plan
 from ._predict import error_of_counts, is_deterministic, select, Selection, toss
 from ._probabilities import TabulatedProbabilities
-from ._solver import MLEM
-from ._sweep import ends, MakeTerms, Own, Planned, root_mean, squares
+from ._sweep import MakeTerms, Own, Planned, root_mean, segmented_ends, squares
 from ._types import Args, Y
 
 BUDGETS = (2.0, 4.0, 10.0, 25.0)
@@ -28,11 +29,11 @@ def try_coins(
     make_terms: MakeTerms,
     batches: list[PyTree],
     args: Args,
-    euler: dict[int, list[PyTree]],
+    alone: dict[int, list[PyTree]],
     key: PRNGKeyArray,
     tell: Callable[[str, int], None],
 ) -> Calibration:
-    """Runs ML-EM at a few budgets as a plan would, and compares its distance to Euler on the finest level with as
+    """Runs ML-EM at a few budgets as a plan would, and compares its distance to the finest level alone with as
     many steps, whose end states are given for each stride, with the linear prediction."""
     total = len(calibration.ts) - 1
     levels = _kept_levels(calibration)
@@ -59,7 +60,7 @@ def try_coins(
             for count in counts:
                 fired = count[:steps, kicks.pad :]
                 found = [_run(kept, plan, fired, segment, ys, args, own, key) for ys, own in batches]
-                apart.append(squares(found, euler[total // steps]))
+                apart.append(squares(found, alone[total // steps]))
             predicted = error_of_counts(kicks, table, counts)
             rows.append((coins_name(policy), budget, predicted, *root_mean(np.mean(apart, axis=0))))
     if not rows:
@@ -86,12 +87,13 @@ def _run(
     key: PRNGKeyArray,
 ) -> Y:
     """End states of ML-EM, in segments of so many steps: so one compiled solve serves all plans."""
-    for start in range(0, len(counts), segment):
-        part = slice(start, start + segment)
+
+    def solver(part: slice) -> diffrax.AbstractSolver:
         probabilities = TabulatedProbabilities(plan.ts[:-1][part], plan.table[part])
-        solver = MLEM(probabilities, coins=_Tossed(jnp.asarray(counts[part])), key=key)
-        ys, _ = ends(solver, make_terms, plan.grid[start : start + segment + 1], ys, args, own)
-    return ys
+        coins = _Tossed(jnp.asarray(counts[part]))
+        return MULTILEVEL[plan.order](probabilities, coins=coins, key=key)
+
+    return segmented_ends(solver, make_terms, plan.grid, segment, ys, args, own)
 
 
 def _kept_levels(calibration: Calibration) -> tuple[int, ...]:

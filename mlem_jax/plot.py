@@ -15,6 +15,7 @@ from jaxtyping import Float, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from ._calibration import Calibration
+from ._methods import SINGLE
 from ._plan import coins_name, Plan
 from ._predict import firing_pattern
 from ._report import EvaluationReport
@@ -112,7 +113,7 @@ def increments(calibration: Calibration, *, time_label: str = "t", log_time: boo
 
 
 def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> Figure:
-    """The error of Euler on each level alone as measured, and of plans as predicted (one line per coin
+    """The error of each level alone as measured, and of plans as predicted (one line per coin
     policy), against cost in finest-level evaluations."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -120,7 +121,7 @@ def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> 
         costs, errors = calibration.single_steps * calibration.costs[k], calibration.single_error[k]
         # A solve that exploded is no point of the curve, and must not set the scale.
         errors = np.where(errors < 1e3 * np.nanmin(errors), errors, np.nan)
-        axis.loglog(costs, errors, ".-", color=f"C{k}", label=f"Euler, level {k + 1}")
+        axis.loglog(costs, errors, ".-", color=f"C{k}", label=f"{SINGLE[calibration.order]}, level {k + 1}")
     names = dict.fromkeys(coins_name(plan.coins) for plan in plans)
     for i, name in enumerate(names, start=calibration.num_levels):
         mine = sorted((p.cost, p.error) for p in plans if coins_name(p.coins) == name)

@@ -18,6 +18,7 @@ import numpy as np
 
 from .._calibrate import calibrate
 from .._calibration import Calibration
+from .._methods import Order
 from .._term import MultilevelTerm
 from ._adapter import NoisePredictor
 from ._config import Config, read_config
@@ -95,6 +96,7 @@ def calibrate_ladder(
     ladder: Ladder,
     *,
     sde: bool = False,
+    order: Order = 1,
     steps: int | None = None,
     pilots: int = 32,
     guidance: Guidance | None = None,
@@ -113,7 +115,7 @@ def calibrate_ladder(
     labels = None if classes is None else jr.randint(jr.fold_in(key, 2), (pilots,), 0, classes)
     term = ladder.term(sde=sde, guidance=guidance)
     terms = NoisyTerms(term, ts, shape) if sde else term
-    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], progress=progress)
+    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], order=order, progress=progress)
 
 
 def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:

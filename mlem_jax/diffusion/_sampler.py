@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._brownian import GridBrownianPath
+from .._second_order import MLAB2
 from .._solver import MLEM
 from .._term import find_multilevel_term
 from ._adapter import NoisePredictor
@@ -39,7 +40,7 @@ class Sampler(eqx.Module):
     """
 
     predictors: tuple[NoisePredictor, ...]
-    solver: MLEM | diffrax.Euler
+    solver: MLEM | MLAB2 | diffrax.Euler
     ts: Float[Array, " times"]
     save_at: Float[Array, " saved"] | None
     noise_key: PRNGKeyArray
@@ -63,7 +64,7 @@ class Sampler(eqx.Module):
             *self.predictors, stochasticity=self.stochasticity, brownian_motion=path, costs=self.costs
         )
 
-    def group_solver(self, index: Int[Array, ""]) -> MLEM | diffrax.Euler:
+    def group_solver(self, index: Int[Array, ""]) -> MLEM | MLAB2 | diffrax.Euler:
         """The solver with the coins of the group to which a sample belongs."""
         if isinstance(self.solver, diffrax.Euler) or self.coin_group is None:
             return self.solver
@@ -72,7 +73,7 @@ class Sampler(eqx.Module):
 
     def solve(
         self,
-        solver: MLEM | diffrax.Euler,
+        solver: MLEM | MLAB2 | diffrax.Euler,
         index: Int[Array, ""],
         label: PyTree,
         saveat: diffrax.SaveAt,
