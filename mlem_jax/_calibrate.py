@@ -17,7 +17,7 @@ from ._calibration import Calibration, level_id, state_id
 from ._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from ._costs import check_costs, clock, relative_costs
 from ._methods import check_order, Order, single_level_solver
-from ._sweep import Only, Planned, rms, root_mean, Same, segmented_ends, squares, sweep
+from ._sweep import Only, Own, Planned, rms, root_mean, Same, segmented_ends, squares, sweep
 from ._term import find_multilevel_term
 from ._trials import BUDGETS, try_coins
 from ._types import Args, Y
@@ -32,6 +32,7 @@ def calibrate(
     y0s: Y,
     args: Args = None,
     *,
+    labels: PyTree = None,
     key: PRNGKeyArray,
     order: Order = 1,
     costs: Sequence[float] | Literal["flops", "seconds"] | None = None,
@@ -57,6 +58,8 @@ def calibrate(
         of 4 with many factors of 2, since plans may take every 2nd, 4th, ... of these times.
     - `y0s`: initial states of the `P` pilot trajectories, with a leading axis. Errors of a plan are averages
         over such states; with `P = 32` they are good to about ten per cent.
+    - `args`: what every pilot hands to the levels as their `args`; or
+    - `labels`: arrays with a leading axis of `P`: what each pilot hands to them instead.
     - `key`: for the random directions, trial coins, and noise; keyword-only.
     - `order`: of the steps that plans take: 1 for [`mlem_jax.MLEM`][], 2 for [`mlem_jax.MLAB2`][].
     - `costs`: cost of one evaluation of each level, in any unit; or `"flops"`, as compiled; or
@@ -71,8 +74,9 @@ def calibrate(
 
     Costs about `5 N` evaluations of the finest level on all pilots.
 
-    Raises `ValueError` for terms without a MultilevelTerm, with fewer than two levels, for a wrong number of
-    costs, times that are not monotone, or `N` not a multiple of 4.
+    Raises `ValueError` for terms without a MultilevelTerm, with fewer than two levels, for labels beside `args` or
+    of another number than the pilots, for a wrong number of costs, times that are not monotone, or `N` not a
+    multiple of 4.
     """
     check_order(order)
     keys = jr.split(key, 3)
@@ -85,29 +89,32 @@ def calibrate(
         raise ValueError("There is nothing to calibrate with one level; use diffrax.Euler().")
     ts = jnp.asarray(ts, jnp.result_type(float))
     _check_times(ts)
+    _check_labels(labels, args, pilots)
+    labels = jtu.tree_map(jnp.asarray, labels)
     y0 = jtu.tree_map(lambda leaf: leaf[0], y0s)
-    term.check_levels(ts[0], y0, args)
+    first_args = Own(keys[0], jtu.tree_map(lambda leaf: leaf[0], labels)).args(args)
+    term.check_levels(ts[0], y0, first_args)
     priced = check_costs(term, costs)
 
-    noise_keys = jr.split(keys[0], pilots)
+    own = Own(jr.split(keys[0], pilots), labels)
     probe_keys = jr.split(keys[1], pilots)
     starts = range(0, pilots, batch_size)
-    batches = [jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, noise_keys)) for i in starts]  # noqa: B023
+    batches = [jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, own)) for i in starts]  # noqa: B023
     total = len(ts) - 1
     coarser = [m for m in (8, 16, 32) if total % m == 0 and total // m >= _FEWEST_STEPS]
     strides = [1, 2, 4, *coarser]
     work = len(batches) * (4 + num_levels * len(strides)) + len(trials) * len(BUDGETS)
     with _bar(work, progress) as tell:
         tell("timing the levels", 0)
-        seconds = clock(term, ts[0], batches[0][0], args)
-        relative = relative_costs(term, priced, seconds, ts[0], y0, args)
+        seconds = clock(term, ts[0], batches[0][0], batches[0][1], args)
+        relative = relative_costs(term, priced, seconds, ts[0], y0, first_args)
         tell("increments along trajectories", 0)
         found = []
-        for start, (ys, noise) in zip(starts, batches, strict=True):
+        for start, (ys, owned) in zip(starts, batches, strict=True):
             probe = probe_keys[start : start + batch_size]
             # With one level only, lest the derivatives of all of them be compiled.
             cheap = Planned(make_terms, (sensitivity_level % num_levels,))
-            found.append(sweep(make_terms, cheap, ts, ys, args, probes, noise, probe))
+            found.append(sweep(make_terms, cheap, ts, ys, args, probes, owned, probe))
             jax.block_until_ready(found[-1])
             tell("increments along trajectories", 4)
         sizes, kicks = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
@@ -122,8 +129,8 @@ def calibrate(
             for level in range(num_levels):
                 alone = Only(make_terms, place, level)
                 single[level, stride] = [
-                    segmented_ends(method, alone, ts[::stride], total // strides[-1], ys, args, noise)
-                    for ys, noise in batches
+                    segmented_ends(method, alone, ts[::stride], total // strides[-1], ys, args, owned)
+                    for ys, owned in batches
                 ]
                 jax.block_until_ready(single[level, stride])
                 tell("each level alone", len(batches))
@@ -160,6 +167,17 @@ def calibrate(
 
 def _makes_terms(terms: Any) -> bool:
     return callable(terms) and not isinstance(terms, diffrax.AbstractTerm)
+
+
+def _check_labels(labels: PyTree, args: Args, pilots: int) -> None:
+    if labels is not None and args is not None:
+        raise ValueError("Give args, the same for all pilots, or labels, one for each; not both.")
+    for leaf in jtu.tree_leaves(labels):
+        if jnp.shape(leaf)[:1] != (pilots,):
+            raise ValueError(
+                f"labels has an array of shape {jnp.shape(leaf)} for {pilots} pilots; one entry per pilot is "
+                f"expected, shape ({pilots}, ...). For the same for all write args=..."
+            )
 
 
 def _check_times(ts: jax.Array) -> None:

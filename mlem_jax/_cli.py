@@ -15,7 +15,8 @@ from rich.table import Table
 
 from . import _cli_sample, plot
 from ._demo import compare, Comparison
-from .diffusion import FASHION_MNIST, load_images, load_ladder, train_ladder
+from .diffusion import Config, FASHION_MNIST, load_images, load_labels, load_ladder, read_config, train_ladder
+from .diffusion._ladder import level_sizes
 
 app = typer.Typer(
     add_completion=False,
@@ -128,18 +129,26 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Trains a ladder of levels on Fashion-MNIST (or any data in its IDX format).
+    """Trains a ladder of levels on Fashion-MNIST (or any data in its IDX format), with its labels if the
+    configuration has classes.
 
-    The finest level is trained first, then the smaller ones are matched to it. Run the same command again
-    after an interruption: it continues from the last checkpoint.
+    Says how large the levels are, then trains the finest one, then matches the smaller ones to it. Run the same
+    command again after an interruption: it continues from the last checkpoint.
     """
+    console = Console()
     try:
         earlier = None if start is None else load_ladder(start)
+        description = read_config(config)
         images, held_out = load_images(data), load_images(data, train=False)
-        ladder = train_ladder(config, out, images, held_out, start=earlier)
+        labels = held_out_labels = None
+        if description.classes is not None:
+            labels, held_out_labels = load_labels(data), load_labels(data, train=False)
+        console.print(_sizes_table(description))
+        ladder = train_ladder(
+            config, out, images, held_out, labels=labels, held_out_labels=held_out_labels, start=earlier
+        )
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    console = Console()
     table = Table("level", "parameters", "MFLOP per image", "held-out loss", "distance to finest")
     card = ladder.card
     for k, parameters in enumerate(card["parameters"]):
@@ -152,6 +161,15 @@ def train(
         )
     console.print(table)
     console.print(f"Load it with mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r}).")
+
+
+def _sizes_table(config: Config) -> Table:
+    table = Table("level", "network", "parameters", "MFLOP per image", "relative cost")
+    sizes = level_sizes(config)
+    for k, (kind, parameters, flops) in enumerate(sizes):
+        relative = f"{flops / sizes[-1][2]:.3g}"
+        table.add_row(str(k + 1), kind, f"{parameters:,}", f"{flops / 1e6:.2f}", relative)
+    return table
 
 
 app.command()(_cli_sample.sample)

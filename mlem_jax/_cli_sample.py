@@ -6,6 +6,7 @@ from typing import Annotated
 
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -21,6 +22,14 @@ Checkpoint = Annotated[
     typer.Option(help="Folder of a trained ladder, or the --out of train; the shipped ladder by default."),
 ]
 Sde = Annotated[bool, typer.Option("--sde", help="The reverse SDE instead of the probability flow.")]
+GuidanceScales = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--guidance",
+        help="Scale of classifier-free guidance, for a ladder with classes; once for all levels, or once for each, "
+        "cheapest first.",
+    ),
+]
 Budget = Annotated[
     float | None,
     typer.Option(
@@ -42,6 +51,14 @@ def sample(
         typer.Option("--error", min=0.0, help="Instead of a budget, the sampling error to be reached."),
     ] = None,
     sde: Sde = False,
+    label: Annotated[
+        int | None,
+        typer.Option(
+            "--label",
+            help="Label of all images, for a ladder with classes (their number: no label); by default all in turn.",
+        ),
+    ] = None,
+    guidance: GuidanceScales = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the coins.")] = 0,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images that a device holds at a time; bounds the memory.")
@@ -63,7 +80,9 @@ def sample(
         raise typer.BadParameter("Give --budget or --error, not both.")
     try:
         ladder = _load(checkpoint)
-        calibration = _calibration(ladder, calibration_file, sde)
+        scales = _scales(guidance)
+        labels = _labels(ladder, label, n)
+        calibration = _calibration(ladder, calibration_file, sde, scales)
         plan = _plan(calibration, budget, target)
         console.print(f"{plan}\n", highlight=False)
         found = draw_samples(
@@ -72,6 +91,8 @@ def sample(
             plan=plan,
             key=jr.key(seed),
             stochasticity=float(sde),
+            labels=labels,
+            guidance=scales,
             batch_size=batch_size,
             out=out,
         )
@@ -97,6 +118,7 @@ def calibrate(
         int | None,
         typer.Option(min=4, help="Steps of the finest grid of a plan; 128 by default, 256 for the SDE."),
     ] = None,
+    guidance: GuidanceScales = None,
     budget: Budget = None,
 ) -> None:
     """Measures a ladder's levels along real trajectories: sizes of the increments, costs, trial runs.
@@ -107,7 +129,8 @@ def calibrate(
     try:
         _check_file(out)
         ladder = _load(checkpoint)
-        calibration = calibrate_ladder(ladder, sde=sde, steps=steps, pilots=pilots)
+        scales = _scales(guidance)
+        calibration = calibrate_ladder(ladder, sde=sde, steps=steps, pilots=pilots, guidance=scales)
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     # Before anything else can go wrong.
@@ -118,7 +141,7 @@ def calibrate(
         console.print(f"A plan with budget {budget or _BUDGET:g}:\n{plan}\n", highlight=False)
     except ValueError as error:
         console.print(f"No plan: {error}\n", highlight=False)
-    kind = " --sde" if sde else ""
+    kind = (" --sde" if sde else "") + "".join(f" --guidance {scale}" for scale in guidance or ())
     given = "" if checkpoint is None else f" --checkpoint {checkpoint}"
     console.print(f"Written: {out}", highlight=False, soft_wrap=True)
     console.print(
@@ -136,9 +159,34 @@ def _load(checkpoint: Path | None) -> Ladder:
     return load_ladder(inside if inside.is_dir() else checkpoint)
 
 
-def _calibration(ladder: Ladder, file: Path | None, sde: bool) -> Calibration:
+def _scales(guidance: list[float] | None) -> float | list[float] | None:
+    if not guidance:
+        return None
+    return guidance[0] if len(guidance) == 1 else guidance
+
+
+def _labels(ladder: Ladder, label: int | None, n: int) -> np.ndarray | None:
+    classes = ladder.config.classes
+    if classes is None:
+        if label is not None:
+            raise ValueError(
+                "--label is for a ladder with classes, and this one was trained without. Leave it out."
+            )
+        return None
+    return np.arange(n, dtype=np.int32) % classes if label is None else np.full(n, label, np.int32)
+
+
+def _calibration(
+    ladder: Ladder, file: Path | None, sde: bool, guidance: float | list[float] | None
+) -> Calibration:
+    levels = ladder.term(sde=sde, guidance=guidance).levels
+    if guidance is not None and file is None:
+        raise ValueError(
+            "The calibration that the ladder was saved with is without guidance. Measure one with 'python -m mlem_jax "
+            "calibrate --out FILE' and the same --guidance, and add --calibration FILE."
+        )
     calibration = ladder.calibration(sde=sde) if file is None else Calibration.load(file)
-    calibration.require(ladder.term(sde=sde).levels, jnp.zeros(ladder.config.shape))
+    calibration.require(levels, jnp.zeros(ladder.config.shape))
     return calibration
 
 

@@ -1,7 +1,7 @@
 """What one evaluation of each level costs: by compiled FLOPs and by the clock."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ._sweep import Own
 from ._term import MultilevelTerm
 from ._types import Args, Y
 
@@ -58,16 +59,20 @@ def _flops(level: Any, t: Any, y0: Y, args: Args) -> float:
     return float(jitted.lower(t, y0, args).compile().compiled.cost_analysis().get("flops", 0.0))
 
 
-def clock(term: MultilevelTerm, t: Any, ys: Y, args: Args) -> np.ndarray:
+def clock(term: MultilevelTerm, t: Any, ys: Y, own: Own, args: Args) -> np.ndarray:
     """Median seconds of one evaluation of each level on a batch, without compilation."""
     medians = []
     for level in term.levels:
-        call = eqx.filter_jit(lambda t, ys, args, level=level: jax.vmap(lambda y: level(t, y, args))(ys))
-        jax.block_until_ready(call(t, ys, args))
+
+        def on_batch(t: Any, ys: Y, own: Own, args: Args, level: Callable = level) -> Y:
+            return jax.vmap(lambda y, own: level(t, y, own.args(args)))(ys, own)
+
+        call = eqx.filter_jit(on_batch)
+        jax.block_until_ready(call(t, ys, own, args))
         times = []
         for _ in range(_CLOCK_REPEATS):
             start = time.perf_counter()
-            jax.block_until_ready(call(t, ys, args))
+            jax.block_until_ready(call(t, ys, own, args))
             times.append(time.perf_counter() - start)
         medians.append(float(np.median(times)))
     return np.array(medians)

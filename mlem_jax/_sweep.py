@@ -1,7 +1,7 @@
 """Trajectories of pilots, and the sweep back along them that says what a kick does to the end state."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -19,6 +19,17 @@ from ._term import find_multilevel_term, MultilevelTerm
 from ._types import Args, Y
 
 MakeTerms = Callable[[PRNGKeyArray], PyTree]
+
+
+class Own(NamedTuple):
+    """What a pilot has of its own beside its start, or what many have: the key of its noise and its label."""
+
+    noise: Key[Array, "..."]
+    label: PyTree = None
+
+    def args(self, shared: Args) -> Args:
+        """What the pilot hands to the levels: its label if it has one, else what all hand to them."""
+        return shared if self.label is None else self.label
 
 
 class Same(eqx.Module):
@@ -84,21 +95,21 @@ def _ends(
     y0s: Y,
     last: PyTree,
     args: Args,
-    noise_keys: Key[Array, " pilots"],
+    own: Own,
 ) -> tuple[Y, PyTree]:
     """End states of a batch of trajectories and what the solver remembers of them, given what it remembered."""
 
-    def one(y0: Y, last: PyTree, key: PRNGKeyArray) -> tuple[Y, PyTree]:
-        terms = make_terms(key)
-        state = solver.init(terms, ts[0], ts[1], y0, args)
+    def one(y0: Y, last: PyTree, own: Own) -> tuple[Y, PyTree]:
+        terms, given = make_terms(own.noise), own.args(args)
+        state = solver.init(terms, ts[0], ts[1], y0, given)
         if last is not None:
             state = eqx.tree_at(lambda s: s.last, state, last)
         saveat = diffrax.SaveAt(t1=True, solver_state=True)
-        sol = _solve(solver, terms, ts, y0, args, saveat, solver_state=state)
+        sol = _solve(solver, terms, ts, y0, given, saveat, solver_state=state)
         now = None if last is None else sol.solver_state.last
         return jtu.tree_map(lambda leaf: leaf[-1], sol.ys), now
 
-    return jax.vmap(one)(y0s, last, noise_keys)
+    return jax.vmap(one)(y0s, last, own)
 
 
 def segmented_ends(
@@ -108,7 +119,7 @@ def segmented_ends(
     segment: int,
     ys: Y,
     args: Args,
-    noise: Array,
+    own: Own,
 ) -> Y:
     """End states of solves in segments of so many steps, with the solver of each: so one compiled solve serves
     all step counts. What a two-step method remembers goes from segment to segment."""
@@ -119,7 +130,7 @@ def segmented_ends(
         last = LastStep(drift, jnp.zeros(pilots, ts.dtype), jnp.full(pilots, -1, jnp.int32))
     for start in range(0, len(ts) - 1, segment):
         solver = solver_of(slice(start, start + segment))
-        ys, last = _ends(solver, make_terms, ts[start : start + segment + 1], ys, last, args, noise)
+        ys, last = _ends(solver, make_terms, ts[start : start + segment + 1], ys, last, args, own)
     return ys
 
 
@@ -154,7 +165,7 @@ def sweep(
     y0s: Y,
     args: Args,
     probes: int,
-    noise_keys: Key[Array, " pilots"],
+    own: Own,
     probe_keys: Key[Array, " pilots"],
 ) -> tuple[Float[Array, "steps levels pilots"], Float[Array, "steps levels pilots probes"]]:
     """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step along Euler on
@@ -162,20 +173,21 @@ def sweep(
     mean squares over the state's components."""
     components = sum(leaf[0].size for leaf in jtu.tree_leaves(y0s))
 
-    def one_path(y0: Y, noise_key: PRNGKeyArray, key: PRNGKeyArray) -> tuple[Array, Array]:
-        terms, cheap_terms = make_terms(noise_key), make_cheap(noise_key)
+    def one_path(y0: Y, own: Own, key: PRNGKeyArray) -> tuple[Array, Array]:
+        terms, cheap_terms = make_terms(own.noise), make_cheap(own.noise)
+        given = own.args(args)
         _, term = find_multilevel_term(terms)
         saveat = diffrax.SaveAt(t0=True, steps=True)
-        path = _solve(diffrax.Euler(), terms, ts, y0, args, saveat).ys
+        path = _solve(diffrax.Euler(), terms, ts, y0, given, saveat).ys
 
         def back(adjoints: Y, step: Array) -> tuple[Y, tuple[Array, Array]]:
             y = jtu.tree_map(lambda leaf: leaf[step], path)
-            increments = _increments(term.levels, ts[step], y, args)
+            increments = _increments(term.levels, ts[step], y, given)
             squares = jnp.stack([_dot(d, d) for d in increments]) / components
             kicks = jnp.stack([jax.vmap(lambda a, d=d: _dot(a, d))(adjoints) for d in increments])
 
             def advance(y: Y) -> Y:
-                return jtu.tree_map(jnp.add, y, _step(cheap_terms, ts[step], ts[step + 1], y, args))
+                return jtu.tree_map(jnp.add, y, _step(cheap_terms, ts[step], ts[step + 1], y, given))
 
             _, pull = jax.vjp(advance, y)
             (adjoints,) = jax.vmap(pull)(adjoints)
@@ -190,7 +202,7 @@ def sweep(
         _, out = jax.lax.scan(back, jtu.tree_unflatten(structure, directions), steps, reverse=True)
         return out
 
-    squares, kicks = jax.vmap(one_path)(y0s, noise_keys, probe_keys)
+    squares, kicks = jax.vmap(one_path)(y0s, own, probe_keys)
     return jnp.moveaxis(squares, 0, 2), jnp.moveaxis(kicks, 0, 2)
 
 

@@ -7,7 +7,7 @@ import diffrax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins
@@ -16,7 +16,7 @@ from ._plan import coins_name, Plan
 from ._planning import make_plan
 from ._predict import error_of_counts, is_deterministic, select, Selection, toss
 from ._probabilities import TabulatedProbabilities
-from ._sweep import MakeTerms, Planned, root_mean, segmented_ends, squares
+from ._sweep import MakeTerms, Own, Planned, root_mean, segmented_ends, squares
 from ._types import Args, Y
 
 BUDGETS = (2.0, 4.0, 10.0, 25.0)
@@ -59,7 +59,7 @@ def try_coins(
             apart = []
             for count in counts:
                 fired = count[:steps, kicks.pad :]
-                found = [_run(kept, plan, fired, segment, ys, args, noise, key) for ys, noise in batches]
+                found = [_run(kept, plan, fired, segment, ys, args, own, key) for ys, own in batches]
                 apart.append(squares(found, alone[total // steps]))
             predicted = error_of_counts(kicks, table, counts)
             rows.append((coins_name(policy), budget, predicted, *root_mean(np.mean(apart, axis=0))))
@@ -83,7 +83,7 @@ def _run(
     segment: int,
     ys: Y,
     args: Args,
-    noise: Key[Array, " pilots"],
+    own: Own,
     key: PRNGKeyArray,
 ) -> Y:
     """End states of ML-EM, in segments of so many steps: so one compiled solve serves all plans."""
@@ -93,7 +93,7 @@ def _run(
         coins = _Tossed(jnp.asarray(counts[part]))
         return MULTILEVEL[plan.order](probabilities, coins=coins, key=key)
 
-    return segmented_ends(solver, make_terms, plan.grid, segment, ys, args, noise)
+    return segmented_ends(solver, make_terms, plan.grid, segment, ys, args, own)
 
 
 def _kept_levels(calibration: Calibration) -> tuple[int, ...]:

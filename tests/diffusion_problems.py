@@ -51,7 +51,7 @@ def arrays(network):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(eqx.filter(network, eqx.is_array))])
 
 
-def stand_in(ladder, *, sde=False, **settings):
+def stand_in(ladder, *, sde=False, guidance=None, **settings):
     """A calibration of these levels that measured nothing: a real one compiles for half a minute, and has its
     own tests."""
     num_levels = len(ladder.networks)
@@ -72,7 +72,7 @@ def stand_in(ladder, *, sde=False, **settings):
         check_coins=("StratifiedCoins",),
         batch=3,
         device="cpu",
-        levels_id=tuple(level_id(level) for level in ladder.term(sde=sde).levels),
+        levels_id=tuple(level_id(level) for level in ladder.term(sde=sde, guidance=guidance).levels),
         state_id=state_id(np.zeros(ladder.config.shape)),
     )
 
@@ -81,6 +81,14 @@ def idx_bytes(images, *, magic=2051):
     """The content of an IDX file of `(n, h, w)` images of bytes."""
     header = b"".join(int(n).to_bytes(4, "big") for n in (magic, *images.shape))
     return header + images.astype(np.uint8).tobytes()
+
+
+def write_idx_labels(folder, labels, *, train=True):
+    """Writes MNIST's label file for one half of a data set into a folder; returns its path."""
+    path = folder / f"{'train' if train else 't10k'}-labels-idx1-ubyte.gz"
+    header = b"".join(int(n).to_bytes(4, "big") for n in (2049, len(labels)))
+    path.write_bytes(gzip.compress(header + np.asarray(labels, np.uint8).tobytes()))
+    return path
 
 
 def write_idx(folder, images, *, train=True, compress=True):

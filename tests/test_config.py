@@ -7,7 +7,7 @@ import pytest
 from problems import as_user
 
 import mlem_jax.diffusion
-from mlem_jax.diffusion import Config, Level, read_config, Training, VariancePreserving
+from mlem_jax.diffusion import Config, DiTLevel, Level, read_config, Training, VariancePreserving
 
 SHIPPED = Path(mlem_jax.diffusion.__file__).parent / "fashion_mnist" / "ladder.toml"
 LEVEL = "[[levels]]\nwidth = 4\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
@@ -31,6 +31,7 @@ def test_everything_that_can_be_written_is_read(tmp_path):
         name = "all"
         shape = [8, 12, 3]
         prediction = "x0"
+        classes = 7
         [process]
         s_min = 0.02
         s_max = 50.0
@@ -45,6 +46,8 @@ def test_everything_that_can_be_written_is_read(tmp_path):
         clip_norm = 2
         ema_decay = 0
         seed = 5
+        label_dropout = 0
+        precision = "bfloat16"
         [[levels]]
         width = 4
         folds = [4]
@@ -55,12 +58,23 @@ def test_everything_that_can_be_written_is_read(tmp_path):
         folds = [2, 2]
         multipliers = [1, 2]
         blocks = [1, 1]
+        attention = [false, true]
+        [[levels]]
+        kind = "dit"
+        width = 6
+        patch = 2
+        depth = 1
+        heads = 3
+        [[levels]]
+        kind = "unet"
+        width = 7
         """,
     )
     assert config == Config(
         name="all",
         shape=(8, 12, 3),
         prediction="x0",
+        classes=7,
         process=VariancePreserving(s_min=0.02, s_max=50.0),
         training=Training(
             steps=1,
@@ -73,14 +87,23 @@ def test_everything_that_can_be_written_is_read(tmp_path):
             clip_norm=2.0,
             ema_decay=0.0,
             seed=5,
+            label_dropout=0.0,
+            precision="bfloat16",
         ),
-        levels=(Level(4, (4,), (3,), (0,)), Level(6, (2, 2), (1, 2), (1, 1))),
+        levels=(
+            Level(4, (4,), (3,), (0,)),
+            Level(6, (2, 2), (1, 2), (1, 1), (False, True)),
+            DiTLevel(6, 2, 1, 3),
+            Level(7),
+        ),
     )
 
 
 def test_what_is_left_out_takes_its_default(tmp_path):
     config = read(tmp_path, HEAD + "[[levels]]\nwidth = 4\n")
     assert config == Config(name="tiny", shape=(4, 4, 1), levels=(Level(width=4),))
+    assert config.classes is None and config.levels[0].attention is None
+    assert (config.training.label_dropout, config.training.precision) == (0.1, "float32")
     assert config.prediction == "v" and config.process == VariancePreserving()
     assert config.training == Training() and config.training.match_log_normal is None
 
@@ -119,6 +142,19 @@ def test_a_part_of_a_table_keeps_the_other_defaults(tmp_path):
         (HEAD + "levels = [4, 8]\n", r"\[\[levels\]\] number 1 of .* is 4; a table of settings is expected"),
         ("training = 5\n" + SMALLEST, r"\[training\] of .* is 5; a table of settings is expected"),
         (
+            SMALLEST + 'kind = "cnn"\n',
+            r"number 1 of .* has kind = 'cnn', which is not known; write one of \('unet', 'dit'\)",
+        ),
+        (
+            HEAD + '[[levels]]\nkind = "dit"\nwidth = 4\nfolds = [4]\n',
+            r"\['folds'\], which is not known; known are \['width', 'patch', 'depth', 'heads'\]",
+        ),
+        (
+            "classes = 0\n" + SMALLEST,
+            r"ladder\.toml: classes = 0; an integer of at least 1 is expected, or none",
+        ),
+        ("classes = true\n" + SMALLEST, r"ladder\.toml: classes = True; an integer of at least 1"),
+        (
             'prediction = "score"\n' + SMALLEST,
             r"prediction = 'score' is not known; write one of \('eps', 'x0', 'v'\)",
         ),
@@ -140,6 +176,10 @@ def test_a_part_of_a_table_keeps_the_other_defaults(tmp_path):
         "levels in single brackets",
         "levels that are numbers",
         "a number for a table",
+        "kind",
+        "key of another kind",
+        "classes",
+        "classes that are no number",
         "prediction",
         "process",
     ],
@@ -166,6 +206,9 @@ def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, text, message):
         ("clip_norm = -1.0", r"clip_norm = -1\.0; a positive number"),
         ("ema_decay = 1.0", r"ema_decay = 1\.0; a number in \[0, 1\)"),
         ("ema_decay = -0.1", r"ema_decay = -0\.1; a number in \[0, 1\)"),
+        ("label_dropout = 1.5", r"label_dropout = 1\.5; a number in \[0, 1\]"),
+        ('label_dropout = "no"', r"label_dropout = 'no'; a number in \[0, 1\]"),
+        ('precision = "half"', r"precision = 'half' is not known; write one of \('float32', 'bfloat16'\)"),
         ("match_log_normal = 0.5", r"match_log_normal = 0\.5; the mean and the positive standard deviation"),
         ("match_log_normal = [0.5]", r"match_log_normal = \(0\.5,\); the mean and the positive"),
         ("match_log_normal = [0.5, 0.0]", r"match_log_normal = \(0\.5, 0\.0\).*for example \[0\.5, 1\.6\]"),
@@ -198,6 +241,12 @@ def test_a_level_that_makes_no_network_is_refused_by_number(tmp_path, change, me
         read(tmp_path, SMALLEST + LEVEL.replace(*change))
 
 
+def test_a_dit_that_makes_no_network_is_refused_by_number(tmp_path):
+    level = '[[levels]]\nkind = "dit"\nwidth = 4\npatch = 3\n'
+    with pytest.raises(ValueError, match=r"\[\[levels\]\] number 2: DiT .*4 x 4 with patch=3"):
+        read(tmp_path, SMALLEST + level)
+
+
 def test_a_shape_that_is_no_image_is_refused(tmp_path):
     with (
         as_user(),
@@ -226,3 +275,6 @@ def test_the_shipped_description_is_read():
     config = read_config(SHIPPED)
     assert config.name == "fashion_mnist" and config.shape == (28, 28, 1)
     assert len(config.levels) == 4
+    # It was written before there were labels, attention and other kinds.
+    assert config.classes is None and all(isinstance(level, Level) for level in config.levels)
+    assert all(level.attention is None for level in config.levels)

@@ -1,12 +1,12 @@
-"""Images from IDX files: what was written is what is read, and a file that is wrong is named."""
+"""Images and labels from IDX files: what was written is what is read, and a file that is wrong is named."""
 
 import gzip
 
 import numpy as np
 import pytest
-from diffusion_problems import idx_bytes, write_idx
+from diffusion_problems import idx_bytes, write_idx, write_idx_labels
 
-from mlem_jax.diffusion import FASHION_MNIST, load_images
+from mlem_jax.diffusion import FASHION_MNIST, load_images, load_labels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3, 4))
 PIXELS[0, 0, :2] = 0, 255
@@ -84,10 +84,32 @@ def test_a_file_that_is_not_idx_images_is_refused(tmp_path, content, message, co
         load_images(tmp_path)
 
 
+def test_labels_are_read_in_order_and_a_file_that_is_wrong_is_refused(tmp_path):
+    path = write_idx_labels(tmp_path, [3, 0, 255])
+    write_idx_labels(tmp_path, [7], train=False)
+    np.testing.assert_array_equal(load_labels(tmp_path), [3, 0, 255])
+    np.testing.assert_array_equal(load_labels(tmp_path, train=False), [7])
+    whole = gzip.decompress(path.read_bytes())
+    for content, message in (
+        (whole[:-1], "begins with 2049 and holds 10 bytes"),
+        (WHOLE, f"begins with 2051 and holds {len(WHOLE)} bytes"),
+        (b"", "begins with 0 and holds 0 bytes"),
+    ):
+        path.write_bytes(gzip.compress(content))
+        with pytest.raises(ValueError, match=f"not a complete IDX file of labels .*2049.*{message}"):
+            load_labels(tmp_path)
+    path.unlink()
+    with pytest.raises(
+        FileNotFoundError, match="No train-labels-idx1-ubyte.gz or train-labels.*dataset-fash"
+    ):
+        load_labels(tmp_path)
+
+
 def test_debians_data_set_is_read():
     if not FASHION_MNIST.is_dir():
         pytest.skip(f"{FASHION_MNIST} is not installed")
     images = load_images(train=False)
+    np.testing.assert_array_equal(np.bincount(load_labels(train=False)), [1_000] * 10)
     assert images.shape == (10_000, 28, 28, 1)
     # The published mean of Fashion-MNIST's pixels is 0.286 in units of white.
     assert abs((images.mean() + 1) / 2 - 0.286) < 0.005

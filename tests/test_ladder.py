@@ -20,7 +20,8 @@ from mlem_jax.diffusion import (
     train_ladder,
     VariancePreserving,
 )
-from mlem_jax.diffusion._train import held_out_losses, noised, train_networks
+from mlem_jax.diffusion._batches import held_out_losses, noised
+from mlem_jax.diffusion._train import train_networks
 
 HEAD = 'name = "tiny"\nshape = [4, 4, 1]\n'
 TRAINING = "[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n"

@@ -9,7 +9,8 @@ import pytest
 from diffusion_problems import arrays, tiny_config, tiny_images
 
 from mlem_jax.diffusion import load_ladder
-from mlem_jax.diffusion._train import batch_indices, train_networks
+from mlem_jax.diffusion._batches import batch_indices
+from mlem_jax.diffusion._train import train_networks
 from mlem_jax.diffusion._train_ladder import train_ladder
 
 TOML = """

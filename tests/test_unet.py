@@ -12,7 +12,8 @@ from problems import as_user
 
 from mlem_jax.diffusion import UNet
 from mlem_jax.diffusion._ladder import count_flops
-from mlem_jax.diffusion._unet import _depth_to_space, _space_to_depth, Conv, ResidualBlock
+from mlem_jax.diffusion._layers import Conv, depth_to_space, space_to_depth
+from mlem_jax.diffusion._unet import ResidualBlock
 
 SHAPE = (8, 12, 2)
 # Grids of 4 x 6 and 2 x 3, that is kernels that look over the edge on every side.
@@ -70,9 +71,9 @@ def test_unfolded_convolution_is_the_convolution_and_that_its_definition(grid):
 
 
 def test_folding_puts_each_square_of_pixels_into_the_channels_and_back():
-    folded = _space_to_depth(X, 2)
+    folded = space_to_depth(X, 2)
     np.testing.assert_array_equal(folded[:, 1, 2].reshape(5, 2, 2, 2), X[:, 2:4, 4:6])
-    np.testing.assert_array_equal(_depth_to_space(folded, 2), X)
+    np.testing.assert_array_equal(depth_to_space(folded, 2), X)
 
 
 def test_a_one_by_one_grid_is_a_dense_network():

@@ -1,8 +1,19 @@
 """Diffusion models as ladders of levels: processes, drifts, guidance, UNets, training."""
 
 from ._adapter import NoisePredictor as NoisePredictor, Preconditioned as Preconditioned
-from ._config import Config as Config, Level as Level, read_config as read_config, Training as Training
-from ._data import FASHION_MNIST as FASHION_MNIST, load_images as load_images
+from ._config import (
+    Config as Config,
+    DiTLevel as DiTLevel,
+    Level as Level,
+    read_config as read_config,
+    Training as Training,
+)
+from ._data import (
+    FASHION_MNIST as FASHION_MNIST,
+    load_images as load_images,
+    load_labels as load_labels,
+)
+from ._dit import DiT as DiT
 from ._drift import (
     NoisyTerms as NoisyTerms,
     ProbabilityFlow as ProbabilityFlow,
@@ -18,6 +29,8 @@ from ._ladder import (
     load_ladder as load_ladder,
     save_ladder as save_ladder,
 )
+from ._layers import AbstractNetwork as AbstractNetwork
+from ._precision import MixedPrecision as MixedPrecision
 from ._process import (
     AbstractProcess as AbstractProcess,
     EDM as EDM,

@@ -4,13 +4,18 @@ import dataclasses
 import math
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, Literal
 
 import jax.random as jr
+from jaxtyping import PRNGKeyArray
 
 from ._adapter import TrainedPrediction
+from ._dit import check_dit_sizes, DiT
+from ._layers import AbstractNetwork
 from ._process import VariancePreserving
 from ._unet import check_sizes, UNet
+
+Precision = Literal["float32", "bfloat16"]
 
 _LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0}
 
@@ -23,6 +28,10 @@ class Training:
     matched to it for `match_steps` steps (`match_steps = 0` trains every level on the data instead).
     While matching, `log s` is drawn as in training on data, or with `match_log_normal = [mean, deviation]`
     from that normal distribution: put it where the levels' differences move the final images.
+
+    With classes, a label is replaced by "no label" with probability `label_dropout`, so that the networks can be
+    guided (Ho & Salimans 2022). With `precision = "bfloat16"` networks compute in that type, while parameters,
+    averages and losses stay float32.
     """
 
     steps: int = 10_000
@@ -35,6 +44,8 @@ class Training:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
+    label_dropout: float = 0.1
+    precision: Precision = "float32"
 
     def __post_init__(self):
         for name, least in _LEAST.items():
@@ -55,52 +66,97 @@ class Training:
                 )
         if not isinstance(self.ema_decay, float | int) or not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay = {self.ema_decay!r}; a number in [0, 1) is expected.")
+        if not isinstance(self.label_dropout, float | int) or not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout = {self.label_dropout!r}; a number in [0, 1] is expected.")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision = {self.precision!r} is not known; write one of {get_args(Precision)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """The arguments of one [`mlem_jax.diffusion.UNet`][]."""
+    """The arguments of one [`mlem_jax.diffusion.UNet`][], `kind = "unet"` in a file, which is the default."""
 
     width: int
     folds: tuple[int, ...] = (2, 2)
     multipliers: tuple[int, ...] = (1, 2)
     blocks: tuple[int, ...] = (1, 2)
+    attention: tuple[bool, ...] | None = None
+
+    def check(self, shape: tuple[int, ...], classes: int | None) -> None:
+        """Raises `ValueError` unless there is such a network."""
+        sizes = (self.width, self.folds, self.multipliers, self.blocks, self.attention)
+        check_sizes(shape, *sizes, classes)
+
+    def network(self, shape: tuple[int, int, int], classes: int | None, *, key: PRNGKeyArray) -> UNet:
+        """The untrained network."""
+        return UNet(
+            shape,
+            self.width,
+            folds=self.folds,
+            multipliers=self.multipliers,
+            blocks=self.blocks,
+            attention=self.attention,
+            classes=classes,
+            key=key,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTLevel:
+    """The arguments of one [`mlem_jax.diffusion.DiT`][], `kind = "dit"` in a file."""
+
+    width: int
+    patch: int = 4
+    depth: int = 4
+    heads: int = 4
+
+    def check(self, shape: tuple[int, ...], classes: int | None) -> None:
+        """Raises `ValueError` unless there is such a network."""
+        check_dit_sizes(shape, self.width, self.patch, self.depth, self.heads, classes)
+
+    def network(self, shape: tuple[int, int, int], classes: int | None, *, key: PRNGKeyArray) -> DiT:
+        """The untrained network."""
+        sizes = {"patch": self.patch, "depth": self.depth, "heads": self.heads}
+        return DiT(shape, self.width, **sizes, classes=classes, key=key)
+
+
+_KINDS = {"unet": Level, "dit": DiTLevel}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A ladder of levels, cheapest first, as [`mlem_jax.diffusion.read_config`][] reads it from a TOML
-    file."""
+    file. With `classes` all its networks take a label."""
 
     name: str
     shape: tuple[int, int, int]
-    levels: tuple[Level, ...]
+    levels: tuple[Level | DiTLevel, ...]
     prediction: TrainedPrediction = "v"
     process: VariancePreserving = VariancePreserving()
     training: Training = Training()
+    classes: int | None = None
 
     def __post_init__(self):
+        if self.classes is not None and (type(self.classes) is not int or self.classes < 1):
+            raise ValueError(
+                f"classes = {self.classes!r}; an integer of at least 1 is expected, or none at all."
+            )
         if self.prediction not in get_args(TrainedPrediction):
             raise ValueError(
                 f"prediction = {self.prediction!r} is not known; write one of {get_args(TrainedPrediction)}."
             )
         for k, level in enumerate(self.levels):
             try:
-                check_sizes(self.shape, level.width, level.folds, level.multipliers, level.blocks)
+                level.check(self.shape, self.classes)
             except ValueError as error:
                 raise ValueError(f"[[levels]] number {k + 1}: {error}") from None
 
-    def networks(self) -> tuple[UNet, ...]:
+    def networks(self) -> tuple[AbstractNetwork, ...]:
         """The untrained levels, cheapest first; the same for the same seed."""
         return tuple(
-            UNet(
-                self.shape,
-                level.width,
-                folds=level.folds,
-                multipliers=level.multipliers,
-                blocks=level.blocks,
-                key=jr.fold_in(jr.key(self.training.seed), i),
-            )
+            level.network(self.shape, self.classes, key=jr.fold_in(jr.key(self.training.seed), i))
             for i, level in enumerate(self.levels)
         )
 
@@ -123,6 +179,14 @@ def _build(kind: type, table: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from None
 
 
+def _build_level(table: Any, where: str) -> Level | DiTLevel:
+    kind = table.get("kind", "unet") if isinstance(table, dict) else "unet"
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"{where} has kind = {kind!r}, which is not known; write one of {tuple(_KINDS)}.")
+    settings = {k: v for k, v in table.items() if k != "kind"} if isinstance(table, dict) else table
+    return _build(_KINDS[kind], settings, where)
+
+
 def read_config(path: str | Path) -> Config:
     """Reads and checks a ladder's TOML file.
 
@@ -138,7 +202,7 @@ def read_config(path: str | Path) -> Config:
     if not isinstance(tables, list) or not tables:
         raise ValueError(f"{path} has no [[levels]] tables; write one per level, cheapest first.")
     levels = tuple(
-        _build(Level, level, f"[[levels]] number {i + 1} of {path}") for i, level in enumerate(tables)
+        _build_level(level, f"[[levels]] number {i + 1} of {path}") for i, level in enumerate(tables)
     )
     table["levels"] = levels
     table["process"] = _build(VariancePreserving, table.get("process", {}), f"[process] of {path}")

@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _HINT = (
@@ -26,17 +26,7 @@ def load_images(folder: str | Path = FASHION_MNIST, *, train: bool = True) -> Fl
     Raises `FileNotFoundError` saying how to get the data, and `ValueError` for a file that is not
     IDX images or is cut short.
     """
-    name = f"{'train' if train else 't10k'}-images-idx3-ubyte"
-    for path, opener in ((Path(folder) / f"{name}.gz", gzip.open), (Path(folder) / name, open)):
-        if path.is_file():
-            try:
-                with opener(path, "rb") as file:
-                    content = file.read()
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(f"{path} is not a complete gzip file ({error}). {_HINT}") from error
-            break
-    else:
-        raise FileNotFoundError(f"No {name}.gz or {name} in {folder}. {_HINT}")
+    path, content = _read(folder, f"{'train' if train else 't10k'}-images-idx3-ubyte")
     magic, count, height, width = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(4))
     if magic != 2051 or len(content) != 16 + count * height * width:
         raise ValueError(
@@ -45,3 +35,35 @@ def load_images(folder: str | Path = FASHION_MNIST, *, train: bool = True) -> Fl
         )
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(count, height, width, 1)
     return pixels / np.float32(127.5) - np.float32(1)
+
+
+def load_labels(folder: str | Path = FASHION_MNIST, *, train: bool = True) -> Int[np.ndarray, " n"]:
+    """The labels of [`mlem_jax.diffusion.load_images`][]'s images, in the same order, from 0.
+
+    **Arguments:**
+
+    - `folder`: holds `train-labels-idx1-ubyte` and `t10k-labels-idx1-ubyte`, plain or `.gz`.
+    - `train`: the labels of the training images, or else of the held-out ones.
+
+    Raises like `load_images`.
+    """
+    path, content = _read(folder, f"{'train' if train else 't10k'}-labels-idx1-ubyte")
+    magic, count = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(2))
+    if magic != 2049 or len(content) != 8 + count:
+        raise ValueError(
+            f"{path} is not a complete IDX file of labels (magic number 2049, then their count): it begins with "
+            f"{magic} and holds {len(content)} bytes. {_HINT}"
+        )
+    return np.frombuffer(content, np.uint8, offset=8).astype(np.int32)
+
+
+def _read(folder: str | Path, name: str) -> tuple[Path, bytes]:
+    """The path and content of a file that may be compressed."""
+    for path, opener in ((Path(folder) / f"{name}.gz", gzip.open), (Path(folder) / name, open)):
+        if path.is_file():
+            try:
+                with opener(path, "rb") as file:
+                    return path, file.read()
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise ValueError(f"{path} is not a complete gzip file ({error}). {_HINT}") from error
+    raise FileNotFoundError(f"No {name}.gz or {name} in {folder}. {_HINT}")

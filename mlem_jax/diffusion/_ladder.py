@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,13 @@ from .._term import MultilevelTerm
 from ._adapter import NoisePredictor
 from ._config import Config, read_config
 from ._drift import NoisyTerms, ProbabilityFlow, ReverseDrift
-from ._unet import UNet
+from ._guidance import Guided
+from ._layers import AbstractNetwork
 
 _SHIPPED = Path(__file__).parent / "fashion_mnist"
 _CONFIG, _CARD = "ladder.toml", "card.json"
+# One scale for all levels, or one for each.
+Guidance = float | int | Sequence[float | int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,28 +39,52 @@ class Ladder:
     - `networks`: the levels' networks.
     - `config`: the description they were built from.
     - `card`: what was measured after training (losses, FLOPs and parameters of each level).
-    - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`).
+    - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`), without guidance.
+
+    Networks of a ladder with classes take a label, which comes from the `args` of the solve. `guidance`, a scale or
+    one for each level, makes each a [`mlem_jax.diffusion.Guided`][] one.
     """
 
-    networks: tuple[UNet, ...]
+    networks: tuple[AbstractNetwork, ...]
     config: Config
     card: dict[str, Any]
     calibrations: dict[str, Calibration]
 
-    def term(self, *, sde: bool = False) -> MultilevelTerm:
+    def term(self, *, sde: bool = False, guidance: Guidance | None = None) -> MultilevelTerm:
         """The multilevel drift of sampling: the probability flow, or with `sde=True` the reverse SDE's
-        (add [`mlem_jax.diffusion.reverse_diffusion`][] for the noise). Costs are FLOPs per image."""
-        drift = ReverseDrift if sde else ProbabilityFlow
-        return MultilevelTerm(*map(drift, self.predictors()), costs=self.flops())
+        (add [`mlem_jax.diffusion.reverse_diffusion`][] for the noise). Costs are FLOPs per image.
 
-    def predictors(self) -> tuple[NoisePredictor, ...]:
-        """The networks as predictions of the noise."""
+        Raises `ValueError` for guidance without classes or with another number of scales than levels."""
+        drift = ReverseDrift if sde else ProbabilityFlow
+        levels = map(drift, self.predictors(guidance=guidance))
+        costs = [count_flops(network, guided=guidance is not None) for network in self.networks]
+        return MultilevelTerm(*levels, costs=costs)
+
+    def predictors(self, *, guidance: Guidance | None = None) -> tuple[NoisePredictor, ...]:
+        """The networks as predictions of the noise. Raises as `term` does."""
+        process, prediction = self.config.process, self.config.prediction
+        if guidance is None:
+            return tuple(NoisePredictor(network, process, prediction) for network in self.networks)
+        classes = self.config.classes
+        if classes is None:
+            raise ValueError(
+                f"guidance={guidance} needs networks that take a label, and this ladder was trained without "
+                "classes. Leave it out, or train a ladder with classes = ... in its file."
+            )
+        single = isinstance(guidance, float | int)
+        scales = [guidance] * len(self.networks) if single else list(guidance)
+        if len(scales) != len(self.networks):
+            raise ValueError(
+                f"guidance={guidance} for {len(self.networks)} levels; one scale for all, or one for each, cheapest "
+                "level first, is expected."
+            )
         return tuple(
-            NoisePredictor(network, self.config.process, self.config.prediction) for network in self.networks
+            NoisePredictor(Guided(network, float(scale), classes), process, prediction)
+            for network, scale in zip(self.networks, scales, strict=True)
         )
 
     def calibration(self, *, sde: bool = False) -> Calibration:
-        """The measured increments, for choosing probabilities."""
+        """The measured increments, for choosing probabilities; without guidance."""
         return self.calibrations["sde" if sde else "ode"]
 
     def flops(self) -> tuple[float, ...]:
@@ -70,38 +99,58 @@ def calibrate_ladder(
     order: Order = 1,
     steps: int | None = None,
     pilots: int = 32,
+    guidance: Guidance | None = None,
     progress: bool = True,
 ) -> Calibration:
     """Calibrates the probability flow, or the reverse SDE, on `pilots` images of fresh noise and Karras'
-    grid of `steps` steps (by default 128, for the SDE 256)."""
-    process, shape = ladder.config.process, ladder.config.shape
+    grid of `steps` steps (by default 128, for the SDE 256).
+
+    With classes each pilot has a label of its own, drawn uniformly; `guidance` as for `Ladder.term`."""
+    process, shape, classes = ladder.config.process, ladder.config.shape, ladder.config.classes
     ts = process.grid(steps or (256 if sde else 128))
-    keys = jr.split(jr.key(ladder.config.training.seed + 2))
+    key = jr.key(ladder.config.training.seed + 2)
+    keys = jr.split(key)
     y0s = process.s_max * jr.normal(keys[0], (pilots, *shape))
-    term = ladder.term(sde=sde)
-    return calibrate(
-        NoisyTerms(term, ts, shape) if sde else term, ts, y0s, key=keys[1], order=order, progress=progress
-    )
+    # The next key after these two.
+    labels = None if classes is None else jr.randint(jr.fold_in(key, 2), (pilots,), 0, classes)
+    term = ladder.term(sde=sde, guidance=guidance)
+    terms = NoisyTerms(term, ts, shape) if sde else term
+    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], order=order, progress=progress)
 
 
-def count_flops(network: UNet) -> float:
-    """FLOPs of one evaluation on one image, as XLA counts them before it optimises."""
+def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:
+    """FLOPs of one evaluation on one image, as XLA counts them before it optimises; with `guided`, of both its
+    branches. Of the network only the shapes matter, and they are enough."""
     struct = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
     level = jax.ShapeDtypeStruct((), jnp.float32)
-    params, static = eqx.partition(network, eqx.is_array)
+    label = None if network.classes is None else jax.ShapeDtypeStruct((), jnp.int32)
+    params, static = eqx.partition(network, _has_shape)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
 
-    def call(params: Any, x: Any, noise_level: Any) -> Any:
-        return eqx.combine(params, static)(x, noise_level)
+    def call(params: Any, x: Any, noise_level: Any, label: Any) -> Any:
+        evaluated = eqx.combine(params, static)
+        if guided:
+            evaluated = Guided(evaluated, 2.0, network.classes)
+        return evaluated(x, noise_level, label)
 
-    analysis = jax.jit(call).lower(shapes, struct, level).cost_analysis()
+    analysis = jax.jit(call).lower(shapes, struct, level, label).cost_analysis()
     assert analysis is not None
     return float(analysis["flops"])
 
 
-def count_parameters(network: UNet) -> int:
-    """Number of trained parameters."""
-    return sum(x.size for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
+def count_parameters(network: AbstractNetwork) -> int:
+    """Number of trained parameters, of a network or of its shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(eqx.filter(network, _has_shape)))
+
+
+def level_sizes(config: Config) -> list[tuple[str, int, float]]:
+    """Kind, parameters and FLOPs per image of each level, from the shapes alone: nothing is drawn."""
+    networks = eqx.filter_eval_shape(config.networks)
+    return [(type(n).__name__, count_parameters(n), count_flops(n)) for n in networks]
+
+
+def _has_shape(x: Any) -> bool:
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
 def save_ladder(directory: str | Path, ladder: Ladder, config_text: str) -> None:
@@ -161,7 +210,7 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
     return Ladder(tuple(networks), config, card, calibrations)
 
 
-def as_stored(network: UNet) -> UNet:
+def as_stored(network: AbstractNetwork) -> AbstractNetwork:
     """The network with its parameters rounded as `save_ladder` rounds them."""
     return _cast(_cast(network, np.float16), np.float32)
 
@@ -171,5 +220,5 @@ def _half(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, jnp.float16) if is_shape else x
 
 
-def _cast(network: UNet, dtype: Any) -> UNet:
+def _cast(network: AbstractNetwork, dtype: Any) -> AbstractNetwork:
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, network)

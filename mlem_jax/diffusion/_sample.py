@@ -18,7 +18,8 @@ from .._predict import is_deterministic
 from .._term import find_multilevel_term
 from .._types import Numbers
 from ._adapter import NoisePredictor
-from ._ladder import Ladder
+from ._ladder import Guidance, Ladder
+from ._layers import check_label_range
 from ._sample_files import digest, RunFolder
 from ._sampler import draw_batches, make_mesh, missing, put_everywhere, Sampler, split
 
@@ -47,6 +48,7 @@ def sample(
     stochasticity: float | int = 0.0,
     args: PyTree = None,
     labels: PyTree = None,
+    guidance: Guidance | None = None,
     save_at: Numbers | None = None,
     batch_size: int = 64,
     coin_group: int = 64,
@@ -90,6 +92,8 @@ def sample(
         [`mlem_jax.diffusion.StochasticDrift`][].
     - `args`: what every sample hands to the levels as their `args`; or
     - `labels`: arrays with a leading axis of `n`: what each sample hands to them instead.
+    - `guidance`: of a ladder with classes, one scale or one for each level, see
+        [`mlem_jax.diffusion.Guided`][]; the plan's calibration is to be made with the same. Only with a ladder.
     - `save_at`: decreasing values of `s` between `plan.ts[0]` and `plan.ts[-1]` at which to keep the trajectories,
         linear between steps.
     - `batch_size`: samples that one device holds at a time; bounds its memory. With random coins, at most
@@ -105,9 +109,12 @@ def sample(
     naming level, step and time for a network's output that is not finite; `OSError` for a full disk, with the
     finished batches kept.
     """
-    predictors, shape = _levels_and_shape(levels, shape)
+    predictors, shape = _levels_and_shape(levels, shape, guidance)
     labels = None if labels is None else jax.tree.map(jnp.asarray, labels)
     _check(n, batch_size, coin_group, key, args, labels)
+    if isinstance(levels, Ladder) and levels.config.classes is not None:
+        for leaf in jax.tree.leaves((args, labels)):
+            check_label_range("The ladder", np.asarray(leaf), levels.config.classes)
     random_coins = len(plan.levels) > 1 and not is_deterministic(plan.coins)
     sampler = _sampler(
         predictors, plan, key, shape, stochasticity, args, save_at, coin_group if random_coins else None
@@ -160,18 +167,23 @@ def sample(
 
 
 def _levels_and_shape(
-    levels: Ladder | Sequence[NoisePredictor], shape: tuple[int, ...] | None
+    levels: Ladder | Sequence[NoisePredictor], shape: tuple[int, ...] | None, guidance: Guidance | None
 ) -> tuple[tuple[NoisePredictor, ...], tuple[int, ...]]:
     if isinstance(levels, Ladder):
         if shape is not None:
             raise ValueError(
                 f"A ladder knows the shape of its images, {levels.config.shape}; leave out shape."
             )
-        return levels.predictors(), levels.config.shape
+        return levels.predictors(guidance=guidance), levels.config.shape
     if not isinstance(levels, Sequence) or not all(isinstance(x, NoisePredictor) for x in levels):
         raise ValueError(
             "sample needs a Ladder, such as load_ladder(), or a list of NoisePredictors, cheapest first, and was "
             f"given {type(levels).__name__}. Write NoisePredictor(network, process, prediction)."
+        )
+    if guidance is not None:
+        raise ValueError(
+            f"guidance={guidance} is for a ladder. Write NoisePredictor(Guided(network, scale, null), ...) for each "
+            "level instead."
         )
     if shape is None:
         raise ValueError("sample needs the shape of one sample; write for example shape=(32, 32, 3).")

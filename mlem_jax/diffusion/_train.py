@@ -16,7 +16,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,13 +26,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ._adapter import training_target
+from ._batches import batch_indices, check_labels, drop_labels, noised
 from ._config import Config, Training
-from ._unet import UNet
+from ._layers import AbstractNetwork
+from ._precision import MixedPrecision
 
 HISTORY_EVERY = 50
 _SAVE_EVERY = 500
-_SETTINGS = ("batch_size", "warmup_steps", "clip_norm", "ema_decay", "seed")
+_SETTINGS = ("batch_size", "warmup_steps", "clip_norm", "ema_decay", "seed", "precision")
 
 
 class _State(eqx.Module):
@@ -53,55 +54,38 @@ def _optimiser(training: Training, steps: int, peak: float) -> optax.GradientTra
     return optax.chain(optax.clip_by_global_norm(training.clip_norm), optax.adam(schedule))
 
 
-def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which images step number `step` sees: epochs are permutations, the same for all levels."""
-    per_epoch = count // batch_size
-    order = np.random.default_rng((seed, step // per_epoch)).permutation(count)
-    position = (step % per_epoch) * batch_size
-    return order[position : position + batch_size]
-
-
-def noised(
-    config: Config,
-    images: Float[Array, "n h w c"],
-    key: PRNGKeyArray,
-    *,
-    log_normal: tuple[float, float] | None = None,
-) -> tuple[Float[Array, "n h w c"], Float[Array, " n"], Float[Array, "n h w c"]]:
-    """A noised batch, its noise levels `log s`, and what a network should return for it."""
-    key_s, key_eps = jr.split(key)
-    s = config.process.draw_s(key_s, (images.shape[0],), log_normal=log_normal)
-    alpha = config.process.alpha(s)[:, None, None, None]
-    sigma = config.process.sigma(s)[:, None, None, None]
-    eps = jr.normal(key_eps, images.shape)
-    x = alpha * images + sigma * eps
-    return x, jnp.log(s), training_target(config.prediction, images, eps, alpha, sigma)
-
-
 def _make_step(
     config: Config, static: tuple[PyTree, ...], optimiser: optax.GradientTransformation
 ) -> Callable:
     training = config.training
 
-    def loss_fn(params, static_, x, noise_level, target):
-        out = eqx.combine(params, static_)(x, noise_level)
+    def evaluate(network, x, noise_level, labels):
+        if training.precision != "float32":
+            network = MixedPrecision(network, training.precision)
+        return network(x, noise_level, labels)
+
+    def loss_fn(params, static_, x, noise_level, labels, target):
+        out = evaluate(eqx.combine(params, static_), x, noise_level, labels)
         return jnp.mean((out - target) ** 2)
 
     @eqx.filter_jit(donate="all-except-first")
     def step_fn(inputs, state: _State) -> _State:
-        images, teacher = inputs
+        images, labels, teacher = inputs
         key = jr.fold_in(jr.key(training.seed + 1), state.step)
         log_normal = None if teacher is None else training.match_log_normal
         x, noise_level, target = noised(config, images, key, log_normal=log_normal)
+        if config.classes is not None:
+            # The next key after the two that `noised` splits off.
+            labels = drop_labels(labels, config.classes, training.label_dropout, jr.fold_in(key, 2))
         if teacher is not None:
-            target = teacher(x, noise_level)
+            target = evaluate(teacher, x, noise_level, labels)
         params, average, opt_state, losses = [], [], [], []
         # Early averages forget the initial parameters quickly.
         t = state.step.astype(jnp.result_type(float))
         decay = jnp.minimum(training.ema_decay, (1 + t) / (10 + t))
         networks = zip(state.params, static, state.average, state.optimiser, strict=True)
         for p, static_, avg, opt in networks:
-            loss, grads = jax.value_and_grad(loss_fn)(p, static_, x, noise_level, target)
+            loss, grads = jax.value_and_grad(loss_fn)(p, static_, x, noise_level, labels, target)
             # optax mixes dtypes and ranks inside, whatever the user has forbidden.
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
                 updates, opt = optimiser.update(grads, opt, p)
@@ -121,30 +105,32 @@ def _make_step(
 
 def train_networks(
     config: Config,
-    networks: tuple[UNet, ...],
+    networks: tuple[AbstractNetwork, ...],
     images: Float[np.ndarray, "n h w c"],
     directory: str | Path,
     *,
     steps: int,
     peak_learning_rate: float,
-    teacher: UNet | None = None,
+    labels: Int[np.ndarray, " n"] | None = None,
+    teacher: AbstractNetwork | None = None,
     label: str = "training",
     save_every: int = _SAVE_EVERY,
     progress: bool = True,
-) -> tuple[tuple[UNet, ...], Float[np.ndarray, "windows networks"]]:
-    """Trains several networks side by side on the same batches and the same noise.
+) -> tuple[tuple[AbstractNetwork, ...], Float[np.ndarray, "windows networks"]]:
+    """Trains several networks side by side on the same batches, the same noise and the same dropped labels.
 
     **Arguments:**
 
     - `directory`: where checkpoints go, each of a finite state. A run that finds one there continues it.
-    - `teacher`: if given, the networks learn its output instead of the data's target.
+    - `labels`: of the images, for a configuration with classes.
+    - `teacher`: if given, the networks learn its output, for the same labels, instead of the data's target.
 
     **Returns:** the networks with averaged (EMA) parameters, and the mean loss of every
     `HISTORY_EVERY` steps. Equal to those of an uninterrupted run wherever the run was stopped.
 
     Raises `ValueError` if there are fewer images than one batch, if the images have another shape
-    than the networks, or if the directory holds a damaged checkpoint or a run of other networks or
-    settings; `FloatingPointError` if a loss or a parameter is not finite.
+    than the networks, if the labels do not fit, or if the directory holds a damaged checkpoint or a run of
+    other networks or settings; `FloatingPointError` if a loss or a parameter is not finite.
     """
     training = config.training
     if not networks:
@@ -154,6 +140,7 @@ def train_networks(
             f"Training needs at least batch_size={training.batch_size} images of shape {config.shape} "
             f"and was given an array of shape {images.shape}."
         )
+    check_labels(config.classes, labels, len(images))
     optimiser = _optimiser(training, steps, peak_learning_rate)
     params, static = zip(*(eqx.partition(n, eqx.is_inexact_array) for n in networks), strict=True)
     windows = -(-steps // HISTORY_EVERY)
@@ -173,6 +160,7 @@ def train_networks(
         "parameters": [sum(x.size for x in jax.tree.leaves(p)) for p in params],
         "prediction": config.prediction,
         "teacher": teacher is not None,
+        "label_dropout": None if config.classes is None else training.label_dropout,
         "log_normal": None if teacher is None else _as_list(training.match_log_normal),
         **{name: getattr(training, name) for name in _SETTINGS},
     }
@@ -197,7 +185,8 @@ def train_networks(
         task = bar.add_task(label, total=steps, completed=start, loss="-", rate=0.0)
         for step in range(start, steps):
             chosen = batch_indices(training.seed, step, training.batch_size, len(images))
-            state = step_fn((jnp.asarray(images[chosen]), teacher), state)
+            chosen_labels = None if labels is None else jnp.asarray(labels[chosen], jnp.int32)
+            state = step_fn((jnp.asarray(images[chosen]), chosen_labels, teacher), state)
             save = (step + 1) % save_every == 0 or step + 1 == steps
             if save or (step + 1) % HISTORY_EVERY == 0:
                 losses = np.asarray(state.history[step // HISTORY_EVERY])
@@ -246,24 +235,3 @@ def _restore(manager: ocp.CheckpointManager, state: _State, run: dict[str, Any],
             f"Move that folder away to continue from {before}, or choose another --out. (orbax says: "
             f"{str(error)[:200]})"
         ) from error
-
-
-def held_out_losses(
-    config: Config, networks: tuple[UNet, ...], images: Float[np.ndarray, "n h w c"]
-) -> dict[str, list[float]]:
-    """For each network, its mean squared error against the data's target and against the finest
-    network's output, on noised held-out images (fixed noise, whole batches of at most 250)."""
-
-    @eqx.filter_jit
-    def errors(networks, images, key):
-        x, noise_level, target = noised(config, images, key)
-        outs = [network(x, noise_level) for network in networks]
-        data = jnp.stack([jnp.mean((out - target) ** 2) for out in outs])
-        finest = jnp.stack([jnp.mean((out - outs[-1]) ** 2) for out in outs])
-        return data, finest
-
-    size = min(250, len(images))
-    batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-    rows = [errors(networks, jnp.asarray(b), jr.fold_in(jr.key(1), i)) for i, b in enumerate(batches)]
-    data, finest = (np.mean(np.asarray(column), axis=0) for column in zip(*rows, strict=True))
-    return {"data": [float(x) for x in data], "to_finest": [float(x) for x in finest]}

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from ._batches import check_labels, held_out_losses
 from ._config import Config, read_config
 from ._ladder import (
     as_stored,
@@ -17,8 +18,8 @@ from ._ladder import (
     load_ladder,
     save_ladder,
 )
-from ._train import held_out_losses, HISTORY_EVERY, train_networks
-from ._unet import UNet
+from ._layers import AbstractNetwork
+from ._train import HISTORY_EVERY, train_networks
 
 # Calibrated once for many plans, so with more than the default: a few images in a hundred leave their path, and
 # they decide the RMS error.
@@ -31,6 +32,8 @@ def train_ladder(
     images: Float[np.ndarray, "n h w c"],
     held_out: Float[np.ndarray, "m h w c"],
     *,
+    labels: Int[np.ndarray, " n"] | None = None,
+    held_out_labels: Int[np.ndarray, " m"] | None = None,
     start: Ladder | None = None,
     progress: bool = True,
 ) -> Ladder:
@@ -39,16 +42,21 @@ def train_ladder(
     With `start`, an earlier ladder, its finest level is taken over as it is and only the smaller levels
     are matched; those that the earlier ladder has too go on from there.
 
+    A configuration with classes needs the labels of both sets of images. Its ladder is calibrated for labels drawn
+    uniformly and no guidance.
+
     Checkpoints go to `out/finest` and `out/smaller`; the same call after an interruption continues
     them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves.
 
     Raises `ValueError` if `out` was begun with another configuration, if the levels are not in the
-    order of their FLOPs, if the images do not fit them, or if the finest level of `start` is of other sizes;
+    order of their FLOPs, if the images or labels do not fit them, or if the finest level of `start` is of other sizes;
     `FloatingPointError` if a loss is not finite.
     """
     out = Path(out)
     config = read_config(config_path)
     text = Path(config_path).read_text()
+    check_labels(config.classes, labels, len(images))
+    check_labels(config.classes, held_out_labels, len(held_out), what="held-out images")
     networks = config.networks() if start is None else _start(config, start)
     flops = [count_flops(network) for network in networks]
     if flops != sorted(flops):
@@ -84,6 +92,7 @@ def train_ladder(
             out / "finest",
             steps=training.steps,
             peak_learning_rate=training.learning_rate,
+            labels=labels,
             label="finest level",
             progress=progress,
         )
@@ -98,6 +107,7 @@ def train_ladder(
         out / "smaller",
         steps=smaller_steps,
         peak_learning_rate=training.match_learning_rate if match else training.learning_rate,
+        labels=labels,
         teacher=finest if match else None,
         label="smaller levels",
         progress=progress,
@@ -113,7 +123,7 @@ def train_ladder(
         "name": config.name,
         "parameters": [count_parameters(n) for n in trained],
         "flops_per_image": flops,
-        "held_out_loss": held_out_losses(config, trained, held_out),
+        "held_out_loss": held_out_losses(config, trained, held_out, held_out_labels),
         "held_out_images": len(held_out),
         "training_images": len(images),
         "jax": jax.__version__,
@@ -128,15 +138,15 @@ def train_ladder(
     return load_ladder(out / "ladder")
 
 
-def _start(config: Config, start: Ladder) -> tuple[UNet, ...]:
+def _start(config: Config, start: Ladder) -> tuple[AbstractNetwork, ...]:
     """The networks to begin with: those of an earlier ladder where it has one of the same sizes."""
     there = dict(zip(start.config.levels, start.networks, strict=True))
-    agree = ("shape", "prediction", "process")
+    agree = ("shape", "prediction", "process", "classes")
     differ = [name for name in agree if getattr(config, name) != getattr(start.config, name)]
     if differ or start.config.levels[-1] != config.levels[-1]:
         raise ValueError(
-            "The ladder to start from must have the same finest level, shape, prediction and process as the "
-            f"configuration. Its finest level is {start.config.levels[-1]}, the configuration's "
+            "The ladder to start from must have the same finest level, shape, prediction, process and "
+            f"classes as the configuration. Its finest level is {start.config.levels[-1]}, the configuration's "
             f"{config.levels[-1]}" + (f"; {', '.join(differ)} differ too." if differ else ".")
         )
     if not config.training.match_steps:

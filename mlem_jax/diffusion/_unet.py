@@ -1,7 +1,7 @@
 """A UNet on channels-last images, fast on a CPU and scaled by one number.
 
 Convolutions run on NHWC arrays, normalisation is RMS over the channel axis, and the input is folded
-space-to-depth. Training and checkpoints are elsewhere.
+space-to-depth. Its layers are in `_layers.py`, training and checkpoints elsewhere.
 """
 
 import math
@@ -10,83 +10,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-_NUM_FREQUENCIES = 8
+from ._layers import (
+    AbstractNetwork,
+    Attention,
+    check_call,
+    check_integers,
+    Conv,
+    depth_to_space,
+    Embedding,
+    Linear,
+    rms_norm,
+    space_to_depth,
+)
 
-
-def _space_to_depth(x: Float[Array, "n h w c"], factor: int) -> Float[Array, "n h2 w2 c2"]:
-    n, h, w, c = x.shape
-    x = x.reshape(n, h // factor, factor, w // factor, factor, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, h // factor, w // factor, factor**2 * c)
-
-
-def _depth_to_space(x: Float[Array, "n h w c"], factor: int) -> Float[Array, "n h2 w2 c2"]:
-    n, h, w, c = x.shape
-    x = x.reshape(n, h, w, factor, factor, c // factor**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, h * factor, w * factor, c // factor**2)
-
-
-class Conv(eqx.Module):
-    """A `size` x `size` convolution, stride 1, zero padding, on `(n, h, w, channels)` arrays.
-
-    With `unfold=True` as one matrix product over the gathered neighbourhoods: on a CPU a third faster
-    where the image is small and the channels are few, slower elsewhere.
-    """
-
-    weight: Float[Array, "size size c_in c_out"]
-    bias: Float[Array, " c_out"]
-    unfold: bool = eqx.field(static=True)
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        size: int = 3,
-        *,
-        scale: float = 1.0,
-        unfold: bool = False,
-        key: PRNGKeyArray,
-    ):
-        fan_in = size * size * c_in
-        self.weight = scale / math.sqrt(fan_in) * jr.normal(key, (size, size, c_in, c_out))
-        self.bias = jnp.zeros(c_out)
-        self.unfold = unfold
-
-    def __call__(self, x: Float[Array, "n h w c_in"]) -> Float[Array, "n h w c_out"]:
-        size = self.weight.shape[0]
-        bias = self.bias[None, None, None, :]
-        if size == 1:
-            return x @ self.weight[0, 0] + bias
-        if self.unfold:
-            _, h, w, _ = x.shape
-            below = size // 2
-            padded = jnp.pad(x, ((0, 0), (below, below), (below, below), (0, 0)))
-            shifts = [padded[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
-            kernel = self.weight.reshape(-1, self.weight.shape[-1])
-            return jnp.concatenate(shifts, axis=-1) @ kernel + bias
-        out = jax.lax.conv_general_dilated(
-            x, self.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return out + bias
-
-
-class Linear(eqx.Module):
-    """A dense layer."""
-
-    weight: Float[Array, "c_in c_out"]
-    bias: Float[Array, " c_out"]
-
-    def __init__(self, c_in: int, c_out: int, *, scale: float = 1.0, key: PRNGKeyArray):
-        self.weight = scale / math.sqrt(c_in) * jr.normal(key, (c_in, c_out))
-        self.bias = jnp.zeros(c_out)
-
-    def __call__(self, x: Float[Array, "n c_in"]) -> Float[Array, "n c_out"]:
-        return x @ self.weight + self.bias[None, :]
-
-
-def _rms_norm(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+# Channels of a head of attention, where the channels are a multiple of it.
+_HEAD = 32
 
 
 class ResidualBlock(eqx.Module):
@@ -113,9 +53,24 @@ class ResidualBlock(eqx.Module):
 
     def __call__(self, x: Float[Array, "n h w c"], embedding: Float[Array, "m e"]) -> Float[Array, "n h w c"]:
         scale, shift = jnp.split(self.modulation(embedding)[:, None, None, :], 2, axis=-1)
-        hidden = self.conv1(jax.nn.silu(_rms_norm(x)))
-        hidden = _rms_norm(hidden) * (1 + scale) + shift
+        hidden = self.conv1(jax.nn.silu(rms_norm(x)))
+        hidden = rms_norm(hidden) * (1 + scale) + shift
         return x + self.conv2(jax.nn.silu(hidden))
+
+
+class AttentionBlock(eqx.Module):
+    """Norm and self-attention between all places of the image, added to the input."""
+
+    attention: Attention
+
+    def __init__(self, channels: int, *, key: PRNGKeyArray):
+        heads = channels // _HEAD if channels % _HEAD == 0 else 1
+        # Zero scale: at initialisation the block is the identity.
+        self.attention = Attention(channels, heads, scale=0.0, key=key)
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        n, h, w, c = x.shape
+        return x + self.attention(rms_norm(x).reshape(n, h * w, c)).reshape(x.shape)
 
 
 def check_sizes(
@@ -124,10 +79,13 @@ def check_sizes(
     folds: tuple[int, ...],
     multipliers: tuple[int, ...],
     blocks: tuple[int, ...],
+    attention: tuple[bool, ...] | None = None,
+    classes: int | None = None,
 ) -> None:
     """Raises `ValueError` unless a [`mlem_jax.diffusion.UNet`][] can be built with these arguments."""
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(f"UNet was given width={width!r}; a positive integer is expected.")
+    check_integers("UNet", width=width)
+    if classes is not None:
+        check_integers("UNet", classes=classes)
     entries = {"shape": shape, "folds": folds, "multipliers": multipliers, "blocks": blocks}
     for name, values in entries.items():
         least = 0 if name == "blocks" else 1
@@ -142,6 +100,13 @@ def check_sizes(
             "UNet needs one entry per resolution in folds, multipliers and blocks, and was given "
             f"folds={folds}, multipliers={multipliers}, blocks={blocks}."
         )
+    if attention is not None:
+        booleans = isinstance(attention, tuple) and all(isinstance(flag, bool) for flag in attention)
+        if not booleans or len(attention) != len(folds):
+            raise ValueError(
+                f"UNet was given attention={attention!r} for {len(folds)} resolutions; true or false for each is "
+                f"expected, for example {[False] * (len(folds) - 1) + [True]}."
+            )
     height, breadth, fold = *shape[:2], math.prod(folds)
     if height % fold or breadth % fold:
         raise ValueError(
@@ -150,8 +115,8 @@ def check_sizes(
         )
 
 
-class UNet(eqx.Module):
-    """A UNet `(x, noise_level) -> array of x's shape` on channels-last images.
+class UNet(AbstractNetwork):
+    """A UNet `(x, noise_level, label=None) -> array of x's shape` on channels-last images.
 
     **Arguments:**
 
@@ -163,26 +128,33 @@ class UNet(eqx.Module):
         resolution of 1 x 1 is a dense network, which is the cheapest level there is.
     - `multipliers`: channels at each resolution, in units of `width`.
     - `blocks`: residual blocks at each resolution on the way down and again on the way up.
+    - `attention`: for each resolution, whether its residual blocks are followed by one of self-attention
+        between all places (on the way down and again on the way up), which costs the square of their number;
+        by default none.
+    - `classes`: how many labels the network tells apart; by default it takes no label. Label number
+        `classes` stands for "no label": `Guided(network, scale, null=classes)`.
     - `key`: keyword-only random key for the initial parameters.
 
     Raises `ValueError` if the image cannot be folded that way, the lengths differ or a number is not a
     positive integer (`blocks` may be 0).
 
     The module takes one image `(h, w, c)` with a scalar `noise_level`, or a batch `(n, h, w, c)` with
-    a scalar or `(n,)` `noise_level`; it may also be `vmap`ed, at no cost. `noise_level` is the natural
-    logarithm of `sigma / alpha`.
+    a scalar or `(n,)` `noise_level`, and likewise an integer `label` if it has classes; it may also be
+    `vmap`ed, at no cost. `noise_level` is the natural logarithm of `sigma / alpha`.
     """
 
     stem: Conv
-    embed1: Linear
-    embed2: Linear
+    embedding: Embedding
     down: list[list[ResidualBlock]]
     shrink: list[Conv]
     grow: list[Conv]
     up: list[list[ResidualBlock]]
     head: Conv
+    # One for the way down and one for the way up at each resolution, or None.
+    attend: list[tuple[AttentionBlock, AttentionBlock] | None]
     shape: tuple[int, int, int] = eqx.field(static=True)
     folds: tuple[int, ...] = eqx.field(static=True)
+    classes: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -192,9 +164,11 @@ class UNet(eqx.Module):
         folds: tuple[int, ...] = (2, 2),
         multipliers: tuple[int, ...] = (1, 2),
         blocks: tuple[int, ...] = (1, 2),
+        attention: tuple[bool, ...] | None = None,
+        classes: int | None = None,
         key: PRNGKeyArray,
     ):
-        check_sizes(shape, width, folds, multipliers, blocks)
+        check_sizes(shape, width, folds, multipliers, blocks, attention, classes)
         height, breadth, channels = shape
         widths = [width * m for m in multipliers]
         embedding = 2 * width
@@ -202,7 +176,10 @@ class UNet(eqx.Module):
         # A 3 x 3 kernel on a 1 x 1 grid would multiply zeros.
         sizes = [1 if grid == 1 else 3 for grid in grids]
         unfold = [grid <= 8 and w <= 96 for grid, w in zip(grids, widths, strict=True)]
-        keys = iter(jr.split(key, 2 + 2 * sum(blocks) + 2 * len(folds) + 2))
+        count = 2 + 2 * sum(blocks) + 2 * len(folds) + 2
+        keys = iter(jr.split(key, count))
+        # Apart, so that the other parameters do not depend on whether there are labels or attention.
+        label_key, *attention_keys = jr.split(jr.fold_in(key, count), 1 + 2 * len(folds))
 
         def stack(i: int) -> list[ResidualBlock]:
             return [
@@ -210,9 +187,8 @@ class UNet(eqx.Module):
                 for _ in range(blocks[i])
             ]
 
-        self.shape, self.folds = shape, folds
-        self.embed1 = Linear(2 * _NUM_FREQUENCIES, embedding, key=next(keys))
-        self.embed2 = Linear(embedding, embedding, key=next(keys))
+        self.shape, self.folds, self.classes = shape, folds, classes
+        self.embedding = Embedding(embedding, classes, keys=(next(keys), next(keys), label_key))
         self.stem = Conv(channels * folds[0] ** 2, widths[0], sizes[0], unfold=unfold[0], key=next(keys))
         self.down = [stack(i) for i in range(len(folds))]
         self.up = [stack(i) for i in range(len(folds))]
@@ -224,39 +200,34 @@ class UNet(eqx.Module):
         self.head = Conv(
             widths[0], channels * folds[0] ** 2, sizes[0], scale=0.1, unfold=unfold[0], key=next(keys)
         )
+        self.attend = []
+        for i, attends in enumerate(attention or (False,) * len(folds)):
+            down, up = (AttentionBlock(widths[i], key=k) for k in attention_keys[2 * i : 2 * i + 2])
+            self.attend.append((down, up) if attends else None)
 
     def __call__(
-        self, x: Float[Array, "*n h w c"], noise_level: Float[Array, "*m"]
+        self, x: Float[Array, "*n h w c"], noise_level: Float[Array, "*m"], label: ArrayLike | None = None
     ) -> Float[Array, "*n h w c"]:
-        if x.shape[-3:] != self.shape:
-            raise ValueError(
-                f"This UNet was built for images of shape {self.shape} (height, width, channels) "
-                f"and was given an array of shape {x.shape}."
-            )
-        count = math.prod(x.shape[:-3])
-        if jnp.shape(noise_level) not in ((), (count,) if x.ndim > 3 else ()):
-            raise ValueError(
-                f"This UNet was given images of shape {x.shape} with noise levels of shape "
-                f"{jnp.shape(noise_level)}; one for all, shape (), or one per image of a batch is expected."
-            )
-        hidden = _space_to_depth(x.reshape(-1, *self.shape), self.folds[0])
-        frequencies = 2.0 ** jnp.linspace(-3.0, 2.0, _NUM_FREQUENCIES, dtype=x.dtype)
-        angles = jnp.reshape(noise_level, (-1, 1)).astype(x.dtype) * frequencies[None, :]
-        embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        embedding = jax.nn.silu(self.embed2(jax.nn.silu(self.embed1(embedding))))
+        check_call(self, x, noise_level, label)
+        hidden = space_to_depth(x.reshape(-1, *self.shape), self.folds[0])
+        embedding = self.embedding(noise_level, label, x.dtype)
 
         hidden = self.stem(hidden)
         skips = []
         for i, blocks in enumerate(self.down):
             for block in blocks:
                 hidden = block(hidden, embedding)
+            if pair := self.attend[i]:
+                hidden = pair[0](hidden)
             if i < len(self.shrink):
                 skips.append(hidden)
-                hidden = self.shrink[i](_space_to_depth(hidden, self.folds[i + 1]))
+                hidden = self.shrink[i](space_to_depth(hidden, self.folds[i + 1]))
         for i, blocks in reversed(list(enumerate(self.up))):
             if i < len(self.grow):
-                hidden = _depth_to_space(self.grow[i](hidden), self.folds[i + 1]) + skips.pop()
+                hidden = depth_to_space(self.grow[i](hidden), self.folds[i + 1]) + skips.pop()
             for block in blocks:
                 hidden = block(hidden, embedding)
-        out = self.head(jax.nn.silu(_rms_norm(hidden)))
-        return _depth_to_space(out, self.folds[0]).reshape(x.shape)
+            if pair := self.attend[i]:
+                hidden = pair[1](hidden)
+        out = self.head(jax.nn.silu(rms_norm(hidden)))
+        return depth_to_space(out, self.folds[0]).reshape(x.shape)
