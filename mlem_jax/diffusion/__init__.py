@@ -18,6 +18,7 @@ from ._ladder import (
     load_ladder as load_ladder,
     save_ladder as save_ladder,
 )
+from ._load_data import Data as Data, load_data as load_data
 from ._process import (
     AbstractProcess as AbstractProcess,
     EDM as EDM,
