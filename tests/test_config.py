@@ -120,7 +120,7 @@ def test_a_part_of_a_table_keeps_the_other_defaults(tmp_path):
         ("training = 5\n" + SMALLEST, r"\[training\] of .* is 5; a table of settings is expected"),
         (
             'prediction = "score"\n' + SMALLEST,
-            r"prediction = 'score' is not known; write one of \('eps', 'x0', 'v'\)",
+            r"prediction = 'score' is not known; write one of \('eps', 'x0', 'v', 'velocity'\)",
         ),
         (
             HEAD + "[process]\ns_min = 90.0\n" + LEVEL,

@@ -3,15 +3,24 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import jax.random as jr
+from jaxtyping import Array
 
-from ._adapter import TrainedPrediction
-from ._process import VariancePreserving
+from ._adapter import NoisePredictor, Preconditioned, TrainedPrediction
+from ._process import AbstractProcess, EDM, FlowMatching, VarianceExploding, VariancePreserving
 from ._unet import check_sizes, UNet
 
+# What `[process] kind` names, and what networks are trained to return where the file does not say.
+PROCESSES: dict[str, tuple[type[AbstractProcess], TrainedPrediction]] = {
+    "variance_preserving": (VariancePreserving, "v"),
+    "variance_exploding": (VarianceExploding, "x0"),
+    "edm": (EDM, "x0"),
+    "flow_matching": (FlowMatching, "velocity"),
+}
 _LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0}
 
 
@@ -70,13 +79,18 @@ class Level:
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A ladder of levels, cheapest first, as [`mlem_jax.diffusion.read_config`][] reads it from a TOML
-    file."""
+    file.
+
+    Where noise is added to images that are not scaled down (`VarianceExploding`, `EDM`) networks have the
+    preconditioning of Karras et al. 2022 around them, [`mlem_jax.diffusion.Preconditioned`][] with its default
+    `sigma_data`, and `prediction` is `"x0"`.
+    """
 
     name: str
     shape: tuple[int, int, int]
     levels: tuple[Level, ...]
     prediction: TrainedPrediction = "v"
-    process: VariancePreserving = VariancePreserving()
+    process: AbstractProcess = VariancePreserving()
     training: Training = Training()
 
     def __post_init__(self):
@@ -84,11 +98,27 @@ class Config:
             raise ValueError(
                 f"prediction = {self.prediction!r} is not known; write one of {get_args(TrainedPrediction)}."
             )
+        if self.preconditioned and self.prediction != "x0":
+            raise ValueError(
+                f"prediction = {self.prediction!r} with {type(self.process).__name__}, whose networks return the clean "
+                'image through a preconditioning; write prediction = "x0", or leave it out of the file.'
+            )
         for k, level in enumerate(self.levels):
             try:
                 check_sizes(self.shape, level.width, level.folds, level.multipliers, level.blocks)
             except ValueError as error:
                 raise ValueError(f"[[levels]] number {k + 1}: {error}") from None
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether networks have a preconditioning around them."""
+        return isinstance(self.process, VarianceExploding | EDM)
+
+    def predictor(self, network: Callable[..., Array]) -> NoisePredictor:
+        """A trained network as a prediction of the noise."""
+        if self.preconditioned:
+            return NoisePredictor(Preconditioned(network), self.process, "x0", conditioning="sigma")
+        return NoisePredictor(network, self.process, self.prediction)
 
     def networks(self) -> tuple[UNet, ...]:
         """The untrained levels, cheapest first; the same for the same seed."""
@@ -123,6 +153,15 @@ def _build(kind: type, table: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from None
 
 
+def _build_process(table: Any, where: str) -> tuple[AbstractProcess, TrainedPrediction]:
+    kind = table.get("kind", "variance_preserving") if isinstance(table, dict) else "variance_preserving"
+    if not isinstance(kind, str) or kind not in PROCESSES:
+        raise ValueError(f"{where} has kind = {kind!r}, which is not known; write one of {tuple(PROCESSES)}.")
+    process, natural = PROCESSES[kind]
+    settings = {k: v for k, v in table.items() if k != "kind"} if isinstance(table, dict) else table
+    return _build(process, settings, where), natural
+
+
 def read_config(path: str | Path) -> Config:
     """Reads and checks a ladder's TOML file.
 
@@ -141,6 +180,7 @@ def read_config(path: str | Path) -> Config:
         _build(Level, level, f"[[levels]] number {i + 1} of {path}") for i, level in enumerate(tables)
     )
     table["levels"] = levels
-    table["process"] = _build(VariancePreserving, table.get("process", {}), f"[process] of {path}")
+    table["process"], natural = _build_process(table.get("process", {}), f"[process] of {path}")
+    table.setdefault("prediction", natural)
     table["training"] = _build(Training, table.get("training", {}), f"[training] of {path}")
     return _build(Config, table, str(path))

@@ -50,9 +50,7 @@ class Ladder:
 
     def predictors(self) -> tuple[NoisePredictor, ...]:
         """The networks as predictions of the noise."""
-        return tuple(
-            NoisePredictor(network, self.config.process, self.config.prediction) for network in self.networks
-        )
+        return tuple(map(self.config.predictor, self.networks))
 
     def calibration(self, *, sde: bool = False) -> Calibration:
         """The measured increments, for choosing probabilities."""

@@ -87,8 +87,8 @@ def _array(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
                 found = found[found.files[0]]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} cannot be used: {str(error).rstrip('.')}. Write numpy.save(FILE, images) with an array (n, height, width, "
-            "channels) of bytes, or name a folder of pictures."
+            f"{path} cannot be used: {str(error).rstrip('.')}. Write numpy.save(FILE, images) with an array (n, "
+            "height, width, channels) of bytes, or name a folder of pictures."
         ) from error
     if found.ndim == 3:
         found = found[..., None]

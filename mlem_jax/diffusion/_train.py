@@ -26,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ._adapter import training_target
+from ._adapter import Preconditioned, training_target
 from ._config import Config, Training
 from ._unet import UNet
 
@@ -68,14 +68,17 @@ def noised(
     *,
     log_normal: tuple[float, float] | None = None,
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " n"], Float[Array, "n h w c"]]:
-    """A noised batch, its noise levels `log s`, and what a network should return for it."""
+    """What a network is given for a noised batch, images and conditioning, and what it should return."""
     key_s, key_eps = jr.split(key)
-    s = config.process.draw_s(key_s, (images.shape[0],), log_normal=log_normal)
-    alpha = config.process.alpha(s)[:, None, None, None]
-    sigma = config.process.sigma(s)[:, None, None, None]
+    process = config.process
+    s = process.draw_s(key_s, (images.shape[0],), log_normal=log_normal)
+    column = s[:, None, None, None]
     eps = jr.normal(key_eps, images.shape)
-    x = alpha * images + sigma * eps
-    return x, jnp.log(s), training_target(config.prediction, images, eps, alpha, sigma)
+    x = process.alpha(column) * images + process.sigma(column) * eps
+    if config.preconditioned:
+        # The network is not called: only its scales are needed.
+        return Preconditioned(jnp.zeros_like).training_pair(x, process.sigma(s), images)
+    return x, jnp.log(s), training_target(config.prediction, process, images, eps, column)
 
 
 def _make_step(
@@ -172,6 +175,7 @@ def train_networks(
         "peak_learning_rate": peak_learning_rate,
         "parameters": [sum(x.size for x in jax.tree.leaves(p)) for p in params],
         "prediction": config.prediction,
+        "process": repr(config.process),
         "teacher": teacher is not None,
         "log_normal": None if teacher is None else _as_list(training.match_log_normal),
         **{name: getattr(training, name) for name in _SETTINGS},
