@@ -21,7 +21,7 @@ PROCESSES: dict[str, tuple[type[AbstractProcess], TrainedPrediction]] = {
     "edm": (EDM, "x0"),
     "flow_matching": (FlowMatching, "velocity"),
 }
-_LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0}
+_LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0, "sheet_every": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Training:
     matched to it for `match_steps` steps (`match_steps = 0` trains every level on the data instead).
     While matching, `log s` is drawn as in training on data, or with `match_log_normal = [mean, deviation]`
     from that normal distribution: put it where the levels' differences move the final images.
+
+    Every `sheet_every` steps (0 for never) a picture is drawn with the networks as they are and their held-out
+    loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; the training does not depend on it.
     """
 
     steps: int = 10_000
@@ -44,6 +47,7 @@ class Training:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
+    sheet_every: int = 0
 
     def __post_init__(self):
         for name, least in _LEAST.items():

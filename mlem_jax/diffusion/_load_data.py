@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from ._data import load_images
 from ._image_folder import read_pictures
 
-Images = UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]
+Images = UInt8[np.ndarray, "_ h w c"] | Float[np.ndarray, "_ h w c"]
 
 _MOST_HELD_OUT = 10_000
 
@@ -69,7 +69,7 @@ def load_data(
     return Data(found.images[count:], found.images[:count], found.skipped)
 
 
-def as_floats(images: Images) -> Float[np.ndarray, "n h w c"]:
+def as_floats(images: Images) -> Float[np.ndarray, "_ h w c"]:
     """Bytes scaled to `[-1, 1]`; numbers as they are, in single precision."""
     if images.dtype == np.uint8:
         return images / np.float32(127.5) - np.float32(1)

@@ -16,6 +16,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from rich.progress import (
     BarColumn,
@@ -28,6 +29,8 @@ from rich.progress import (
 
 from ._adapter import Preconditioned, training_target
 from ._config import Config, Training
+from ._load_data import as_floats, Images
+from ._mesh import keep_everywhere, put_everywhere, spread, take_home, training_mesh
 from ._unet import UNet
 
 HISTORY_EVERY = 50
@@ -82,7 +85,7 @@ def noised(
 
 
 def _make_step(
-    config: Config, static: tuple[PyTree, ...], optimiser: optax.GradientTransformation
+    config: Config, static: tuple[PyTree, ...], optimiser: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
     training = config.training
 
@@ -117,7 +120,9 @@ def _make_step(
         mean = state.history[window]
         count = (seen + 1).astype(mean.dtype)
         history = state.history.at[window].set(mean + (jnp.stack(losses) - mean) / count)
-        return _State(tuple(params), tuple(average), tuple(opt_state), history, state.step + 1)
+        new = _State(tuple(params), tuple(average), tuple(opt_state), history, state.step + 1)
+        # Gradients are summed over the devices, each of which had a part of the batch.
+        return keep_everywhere(mesh, new)
 
     return step_fn
 
@@ -125,7 +130,7 @@ def _make_step(
 def train_networks(
     config: Config,
     networks: tuple[UNet, ...],
-    images: Float[np.ndarray, "n h w c"],
+    images: Images,
     directory: str | Path,
     *,
     steps: int,
@@ -134,13 +139,18 @@ def train_networks(
     label: str = "training",
     save_every: int = _SAVE_EVERY,
     progress: bool = True,
+    watch: Callable[[int, tuple[UNet, ...]], object] | None = None,
 ) -> tuple[tuple[UNet, ...], Float[np.ndarray, "windows networks"]]:
     """Trains several networks side by side on the same batches and the same noise.
 
     **Arguments:**
 
     - `directory`: where checkpoints go, each of a finite state. A run that finds one there continues it.
+    - `images`: bytes, or numbers in `[-1, 1]`, in memory or mapped from a file.
     - `teacher`: if given, the networks learn its output instead of the data's target.
+    - `watch`: called every `training.sheet_every` steps with the number of steps done and the averaged networks.
+
+    Each batch is spread over all devices, or as many as divide it evenly; they change the result by rounding only.
 
     **Returns:** the networks with averaged (EMA) parameters, and the mean loss of every
     `HISTORY_EVERY` steps. Equal to those of an uninterrupted run wherever the run was stopped.
@@ -168,7 +178,9 @@ def train_networks(
         history=jnp.zeros((windows, len(networks))),
         step=jnp.asarray(0),
     )
-    step_fn = _make_step(config, static, optimiser)
+    mesh = training_mesh(training.batch_size)
+    state, teacher = put_everywhere(mesh, (state, teacher))
+    step_fn = _make_step(config, static, optimiser, mesh)
     # What a run has to agree in with the one that it continues.
     run = {
         "steps": steps,
@@ -180,6 +192,11 @@ def train_networks(
         "log_normal": None if teacher is None else _as_list(training.match_log_normal),
         **{name: getattr(training, name) for name in _SETTINGS},
     }
+
+    def combined(state: _State) -> tuple[UNet, ...]:
+        pairs = zip(take_home(state.average), static, strict=True)
+        return tuple(eqx.combine(average, rest) for average, rest in pairs)
+
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -201,7 +218,8 @@ def train_networks(
         task = bar.add_task(label, total=steps, completed=start, loss="-", rate=0.0)
         for step in range(start, steps):
             chosen = batch_indices(training.seed, step, training.batch_size, len(images))
-            state = step_fn((jnp.asarray(images[chosen]), teacher), state)
+            batch = spread(mesh, as_floats(images[chosen]))
+            state = step_fn((batch, teacher), state)
             save = (step + 1) % save_every == 0 or step + 1 == steps
             if save or (step + 1) % HISTORY_EVERY == 0:
                 losses = np.asarray(state.history[step // HISTORY_EVERY])
@@ -216,8 +234,9 @@ def train_networks(
                 bar.update(task, completed=step + 1, loss=shown, rate=bar.tasks[task].speed or 0.0)
             if save:
                 manager.save(step + 1, args=ocp.args.StandardSave(state), custom_metadata=run)
-    trained = tuple(eqx.combine(a, s) for a, s in zip(state.average, static, strict=True))
-    return trained, np.asarray(state.history)
+            if watch is not None and (step + 1) % training.sheet_every == 0:
+                watch(step + 1, combined(state))
+    return combined(state), np.asarray(state.history)
 
 
 def _as_list(pair: tuple[float, float] | None) -> list[float] | None:
@@ -252,9 +271,7 @@ def _restore(manager: ocp.CheckpointManager, state: _State, run: dict[str, Any],
         ) from error
 
 
-def held_out_losses(
-    config: Config, networks: tuple[UNet, ...], images: Float[np.ndarray, "n h w c"]
-) -> dict[str, list[float]]:
+def held_out_losses(config: Config, networks: tuple[UNet, ...], images: Images) -> dict[str, list[float]]:
     """For each network, its mean squared error against the data's target and against the finest
     network's output, on noised held-out images (fixed noise, whole batches of at most 250)."""
 
@@ -268,6 +285,6 @@ def held_out_losses(
 
     size = min(250, len(images))
     batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-    rows = [errors(networks, jnp.asarray(b), jr.fold_in(jr.key(1), i)) for i, b in enumerate(batches)]
+    rows = [errors(networks, as_floats(b), jr.fold_in(jr.key(1), i)) for i, b in enumerate(batches)]
     data, finest = (np.mean(np.asarray(column), axis=0) for column in zip(*rows, strict=True))
     return {"data": [float(x) for x in data], "to_finest": [float(x) for x in finest]}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from ._config import Config, read_config
 from ._ladder import (
@@ -17,6 +16,8 @@ from ._ladder import (
     load_ladder,
     save_ladder,
 )
+from ._load_data import Images
+from ._sheets import Sheets
 from ._train import held_out_losses, HISTORY_EVERY, train_networks
 from ._unet import UNet
 
@@ -28,8 +29,8 @@ _PILOTS = 128
 def train_ladder(
     config_path: str | Path,
     out: str | Path,
-    images: Float[np.ndarray, "n h w c"],
-    held_out: Float[np.ndarray, "m h w c"],
+    images: Images,
+    held_out: Images,
     *,
     start: Ladder | None = None,
     progress: bool = True,
@@ -40,7 +41,8 @@ def train_ladder(
     are matched; those that the earlier ladder has too go on from there.
 
     Checkpoints go to `out/finest` and `out/smaller`; the same call after an interruption continues
-    them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves.
+    them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves, `out/sheets` a picture
+    and the held-out losses of every `sheet_every` steps.
 
     Raises `ValueError` if `out` was begun with another configuration, if the levels are not in the
     order of their FLOPs, if the images do not fit them, or if the finest level of `start` is of other sizes;
@@ -76,6 +78,10 @@ def train_ladder(
         return load_ladder(out / "ladder")
 
     training = config.training
+
+    def sheets(stage: str) -> Sheets | None:
+        return Sheets(out / "sheets", stage, config, held_out) if training.sheet_every else None
+
     if start is None:
         (finest,), finest_history = train_networks(
             config,
@@ -86,6 +92,7 @@ def train_ladder(
             peak_learning_rate=training.learning_rate,
             label="finest level",
             progress=progress,
+            watch=sheets("finest"),
         )
     else:
         finest, finest_history = networks[-1], np.zeros((0, 1), np.float32)
@@ -101,6 +108,7 @@ def train_ladder(
         teacher=finest if match else None,
         label="smaller levels",
         progress=progress,
+        watch=sheets("smaller"),
     )
     # What is measured below is what is written: a calibration belongs to the exact numbers in its levels.
     trained = tuple(as_stored(network) for network in (*smaller, finest))
