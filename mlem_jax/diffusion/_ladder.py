@@ -83,10 +83,11 @@ def calibrate_ladder(
 
 
 def count_flops(network: UNet) -> float:
-    """FLOPs of one evaluation on one image, as XLA counts them before it optimises."""
+    """FLOPs of one evaluation on one image, as XLA counts them before it optimises. Of the network only the shapes
+    matter, and they are enough."""
     struct = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
     level = jax.ShapeDtypeStruct((), jnp.float32)
-    params, static = eqx.partition(network, eqx.is_array)
+    params, static = eqx.partition(network, _has_shape)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
 
     def call(params: Any, x: Any, noise_level: Any) -> Any:
@@ -100,6 +101,10 @@ def count_flops(network: UNet) -> float:
 def count_parameters(network: UNet) -> int:
     """Number of trained parameters."""
     return sum(x.size for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
+
+
+def _has_shape(x: Any) -> bool:
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
 def save_ladder(directory: str | Path, ladder: Ladder, config_text: str) -> None:

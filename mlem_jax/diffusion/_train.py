@@ -271,20 +271,25 @@ def _restore(manager: ocp.CheckpointManager, state: _State, run: dict[str, Any],
         ) from error
 
 
+@eqx.filter_jit
+def _errors(
+    config: Config, networks: tuple[UNet, ...], images: Array, key: PRNGKeyArray
+) -> tuple[Float[Array, " networks"], Float[Array, " networks"]]:
+    x, noise_level, target = noised(config, images, key)
+    outs = [network(x, noise_level) for network in networks]
+    data = jnp.stack([jnp.mean((out - target) ** 2) for out in outs])
+    finest = jnp.stack([jnp.mean((out - outs[-1]) ** 2) for out in outs])
+    return data, finest
+
+
 def held_out_losses(config: Config, networks: tuple[UNet, ...], images: Images) -> dict[str, list[float]]:
     """For each network, its mean squared error against the data's target and against the finest
     network's output, on noised held-out images (fixed noise, whole batches of at most 250)."""
-
-    @eqx.filter_jit
-    def errors(networks, images, key):
-        x, noise_level, target = noised(config, images, key)
-        outs = [network(x, noise_level) for network in networks]
-        data = jnp.stack([jnp.mean((out - target) ** 2) for out in outs])
-        finest = jnp.stack([jnp.mean((out - outs[-1]) ** 2) for out in outs])
-        return data, finest
-
     size = min(250, len(images))
     batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-    rows = [errors(networks, as_floats(b), jr.fold_in(jr.key(1), i)) for i, b in enumerate(batches)]
+    rows = [
+        _errors(config, networks, jnp.asarray(as_floats(b)), jr.fold_in(jr.key(1), i))
+        for i, b in enumerate(batches)
+    ]
     data, finest = (np.mean(np.asarray(column), axis=0) for column in zip(*rows, strict=True))
     return {"data": [float(x) for x in data], "to_finest": [float(x) for x in finest]}
