@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -107,7 +109,7 @@ class Calibration:
         return cls(**arrays, **meta)
 
     def require(self, levels: tuple[Any, ...], y0: Y) -> None:
-        """Raises `ValueError` unless the calibration was measured with these levels (their types and all
+        """Raises `ValueError` unless the calibration was measured with these levels (their types, settings and all
         numbers inside them) and a state of these shapes."""
         ids = tuple(level_id(level) for level in levels)
         if ids != self.levels_id:
@@ -158,13 +160,42 @@ class Calibration:
 
 
 def level_id(level: Any) -> str:
-    """A short text that differs between levels of different type or different numbers."""
+    """A short text that differs between levels of different type, settings or numbers."""
     code = 0
-    for leaf in jtu.tree_leaves(level):
-        if eqx.is_array_like(leaf):
-            code = zlib.crc32(np.asarray(leaf).tobytes(), code)
+    for part in _parts(level):
+        code = zlib.crc32(part, code)
     name = getattr(level, "__qualname__", type(level).__qualname__)
     return f"{name}-{code:08x}"
+
+
+def _parts(node: Any) -> Iterator[bytes]:
+    """The types, settings and numbers inside a level, the same in every process and on every machine.
+
+    Settings are the static fields of equinox modules. One that has its default or is `None` says nothing,
+    so that a field added to a module in a later version leaves the calibrations of older ones valid.
+    """
+    if eqx.is_array_like(node):
+        yield np.asarray(node).tobytes()
+    elif isinstance(node, eqx.Module):
+        yield type(node).__qualname__.encode()
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            if not field.metadata.get("static", False):
+                yield from _parts(value)
+            elif value is not None and _text(value) != _text(field.default):
+                yield f"{field.name}={_text(value)}".encode()
+    elif jtu.all_leaves([node]):
+        yield _text(node).encode()
+    else:
+        for child in jtu.tree_leaves(node, is_leaf=lambda x: x is not node):
+            yield from _parts(child)
+
+
+def _text(value: Any) -> str:
+    """What a setting prints as, but for the addresses of objects, which differ from run to run."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def state_id(y0: PyTree) -> str:

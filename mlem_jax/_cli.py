@@ -1,10 +1,10 @@
-"""The command line: the main job without a subcommand, and `train`; `sample` and `calibrate` are added."""
+"""The command line: the main job without a subcommand, which is also `demo`; the others are added."""
 
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax.random as jr
 import numpy as np
@@ -12,26 +12,43 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
-from . import _cli_sample, plot
+from . import _cli_sample, _cli_train, plot
 from ._demo import compare, Comparison
-from .diffusion import Config, FASHION_MNIST, load_images, load_labels, load_ladder, read_config, train_ladder
-from .diffusion._ladder import level_sizes
+from .diffusion import load_ladder
+
+_BUDGET = 12.0
+
+
+class _DemoByDefault(TyperGroup):
+    """Commands, of which `demo` may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["demo", *args]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
+    cls=_DemoByDefault,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Multilevel Euler-Maruyama for JAX.",
 )
 
-_BUDGET = 12.0
-_CONFIG = Path(__file__).parent / "diffusion" / "fashion_mnist" / "ladder.toml"
+
+@app.callback()
+def main() -> None:
+    """Multilevel Euler-Maruyama for JAX: diffusion models sampled with networks of several sizes.
+
+    Without a command, or with options only, this is demo. Each command explains itself: python -m mlem_jax train
+    --help.
+    """
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def demo(
-    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for samples.png and coins.png.")] = Path("mlem_jax_out"),
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all numbers to this JSON file.")
@@ -52,14 +69,9 @@ def demo(
         bool, typer.Option("--sde", help="Sample the reverse SDE instead of the probability flow.")
     ] = False,
 ) -> None:
-    """Multilevel Euler-Maruyama for JAX.
-
-    Without a command: draws images with the four shipped networks by ML-EM, beside Euler on the largest
-    network alone, from the same noise, and compares error, evaluations and seconds. About a minute and
-    a half on two cores.
+    """Draws images with the four shipped networks by ML-EM, beside Euler on the largest network alone, from the
+    same noise, and compares error, evaluations and seconds. About a minute and a half on two cores.
     """
-    if context.invoked_subcommand is not None:
-        return
     console = Console()
     _check_writable(out, "--out")
     if json_file is not None:
@@ -113,65 +125,7 @@ def demo(
         console.print(f"Numbers: {json_file}")
 
 
-@app.command()
-def train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, losses.csv and the finished ladder.")],
-    config: Annotated[
-        Path, typer.Option(help="TOML file of the levels; by default that of the shipped ladder.")
-    ] = _CONFIG,
-    data: Annotated[
-        Path, typer.Option(help="Folder of the IDX files; by default Debian's Fashion-MNIST.")
-    ] = FASHION_MNIST,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--from", help="Folder of an earlier ladder: keep its finest level, match the others on."
-        ),
-    ] = None,
-) -> None:
-    """Trains a ladder of levels on Fashion-MNIST (or any data in its IDX format), with its labels if the
-    configuration has classes.
-
-    Says how large the levels are, then trains the finest one, then matches the smaller ones to it. Run the same
-    command again after an interruption: it continues from the last checkpoint.
-    """
-    console = Console()
-    try:
-        earlier = None if start is None else load_ladder(start)
-        description = read_config(config)
-        images, held_out = load_images(data), load_images(data, train=False)
-        labels = held_out_labels = None
-        if description.classes is not None:
-            labels, held_out_labels = load_labels(data), load_labels(data, train=False)
-        console.print(_sizes_table(description))
-        ladder = train_ladder(
-            config, out, images, held_out, labels=labels, held_out_labels=held_out_labels, start=earlier
-        )
-    except (FileNotFoundError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-    table = Table("level", "parameters", "MFLOP per image", "held-out loss", "distance to finest")
-    card = ladder.card
-    for k, parameters in enumerate(card["parameters"]):
-        table.add_row(
-            str(k + 1),
-            f"{parameters:,}",
-            f"{card['flops_per_image'][k] / 1e6:.2f}",
-            f"{card['held_out_loss']['data'][k]:.4f}",
-            f"{card['held_out_loss']['to_finest'][k]:.4f}",
-        )
-    console.print(table)
-    console.print(f"Load it with mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r}).")
-
-
-def _sizes_table(config: Config) -> Table:
-    table = Table("level", "network", "parameters", "MFLOP per image", "relative cost")
-    sizes = level_sizes(config)
-    for k, (kind, parameters, flops) in enumerate(sizes):
-        relative = f"{flops / sizes[-1][2]:.3g}"
-        table.add_row(str(k + 1), kind, f"{parameters:,}", f"{flops / 1e6:.2f}", relative)
-    return table
-
-
+app.command()(_cli_train.train)
 app.command()(_cli_sample.sample)
 app.command()(_cli_sample.calibrate)
 

@@ -8,7 +8,7 @@ import re
 import jax.random as jr
 import numpy as np
 import pytest
-from diffusion_problems import arrays, randomised, stand_in, TINY, write_idx
+from diffusion_problems import randomised, TINY
 from typer.testing import CliRunner
 
 import mlem_jax as ml
@@ -42,7 +42,21 @@ def run(ladder, monkeypatch):
 @pytest.mark.parametrize("sde", [(), ("--sde",)])
 def test_main_job(run, tmp_path, sde):
     out, numbers = tmp_path / "out", tmp_path / "numbers.json"
-    result = run("--out", out, "--json", numbers, "--samples", 3, "--budget", 14, "--seed", 5, *sde)
+    # The same with the command's name and without.
+    result = run(
+        *(("demo",) if sde else ()),
+        "--out",
+        out,
+        "--json",
+        numbers,
+        "--samples",
+        3,
+        "--budget",
+        14,
+        "--seed",
+        5,
+        *sde,
+    )
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in out.iterdir()) == ["coins.png", "samples.png"]
     assert all(p.read_bytes().startswith(PNG) for p in out.iterdir())
@@ -84,6 +98,8 @@ def test_main_job_for_a_target_error(run, tmp_path):
     assert all(row["method"].startswith("Euler") for row in euler)
     # The calibration's fewest steps are 4.
     assert ours["method"] == "ML-EM default coins" and 0 < ours["finest_evaluations"] < 4
+    unknown = run("trian", "--out", tmp_path)
+    assert unknown.exit_code == 2 and "No such command 'trian'" in unknown.output
     both = run("--out", tmp_path, "--error", 50, "--budget", 3)
     assert both.exit_code == 2 and "not both" in both.output
 
@@ -104,37 +120,18 @@ def test_a_budget_too_small_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ([], ["--out", "--json", "--seed", "--samples", "--budget", "--error", "--sde", "train"]),
-        (["train"], ["--out", "--config", "--data", "--from"]),
+        ([], ["demo", "train", "sample", "calibrate", "Without a command"]),
+        (["demo"], ["--out", "--json", "--seed", "--samples", "--budget", "--error", "--sde"]),
+        (
+            ["train"],
+            ["--out", "--config", "--data", "--from", "--levels", "--mflops", "--shape", "--steps"],
+        ),
     ],
 )
 def test_help_names_every_option(run, command, options):
     result = run(*command, "--help")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
     assert result.exit_code == 0 and all(option in plain for option in options)
-
-
-def test_train_command(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
-    config = tmp_path / "ladder.toml"
-    config.write_text(
-        'name = "t"\nshape = [4, 4, 1]\n[training]\nsteps = 3\nmatch_steps = 3\nbatch_size = 4\nwarmup_steps = 1\n'
-        + "".join(f"[[levels]]\nwidth = {w}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n" for w in (2, 6))
-    )
-    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4))
-    write_idx(tmp_path / "data", images)
-    write_idx(tmp_path / "data", images, train=False)
-    arguments = ("train", "--out", tmp_path / "run", "--config", config, "--data", tmp_path / "data")
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    assert "distance to finest" in result.output
-    again = run("train", "--out", tmp_path / "more", "--from", tmp_path / "run" / "ladder", *arguments[3:])
-    assert again.exit_code == 0, again.output
-    first, second = (load_ladder(tmp_path / name / "ladder").networks for name in ("run", "more"))
-    assert len(first) == len(second) == 2
-    np.testing.assert_array_equal(arrays(first[-1]), arrays(second[-1]))
-    missing = run(*arguments[:-1], tmp_path / "nowhere")
-    assert missing.exit_code == 2 and "dataset-fashion-mnist" in missing.output
 
 
 @pytest.mark.parametrize("error", [0.1, 1e-3, 0.5], ids=["inside", "dearer", "cheaper"])

@@ -156,7 +156,7 @@ def test_a_part_of_a_table_keeps_the_other_defaults(tmp_path):
         ("classes = true\n" + SMALLEST, r"ladder\.toml: classes = True; an integer of at least 1"),
         (
             'prediction = "score"\n' + SMALLEST,
-            r"prediction = 'score' is not known; write one of \('eps', 'x0', 'v'\)",
+            r"prediction = 'score' is not known; write one of \('eps', 'x0', 'v', 'velocity'\)",
         ),
         (
             HEAD + "[process]\ns_min = 90.0\n" + LEVEL,

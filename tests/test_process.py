@@ -132,14 +132,14 @@ def test_predictions_of_one_score_give_the_same_noise(prediction, x64):
         np.testing.assert_allclose(adapter(process.alpha(s) * y, s), exact_noise(y, s), atol=1e-12)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity"])
 def test_adapter_inverts_the_training_target(prediction, x64):
     # A network that answers with the training target makes the adapter return the noise itself.
     process = VariancePreserving()
     x0, eps = jr.normal(jr.key(0), (2, 3, 2, 2, 1))
     for s in jnp.geomspace(process.s_min, process.s_max, 9):
         alpha, sigma = process.alpha(s), process.sigma(s)
-        target = training_target(prediction, x0, eps, *(jnp.full((3, 1, 1, 1), a) for a in (alpha, sigma)))
+        target = training_target(prediction, process, x0, eps, jnp.full((3, 1, 1, 1), s))
         adapter = NoisePredictor(lambda x, noise_level, target=target: target, process, prediction)
         np.testing.assert_allclose(adapter(alpha * x0 + sigma * eps, s), eps, atol=1e-12)
 

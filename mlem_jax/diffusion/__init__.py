@@ -30,6 +30,7 @@ from ._ladder import (
     save_ladder as save_ladder,
 )
 from ._layers import AbstractNetwork as AbstractNetwork
+from ._load_data import Data as Data, load_data as load_data
 from ._precision import MixedPrecision as MixedPrecision
 from ._process import (
     AbstractProcess as AbstractProcess,

@@ -24,8 +24,8 @@ from ._process import AbstractProcess
 
 Prediction = Literal["eps", "x0", "v", "score", "velocity"]
 Conditioning = Literal["log_s", "log_snr", "sigma", "time"]
-# With which the UNets of a ladder can be trained.
-TrainedPrediction = Literal["eps", "x0", "v"]
+# With which the networks of a ladder can be trained.
+TrainedPrediction = Literal["eps", "x0", "v", "velocity"]
 
 
 class NoisePredictor(eqx.Module):
@@ -144,13 +144,29 @@ class Preconditioned(eqx.Module):
         out = self.network(x * jax.lax.rsqrt(power), jnp.log(sigma) / 4, *label)
         return self.sigma_data**2 / power * x + sigma * self.sigma_data * jax.lax.rsqrt(power) * out
 
+    def training_pair(
+        self, x: Float[Array, "n h w c"], sigma: Float[Array, " n"], x0: Float[Array, "n h w c"]
+    ) -> tuple[Float[Array, "n h w c"], Float[Array, " n"], Float[Array, "n h w c"]]:
+        """What the network inside sees, and what it should return, for noised images `x = x0 + sigma eps`. Its mean
+        squared error is the loss of Karras et al. 2022 with their weight."""
+        column = sigma[:, None, None, None]
+        power = column**2 + self.sigma_data**2
+        scale = jax.lax.rsqrt(power)
+        target = (x0 - self.sigma_data**2 / power * x) / (column * self.sigma_data * scale)
+        return x * scale, jnp.log(sigma) / 4, target
+
 
 def training_target(
     prediction: TrainedPrediction,
+    process: AbstractProcess,
     x0: Float[Array, "n h w c"],
     eps: Float[Array, "n h w c"],
-    alpha: Float[Array, "n 1 1 1"],
-    sigma: Float[Array, "n 1 1 1"],
+    s: Float[Array, "n 1 1 1"],
 ) -> Float[Array, "n h w c"]:
-    """What a network with this `prediction` should return for the noised image."""
-    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+    """What a network with this `prediction` should return for the image noised to `s`, one for each image."""
+    if prediction == "velocity":
+        one = jnp.ones_like(s)
+        slopes = (jax.jvp(f, (s,), (one,))[1] for f in (process.alpha, process.sigma, process.t))
+        alpha_slope, sigma_slope, t_slope = slopes
+        return (alpha_slope * x0 + sigma_slope * eps) / t_slope
+    return {"eps": eps, "x0": x0, "v": process.alpha(s) * eps - process.sigma(s) * x0}[prediction]

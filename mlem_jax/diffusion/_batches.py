@@ -6,9 +6,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ._adapter import training_target
+from ._adapter import Preconditioned, training_target
 from ._config import Config
 from ._layers import AbstractNetwork
+from ._load_data import as_floats, Images
 
 
 def check_labels(
@@ -55,14 +56,17 @@ def noised(
     *,
     log_normal: tuple[float, float] | None = None,
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " n"], Float[Array, "n h w c"]]:
-    """A noised batch, its noise levels `log s`, and what a network should return for it."""
+    """What a network is given for a noised batch, images and conditioning, and what it should return."""
     key_s, key_eps = jr.split(key)
-    s = config.process.draw_s(key_s, (images.shape[0],), log_normal=log_normal)
-    alpha = config.process.alpha(s)[:, None, None, None]
-    sigma = config.process.sigma(s)[:, None, None, None]
+    process = config.process
+    s = process.draw_s(key_s, (images.shape[0],), log_normal=log_normal)
+    column = s[:, None, None, None]
     eps = jr.normal(key_eps, images.shape)
-    x = alpha * images + sigma * eps
-    return x, jnp.log(s), training_target(config.prediction, images, eps, alpha, sigma)
+    x = process.alpha(column) * images + process.sigma(column) * eps
+    if config.preconditioned:
+        # The network is not called: only its scales are needed.
+        return Preconditioned(jnp.zeros_like).training_pair(x, process.sigma(s), images)
+    return x, jnp.log(s), training_target(config.prediction, process, images, eps, column)
 
 
 def drop_labels(labels: Int[Array, " n"], classes: int, rate: float, key: PRNGKeyArray) -> Int[Array, " n"]:
@@ -71,28 +75,35 @@ def drop_labels(labels: Int[Array, " n"], classes: int, rate: float, key: PRNGKe
     return jnp.where(jr.bernoulli(key, rate, labels.shape), jnp.asarray(classes, labels.dtype), labels)
 
 
+@eqx.filter_jit
+def _errors(
+    config: Config,
+    networks: tuple[AbstractNetwork, ...],
+    images: Array,
+    labels: Array | None,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, " networks"], Float[Array, " networks"]]:
+    x, noise_level, target = noised(config, images, key)
+    outs = [network(x, noise_level, labels) for network in networks]
+    data = jnp.stack([jnp.mean((out - target) ** 2) for out in outs])
+    finest = jnp.stack([jnp.mean((out - outs[-1]) ** 2) for out in outs])
+    return data, finest
+
+
 def held_out_losses(
     config: Config,
     networks: tuple[AbstractNetwork, ...],
-    images: Float[np.ndarray, "n h w c"],
+    images: Images,
     labels: Int[np.ndarray, " n"] | None = None,
 ) -> dict[str, list[float]]:
     """For each network, its mean squared error against the data's target and against the finest
     network's output, on noised held-out images (fixed noise, whole batches of at most 250) with their labels."""
-
-    @eqx.filter_jit
-    def errors(networks, images, labels, key):
-        x, noise_level, target = noised(config, images, key)
-        outs = [network(x, noise_level, labels) for network in networks]
-        data = jnp.stack([jnp.mean((out - target) ** 2) for out in outs])
-        finest = jnp.stack([jnp.mean((out - outs[-1]) ** 2) for out in outs])
-        return data, finest
-
     size = min(250, len(images))
     rows = []
     for i, start in enumerate(range(0, len(images) - size + 1, size)):
         part = slice(start, start + size)
         chosen = None if labels is None else jnp.asarray(labels[part])
-        rows.append(errors(networks, jnp.asarray(images[part]), chosen, jr.fold_in(jr.key(1), i)))
+        batch = jnp.asarray(as_floats(images[part]))
+        rows.append(_errors(config, networks, batch, chosen, jr.fold_in(jr.key(1), i)))
     data, finest = (np.mean(np.asarray(column), axis=0) for column in zip(*rows, strict=True))
     return {"data": [float(x) for x in data], "to_finest": [float(x) for x in finest]}

@@ -3,21 +3,29 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, Literal
 
 import jax.random as jr
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from ._adapter import TrainedPrediction
+from ._adapter import NoisePredictor, Preconditioned, TrainedPrediction
 from ._dit import check_dit_sizes, DiT
 from ._layers import AbstractNetwork
-from ._process import VariancePreserving
+from ._process import AbstractProcess, EDM, FlowMatching, VarianceExploding, VariancePreserving
 from ._unet import check_sizes, UNet
 
 Precision = Literal["float32", "bfloat16"]
 
-_LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0}
+# What `[process] kind` names, and what networks are trained to return where the file does not say.
+PROCESSES: dict[str, tuple[type[AbstractProcess], TrainedPrediction]] = {
+    "variance_preserving": (VariancePreserving, "v"),
+    "variance_exploding": (VarianceExploding, "x0"),
+    "edm": (EDM, "x0"),
+    "flow_matching": (FlowMatching, "velocity"),
+}
+_LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0, "sheet_every": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +40,9 @@ class Training:
     With classes, a label is replaced by "no label" with probability `label_dropout`, so that the networks can be
     guided (Ho & Salimans 2022). With `precision = "bfloat16"` networks compute in that type, while parameters,
     averages and losses stay float32.
+
+    Every `sheet_every` steps (0 for never) a picture is drawn with the networks as they are and their held-out
+    loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; the training does not depend on it.
     """
 
     steps: int = 10_000
@@ -46,6 +57,7 @@ class Training:
     seed: int = 0
     label_dropout: float = 0.1
     precision: Precision = "float32"
+    sheet_every: int = 0
 
     def __post_init__(self):
         for name, least in _LEAST.items():
@@ -122,19 +134,25 @@ class DiTLevel:
         return DiT(shape, self.width, **sizes, classes=classes, key=key)
 
 
-_KINDS = {"unet": Level, "dit": DiTLevel}
+# What `kind` in `[[levels]]` names.
+KINDS: dict[str, type[Level] | type[DiTLevel]] = {"unet": Level, "dit": DiTLevel}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A ladder of levels, cheapest first, as [`mlem_jax.diffusion.read_config`][] reads it from a TOML
-    file. With `classes` all its networks take a label."""
+    file. With `classes` all its networks take a label.
+
+    Where noise is added to images that are not scaled down (`VarianceExploding`, `EDM`) networks have the
+    preconditioning of Karras et al. 2022 around them, [`mlem_jax.diffusion.Preconditioned`][] with its default
+    `sigma_data`, and `prediction` is `"x0"`.
+    """
 
     name: str
     shape: tuple[int, int, int]
     levels: tuple[Level | DiTLevel, ...]
     prediction: TrainedPrediction = "v"
-    process: VariancePreserving = VariancePreserving()
+    process: AbstractProcess = VariancePreserving()
     training: Training = Training()
     classes: int | None = None
 
@@ -147,11 +165,27 @@ class Config:
             raise ValueError(
                 f"prediction = {self.prediction!r} is not known; write one of {get_args(TrainedPrediction)}."
             )
+        if self.preconditioned and self.prediction != "x0":
+            raise ValueError(
+                f"prediction = {self.prediction!r} with {type(self.process).__name__}, whose networks return the clean "
+                'image through a preconditioning; write prediction = "x0", or leave it out of the file.'
+            )
         for k, level in enumerate(self.levels):
             try:
                 level.check(self.shape, self.classes)
             except ValueError as error:
                 raise ValueError(f"[[levels]] number {k + 1}: {error}") from None
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether networks have a preconditioning around them."""
+        return isinstance(self.process, VarianceExploding | EDM)
+
+    def predictor(self, network: Callable[..., Array]) -> NoisePredictor:
+        """A trained network, guided or not, as a prediction of the noise."""
+        if self.preconditioned:
+            return NoisePredictor(Preconditioned(network), self.process, "x0", conditioning="sigma")
+        return NoisePredictor(network, self.process, self.prediction)
 
     def networks(self) -> tuple[AbstractNetwork, ...]:
         """The untrained levels, cheapest first; the same for the same seed."""
@@ -181,10 +215,19 @@ def _build(kind: type, table: Any, where: str) -> Any:
 
 def _build_level(table: Any, where: str) -> Level | DiTLevel:
     kind = table.get("kind", "unet") if isinstance(table, dict) else "unet"
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"{where} has kind = {kind!r}, which is not known; write one of {tuple(_KINDS)}.")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{where} has kind = {kind!r}, which is not known; write one of {tuple(KINDS)}.")
     settings = {k: v for k, v in table.items() if k != "kind"} if isinstance(table, dict) else table
-    return _build(_KINDS[kind], settings, where)
+    return _build(KINDS[kind], settings, where)
+
+
+def _build_process(table: Any, where: str) -> tuple[AbstractProcess, TrainedPrediction]:
+    kind = table.get("kind", "variance_preserving") if isinstance(table, dict) else "variance_preserving"
+    if not isinstance(kind, str) or kind not in PROCESSES:
+        raise ValueError(f"{where} has kind = {kind!r}, which is not known; write one of {tuple(PROCESSES)}.")
+    process, natural = PROCESSES[kind]
+    settings = {k: v for k, v in table.items() if k != "kind"} if isinstance(table, dict) else table
+    return _build(process, settings, where), natural
 
 
 def read_config(path: str | Path) -> Config:
@@ -205,6 +248,7 @@ def read_config(path: str | Path) -> Config:
         _build_level(level, f"[[levels]] number {i + 1} of {path}") for i, level in enumerate(tables)
     )
     table["levels"] = levels
-    table["process"] = _build(VariancePreserving, table.get("process", {}), f"[process] of {path}")
+    table["process"], natural = _build_process(table.get("process", {}), f"[process] of {path}")
+    table.setdefault("prediction", natural)
     table["training"] = _build(Training, table.get("training", {}), f"[training] of {path}")
     return _build(Config, table, str(path))

@@ -62,9 +62,8 @@ class Ladder:
 
     def predictors(self, *, guidance: Guidance | None = None) -> tuple[NoisePredictor, ...]:
         """The networks as predictions of the noise. Raises as `term` does."""
-        process, prediction = self.config.process, self.config.prediction
         if guidance is None:
-            return tuple(NoisePredictor(network, process, prediction) for network in self.networks)
+            return tuple(map(self.config.predictor, self.networks))
         classes = self.config.classes
         if classes is None:
             raise ValueError(
@@ -79,7 +78,7 @@ class Ladder:
                 "level first, is expected."
             )
         return tuple(
-            NoisePredictor(Guided(network, float(scale), classes), process, prediction)
+            self.config.predictor(Guided(network, float(scale), classes))
             for network, scale in zip(self.networks, scales, strict=True)
         )
 

@@ -20,8 +20,9 @@ from .._types import Numbers
 from ._adapter import NoisePredictor
 from ._ladder import Guidance, Ladder
 from ._layers import check_label_range
+from ._mesh import make_mesh, put_everywhere
 from ._sample_files import digest, RunFolder
-from ._sampler import draw_batches, make_mesh, missing, put_everywhere, Sampler, split
+from ._sampler import draw_batches, missing, Sampler, split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

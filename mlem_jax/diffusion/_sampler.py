@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._brownian import GridBrownianPath
@@ -21,9 +21,8 @@ from .._solver import MLEM
 from .._term import find_multilevel_term
 from ._adapter import NoisePredictor
 from ._drift import sampling_terms
+from ._mesh import EACH, EVERYWHERE, spread
 
-_AXIS = "samples"
-_EACH = PartitionSpec(_AXIS)
 # First and one past the last index.
 Batch = tuple[int, int]
 
@@ -95,22 +94,6 @@ class Sampler(eqx.Module):
         return solution.ys
 
 
-def make_mesh(devices: tuple[Any, ...]) -> Mesh:
-    """One axis of devices, along which samples are spread."""
-    return Mesh(np.array(devices), (_AXIS,))
-
-
-def put_everywhere(mesh: Mesh, sampler: Sampler) -> Sampler:
-    """The sampler with its arrays on every device, once instead of in every batch."""
-    arrays, rest = eqx.partition(sampler, eqx.is_array)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), rest)
-
-
-def spread(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Arrays with a leading axis of samples, each device holding its own part."""
-    return jax.device_put(tree, NamedSharding(mesh, _EACH))
-
-
 @eqx.filter_jit
 def draw(
     mesh: Mesh, sampler: Sampler, indices: Int[Array, " n"], labels: PyTree
@@ -131,13 +114,12 @@ def draw(
         states = jax.vmap(partial(sampler.solve, solver, saveat=saveat))(indices, labels)
         return states[:, -1], states[:, :-1]
 
-    everywhere = PartitionSpec()
     # The check would ask every solver loop for annotations; nothing here is exchanged between devices.
     mapped = jax.shard_map(
         on_one_device,
         mesh=mesh,
-        in_specs=(everywhere, _EACH, _EACH),
-        out_specs=_EACH,
+        in_specs=(EVERYWHERE, EACH, EACH),
+        out_specs=EACH,
         check_vma=False,
     )
     return mapped(arrays, indices, labels)

@@ -16,6 +16,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 from rich.progress import (
     BarColumn,
@@ -29,6 +30,8 @@ from rich.progress import (
 from ._batches import batch_indices, check_labels, drop_labels, noised
 from ._config import Config, Training
 from ._layers import AbstractNetwork
+from ._load_data import as_floats, Images
+from ._mesh import keep_everywhere, put_everywhere, spread, take_home, training_mesh
 from ._precision import MixedPrecision
 
 HISTORY_EVERY = 50
@@ -55,7 +58,7 @@ def _optimiser(training: Training, steps: int, peak: float) -> optax.GradientTra
 
 
 def _make_step(
-    config: Config, static: tuple[PyTree, ...], optimiser: optax.GradientTransformation
+    config: Config, static: tuple[PyTree, ...], optimiser: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
     training = config.training
 
@@ -98,7 +101,9 @@ def _make_step(
         mean = state.history[window]
         count = (seen + 1).astype(mean.dtype)
         history = state.history.at[window].set(mean + (jnp.stack(losses) - mean) / count)
-        return _State(tuple(params), tuple(average), tuple(opt_state), history, state.step + 1)
+        new = _State(tuple(params), tuple(average), tuple(opt_state), history, state.step + 1)
+        # Gradients are summed over the devices, each of which had a part of the batch.
+        return keep_everywhere(mesh, new)
 
     return step_fn
 
@@ -106,7 +111,7 @@ def _make_step(
 def train_networks(
     config: Config,
     networks: tuple[AbstractNetwork, ...],
-    images: Float[np.ndarray, "n h w c"],
+    images: Images,
     directory: str | Path,
     *,
     steps: int,
@@ -116,14 +121,19 @@ def train_networks(
     label: str = "training",
     save_every: int = _SAVE_EVERY,
     progress: bool = True,
+    watch: Callable[[int, tuple[AbstractNetwork, ...]], object] | None = None,
 ) -> tuple[tuple[AbstractNetwork, ...], Float[np.ndarray, "windows networks"]]:
     """Trains several networks side by side on the same batches, the same noise and the same dropped labels.
 
     **Arguments:**
 
     - `directory`: where checkpoints go, each of a finite state. A run that finds one there continues it.
+    - `images`: bytes, or numbers in `[-1, 1]`, in memory or mapped from a file.
     - `labels`: of the images, for a configuration with classes.
     - `teacher`: if given, the networks learn its output, for the same labels, instead of the data's target.
+    - `watch`: called every `training.sheet_every` steps with the number of steps done and the averaged networks.
+
+    Each batch is spread over all devices, or as many as divide it evenly; they change the result by rounding only.
 
     **Returns:** the networks with averaged (EMA) parameters, and the mean loss of every
     `HISTORY_EVERY` steps. Equal to those of an uninterrupted run wherever the run was stopped.
@@ -152,18 +162,26 @@ def train_networks(
         history=jnp.zeros((windows, len(networks))),
         step=jnp.asarray(0),
     )
-    step_fn = _make_step(config, static, optimiser)
+    mesh = training_mesh(training.batch_size)
+    state, teacher = put_everywhere(mesh, (state, teacher))
+    step_fn = _make_step(config, static, optimiser, mesh)
     # What a run has to agree in with the one that it continues.
     run = {
         "steps": steps,
         "peak_learning_rate": peak_learning_rate,
         "parameters": [sum(x.size for x in jax.tree.leaves(p)) for p in params],
         "prediction": config.prediction,
+        "process": repr(config.process),
         "teacher": teacher is not None,
         "label_dropout": None if config.classes is None else training.label_dropout,
         "log_normal": None if teacher is None else _as_list(training.match_log_normal),
         **{name: getattr(training, name) for name in _SETTINGS},
     }
+
+    def combined(state: _State) -> tuple[AbstractNetwork, ...]:
+        pairs = zip(take_home(state.average), static, strict=True)
+        return tuple(eqx.combine(average, rest) for average, rest in pairs)
+
     options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -185,8 +203,8 @@ def train_networks(
         task = bar.add_task(label, total=steps, completed=start, loss="-", rate=0.0)
         for step in range(start, steps):
             chosen = batch_indices(training.seed, step, training.batch_size, len(images))
-            chosen_labels = None if labels is None else jnp.asarray(labels[chosen], jnp.int32)
-            state = step_fn((jnp.asarray(images[chosen]), chosen_labels, teacher), state)
+            batch = (as_floats(images[chosen]), None if labels is None else labels[chosen].astype(np.int32))
+            state = step_fn((*spread(mesh, batch), teacher), state)
             save = (step + 1) % save_every == 0 or step + 1 == steps
             if save or (step + 1) % HISTORY_EVERY == 0:
                 losses = np.asarray(state.history[step // HISTORY_EVERY])
@@ -201,8 +219,9 @@ def train_networks(
                 bar.update(task, completed=step + 1, loss=shown, rate=bar.tasks[task].speed or 0.0)
             if save:
                 manager.save(step + 1, args=ocp.args.StandardSave(state), custom_metadata=run)
-    trained = tuple(eqx.combine(a, s) for a, s in zip(state.average, static, strict=True))
-    return trained, np.asarray(state.history)
+            if watch is not None and (step + 1) % training.sheet_every == 0:
+                watch(step + 1, combined(state))
+    return combined(state), np.asarray(state.history)
 
 
 def _as_list(pair: tuple[float, float] | None) -> list[float] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ._batches import check_labels, held_out_losses
 from ._config import Config, read_config
@@ -19,6 +19,8 @@ from ._ladder import (
     save_ladder,
 )
 from ._layers import AbstractNetwork
+from ._load_data import Images
+from ._sheets import Sheets
 from ._train import HISTORY_EVERY, train_networks
 
 # Calibrated once for many plans, so with more than the default: a few images in a hundred leave their path, and
@@ -29,8 +31,8 @@ _PILOTS = 128
 def train_ladder(
     config_path: str | Path,
     out: str | Path,
-    images: Float[np.ndarray, "n h w c"],
-    held_out: Float[np.ndarray, "m h w c"],
+    images: Images,
+    held_out: Images,
     *,
     labels: Int[np.ndarray, " n"] | None = None,
     held_out_labels: Int[np.ndarray, " m"] | None = None,
@@ -46,7 +48,8 @@ def train_ladder(
     uniformly and no guidance.
 
     Checkpoints go to `out/finest` and `out/smaller`; the same call after an interruption continues
-    them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves.
+    them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves, `out/sheets` a picture
+    and the held-out losses of every `sheet_every` steps.
 
     Raises `ValueError` if `out` was begun with another configuration, if the levels are not in the
     order of their FLOPs, if the images or labels do not fit them, or if the finest level of `start` is of other sizes;
@@ -84,6 +87,12 @@ def train_ladder(
         return load_ladder(out / "ladder")
 
     training = config.training
+
+    def sheets(stage: str) -> Sheets | None:
+        if not training.sheet_every:
+            return None
+        return Sheets(out / "sheets", stage, config, held_out, held_out_labels)
+
     if start is None:
         (finest,), finest_history = train_networks(
             config,
@@ -95,6 +104,7 @@ def train_ladder(
             labels=labels,
             label="finest level",
             progress=progress,
+            watch=sheets("finest"),
         )
     else:
         finest, finest_history = networks[-1], np.zeros((0, 1), np.float32)
@@ -111,6 +121,7 @@ def train_ladder(
         teacher=finest if match else None,
         label="smaller levels",
         progress=progress,
+        watch=sheets("smaller"),
     )
     # What is measured below is what is written: a calibration belongs to the exact numbers in its levels.
     trained = tuple(as_stored(network) for network in (*smaller, finest))

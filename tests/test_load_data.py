@@ -1,0 +1,207 @@
+"""Images from folders and arrays: every pixel where it belongs, and what cannot be read is named."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from diffusion_problems import write_idx
+from PIL import Image
+from problems import as_user
+
+from mlem_jax.diffusion import _image_folder, load_data
+from mlem_jax.diffusion._load_data import as_floats
+
+RNG = np.random.default_rng(0)
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+
+
+def load(path, shape, **settings):
+    # As a user: run-time type checks would speak before the messages that are tested.
+    with as_user():
+        return load_data(path, shape, progress=False, **settings)
+
+
+def all_of(data):
+    """Every image, as sorted tuples: what there is, whatever the order."""
+    return sorted(tuple(x.ravel()) for part in (data.images, data.held_out) for x in np.asarray(part))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty colour pictures of 6 x 5 in two subfolders, as a lossless format keeps them."""
+    pixels = RNG.integers(0, 256, (20, 6, 5, 3))
+    for i, image in enumerate(pixels):
+        write(tmp_path / "data" / ("a" if i < 10 else "b/c") / f"{i:02d}.png", image)
+    return tmp_path / "data", pixels
+
+
+def test_a_folder_is_read_pixel_for_pixel_and_split_the_same_way_every_time(folder):
+    path, pixels = folder
+    data = load(path, (6, 5, 3))
+    assert data.images.shape == (18, 6, 5, 3) and data.held_out.shape == (2, 6, 5, 3)
+    assert data.images.dtype == np.uint8 and data.skipped == ()
+    assert all_of(data) == sorted(tuple(x.ravel()) for x in pixels)
+    # Not in the order of the names, by which classes are often sorted; and not another order the next time.
+    again = load(str(path), (6, 5, 3))
+    np.testing.assert_array_equal(again.images, data.images)
+    assert np.any(data.images != pixels[2:])
+
+
+def test_pictures_of_any_size_and_kind_are_fitted(tmp_path):
+    # A tall picture: left half black, right half white, with margins above and below that the crop removes.
+    tall = np.zeros((40, 16))
+    tall[12:28, 8:] = 255
+    tall[:12], tall[28:] = 100, 100
+    for name, mode in (("grey.png", "L"), ("colour.bmp", "RGB"), ("palette.gif", "P"), ("Large.PNG", "RGBA")):
+        Image.fromarray(tall.astype(np.uint8)).convert(mode).save(tmp_path / name)
+    expected = np.repeat([[0, 0, 255, 255]], 4, axis=0)
+    for channels in (1, 3):
+        data = load(tmp_path, (4, 4, channels))
+        found = np.concatenate([data.images, data.held_out]).astype(int)
+        assert found.shape == (4, 4, 4, channels)
+        # Lanczos rings a little at the edges.
+        assert np.abs(found - expected[None, :, :, None]).max() < 50
+
+
+def test_what_is_transparent_is_white_and_what_lies_on_its_side_is_turned(tmp_path):
+    clear = np.zeros((4, 4, 4), np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    left = Image.fromarray(np.repeat([[0, 0, 255, 255]], 4, axis=0).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    left.save(tmp_path / "turned.png", exif=exif)
+    found = all_of(load(tmp_path, (4, 4, 1)))
+    assert found == [(0,) * 8 + (255,) * 8, (255,) * 16]
+
+
+def test_files_that_cannot_be_read_are_left_out_and_named(folder):
+    path, pixels = folder
+    whole = (path / "a" / "00.png").read_bytes()
+    (path / "a" / "00.png").write_bytes(whole[: len(whole) // 2])
+    (path / "b" / "empty.jpg").write_bytes(b"")
+    (path / "b" / "page.jpeg").write_bytes(b"<html>404</html>")
+    for name in ("notes.txt", "a/._01.png", ".hidden.png"):
+        (path / name).write_bytes(b"not a picture")
+    for cache in (None, path.parent / "cache", path.parent / "cache"):
+        data = load(path, (6, 5, 3), cache=cache)
+        assert all_of(data) == sorted(tuple(x.ravel()) for x in pixels[1:])
+        names = sorted(line.split(" (")[0] for line in data.skipped)
+        assert names == ["a/00.png", "b/empty.jpg", "b/page.jpeg"]
+
+
+def test_the_cache_is_mapped_and_belongs_to_its_pictures_and_shape(folder, tmp_path, monkeypatch):
+    path, _ = folder
+    monkeypatch.setattr(_image_folder, "_BLOCK", 7)
+    data = load(path, (6, 5, 3), cache=tmp_path / "out")
+    assert isinstance(data.images, np.memmap) and not data.images.flags.writeable
+    np.testing.assert_array_equal(data.images, load(path, (6, 5, 3)).images)
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".json", ".npy"]
+
+    def decoded(shape):
+        count, real = [], _image_folder._picture
+        with monkeypatch.context() as patch:
+            patch.setattr(_image_folder, "_picture", lambda *a: count.append(a) or real(*a))
+            found = load(path, shape, cache=tmp_path / "out")
+        return len(count), found
+
+    assert decoded((6, 5, 3))[0] == 0
+    assert decoded((3, 3, 1))[0] == 20
+    write(path / "new.png", np.zeros((6, 5, 3)))
+    count, found = decoded((6, 5, 3))
+    assert count == 21 and len(found.images) + len(found.held_out) == 21
+
+
+def test_a_full_disk_leaves_no_half_a_cache(folder, tmp_path, monkeypatch):
+    path, _ = folder
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space is left to write .*images-"):
+        patch.setattr(os, "fsync", full)
+        load(path, (6, 5, 3), cache=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert len(load(path, (6, 5, 3), cache=tmp_path / "out").images) == 18
+
+
+@pytest.mark.parametrize(
+    "fill, shape, message",
+    [
+        (lambda f: None, (4, 4, 1), "hold no pictures .*Name the folder of the images"),
+        (lambda f: (f / "a.txt").write_text("x"), (4, 4, 1), "hold no pictures"),
+        (lambda f: (f / "a.png").write_text("x"), (4, 4, 1), "None of the 1 pictures.*a.png .Unidentified"),
+        (lambda f: write(f / "a.png", np.zeros((4, 4))), (4, 4, 1), "holds 1 images; at least 2 are needed"),
+        (lambda f: write(f / "a.png", np.zeros((4, 4))), (4, 4, 2), r"1 channel .grey. or 3 .colour."),
+    ],
+    ids=["empty", "no pictures", "none is readable", "one picture", "two channels"],
+)
+def test_a_folder_that_cannot_be_used_says_why(tmp_path, fill, shape, message):
+    (tmp_path / "f").mkdir()
+    fill(tmp_path / "f")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "f", shape)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "grey", "floats"])
+def test_arrays(tmp_path, kind):
+    pixels = RNG.integers(0, 256, (30, 6, 5, 1 if kind == "grey" else 3)).astype(np.uint8)
+    array = as_floats(pixels) if kind == "floats" else pixels
+    path = tmp_path / ("a.npz" if kind == "npz" else "a.npy")
+    if kind == "npz":
+        np.savez_compressed(path, images=array)
+    else:
+        np.save(path, array[..., 0] if kind == "grey" else array)
+    data = load(path, pixels.shape[1:])
+    assert len(data.images) == 27 and len(data.held_out) == 3 and data.images.dtype == array.dtype
+    assert all_of(data) == sorted(tuple(x.ravel()) for x in array)
+    np.testing.assert_array_equal(load(path, pixels.shape[1:]).held_out, data.held_out)
+
+
+def test_arrays_that_cannot_be_used_say_why(tmp_path):
+    good = np.zeros((20, 4, 4, 1), np.uint8)
+    path = tmp_path / "a.npy"
+    for array, message in (
+        (np.zeros((20, 4, 5, 1), np.uint8), r"shape \(20, 4, 5, 1\).*\(n, 4, 4, 1\) is expected"),
+        (np.zeros((20, 1, 4, 4), np.uint8), r"shape \(20, 1, 4, 4\).*height, width, channels"),
+        (np.zeros(7, np.uint8), r"an array of shape \(7,\)"),
+        (good[:1], "holds 1 images; at least 2"),
+        (good[:0], "holds 0 images"),
+        (good.astype(np.int64), r"type int64; bytes .*astype\(numpy.uint8\)"),
+        (np.full(good.shape, 0.5), r"from 0.5 to 0.5; -1 .black. to 1 .white. is expected.*2 \* images - 1"),
+        (np.linspace(-2, 1, 320).reshape(good.shape), "from -2 to 1"),
+        (np.full(good.shape, np.nan), "from nan to nan"),
+        (np.array([{}]), "cannot be used: .*Python objects"),
+    ):
+        np.save(path, array)
+        with pytest.raises(ValueError, match=message):
+            load(path, (4, 4, 1))
+    np.savez(tmp_path / "two.npz", train=good, test=good)
+    with pytest.raises(ValueError, match=r"holds 2 arrays, \['train', 'test'\]; one is expected"):
+        load(tmp_path / "two.npz", (4, 4, 1))
+    for content in (b"", b"<html>404</html>", (tmp_path / "two.npz").read_bytes()[:100]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="a.npy cannot be used"):
+            load(path, (4, 4, 1))
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        load(tmp_path / "nowhere", (4, 4, 1))
+
+
+def test_idx_files_keep_their_own_halves(tmp_path):
+    pixels = RNG.integers(0, 256, (5, 4, 4))
+    write_idx(tmp_path, pixels)
+    write_idx(tmp_path, pixels[:2], train=False, compress=False)
+    data = load(tmp_path, (4, 4, 1))
+    assert data.images.shape == (5, 4, 4, 1) and data.held_out.shape == (2, 4, 4, 1)
+    with pytest.raises(ValueError, match=r"array of shape \(5, 4, 4, 1\).*for images of shape \(28, 28, 1\)"):
+        load(tmp_path, (28, 28, 1))
+
+
+def test_bytes_are_scaled_like_idx_images():
+    values = as_floats(np.array([[[[0], [255], [51]]]], np.uint8))
+    np.testing.assert_allclose(values.ravel(), [-1, 1, -0.6], rtol=1e-6)
+    assert values.dtype == np.float32
