@@ -1,5 +1,7 @@
 """The command `train`: from IDX files and from a folder of pictures, by a TOML file and by FLOPs."""
 
+import dataclasses
+
 import equinox as eqx
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mlem_jax import _cli
-from mlem_jax.diffusion import FlowMatching, Level, load_ladder, read_config, Training
+from mlem_jax.diffusion import DiTLevel, FlowMatching, Level, load_ladder, read_config, Training
 from mlem_jax.diffusion._ladder import count_flops
 from mlem_jax.diffusion._preset import config_text, ladder_of_flops
 
@@ -122,12 +124,13 @@ def test_levels_have_the_flops_asked_for(shape):
 
 def test_a_description_reads_as_it_was_written(tmp_path):
     made = ladder_of_flops((8, 8, 3), (0.5, 2), name='a "b"', training=Training(match_log_normal=(0.5, 1.6)))
+    made = dataclasses.replace(made, classes=3, levels=(*made.levels, DiTLevel(24, depth=2)))
     text = config_text(made).replace('kind = "variance_preserving"', 'kind = "flow_matching"\nnoise_at = 0')
     text = text.replace("s_max = 80.0", "s_max = 60.0").replace('prediction = "v"', 'prediction = "x0"')
     (tmp_path / "a.toml").write_text(text)
     config = read_config(tmp_path / "a.toml")
     assert config.process == FlowMatching(s_max=60.0, noise_at=0) and config.levels == made.levels
     assert config.name == 'a "b"' and config.training == made.training
-    assert all(isinstance(level, Level) for level in config.levels)
+    assert [type(level) for level in config.levels] == [Level, Level, DiTLevel] and config.classes == 3
     (tmp_path / "b.toml").write_text(config_text(config))
     assert read_config(tmp_path / "b.toml") == config

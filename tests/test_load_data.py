@@ -205,3 +205,36 @@ def test_bytes_are_scaled_like_idx_images():
     values = as_floats(np.array([[[[0], [255], [51]]]], np.uint8))
     np.testing.assert_allclose(values.ravel(), [-1, 1, -0.6], rtol=1e-6)
     assert values.dtype == np.float32
+
+
+def test_labels_stay_with_their_images(tmp_path):
+    labels = np.arange(30)
+    pixels = np.broadcast_to(labels[:, None, None, None], (30, 4, 4, 1)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+    data = load(tmp_path / "a.npz", (4, 4, 1), labels=True)
+    np.testing.assert_array_equal(data.images[:, 0, 0, 0], data.labels)
+    np.testing.assert_array_equal(data.held_out[:, 0, 0, 0], data.held_out_labels)
+    assert len(data.labels) == 27
+    # Not asked for, they may be there.
+    assert load(tmp_path / "a.npz", (4, 4, 1)).labels is None
+
+
+def test_labels_that_are_not_there_are_said(tmp_path, folder):
+    pixels = np.zeros((20, 4, 4, 1), np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "one.npz", images=pixels)
+    np.savez(tmp_path / "few.npz", images=pixels, labels=np.arange(19))
+    np.savez(tmp_path / "real.npz", images=pixels, labels=np.zeros(20))
+    write_idx(tmp_path / "idx", pixels[..., 0])
+    write_idx(tmp_path / "idx", pixels[..., 0], train=False)
+    for path, message in (
+        (folder[0], "pictures, which have no labels.*leave classes out"),
+        (tmp_path / "a.npy", r"holds no labels.*numpy.savez\(FILE, images=..., labels=...\)"),
+        (tmp_path / "one.npz", r"holds 1 arrays, \['images'\]; the two named images and labels"),
+        (tmp_path / "few.npz", r"labels of shape \(19,\).*shape \(20,\)"),
+        (tmp_path / "real.npz", "labels of shape.*type float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(path, (6, 5, 3) if path == folder[0] else (4, 4, 1), labels=True)
+    with pytest.raises(FileNotFoundError, match="train-labels"):
+        load(tmp_path / "idx", (4, 4, 1), labels=True)
