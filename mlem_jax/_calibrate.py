@@ -15,12 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ._calibration import Calibration, level_id, state_id
 from ._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
-from ._costs import check_costs, clock, relative_costs
-from ._methods import check_order, Order, single_level_solver
+from ._costs import check_costs, relative_costs, time_levels
+from ._methods import check_method, Order, single_level_solver
 from ._sweep import Only, Own, Planned, rms, root_mean, Same, segmented_ends, squares, sweep
 from ._term import find_multilevel_term
 from ._trials import BUDGETS, try_coins
-from ._types import Args, Y
+from ._types import Args, Clock, Y
 
 _TRIED = (IndependentCoins(), StratifiedCoins(), SystematicCoins(), SystematicCoins(offset=0.5))
 _FEWEST_STEPS = 8
@@ -35,6 +35,7 @@ def calibrate(
     labels: PyTree = None,
     key: PRNGKeyArray,
     order: Order = 1,
+    clock: Clock = "time",
     costs: Sequence[float] | Literal["flops", "seconds"] | None = None,
     finest_error: float | None = None,
     probes: int = 2,
@@ -62,6 +63,7 @@ def calibrate(
     - `labels`: arrays with a leading axis of `P`: what each pilot hands to them instead.
     - `key`: for the random directions, trial coins, and noise; keyword-only.
     - `order`: of the steps that plans take: 1 for [`mlem_jax.MLEM`][], 2 for [`mlem_jax.MLAB2`][].
+    - `clock`: of `MLAB2`, `"time"` or `"log"`.
     - `costs`: cost of one evaluation of each level, in any unit; or `"flops"`, as compiled; or
         `"seconds"`, by the clock for a batch. By default those of the term, or else the FLOPs.
     - `finest_error`: the finest level's own RMS error at the end, if known; only reported.
@@ -78,7 +80,7 @@ def calibrate(
     of another number than the pilots, for a wrong number of costs, times that are not monotone, or `N` not a
     multiple of 4.
     """
-    check_order(order)
+    check_method(order, clock)
     keys = jr.split(key, 3)
     pilots = jtu.tree_leaves(y0s)[0].shape[0]
     make_terms = terms if _makes_terms(terms) else Same(terms)
@@ -106,7 +108,7 @@ def calibrate(
     work = len(batches) * (4 + num_levels * len(strides)) + len(trials) * len(BUDGETS)
     with _bar(work, progress) as tell:
         tell("timing the levels", 0)
-        seconds = clock(term, ts[0], batches[0][0], batches[0][1], args)
+        seconds = time_levels(term, ts[0], batches[0][0], batches[0][1], args)
         relative = relative_costs(term, priced, seconds, ts[0], y0, first_args)
         tell("increments along trajectories", 0)
         found = []
@@ -120,7 +122,7 @@ def calibrate(
         sizes, kicks = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
         _check_finite(kicks, ts)
         single: dict[tuple[int, int], list[PyTree]] = {}
-        solver = single_level_solver(order)
+        solver = single_level_solver(order, clock)
 
         def method(part: slice) -> diffrax.AbstractSolver:
             return solver
@@ -160,6 +162,7 @@ def calibrate(
             state_id=state_id(y0),
             finest_error=finest_error,
             order=order,
+            clock=clock,
         )
         alone_ends = {stride: single[num_levels - 1, stride] for stride in strides}
         return try_coins(calibration, trials, make_terms, batches, args, alone_ends, keys[2], tell)

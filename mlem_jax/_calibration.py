@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from ._coins import AbstractCoins, SystematicCoins
-from ._types import Y
+from ._types import Clock, Y
 
 if TYPE_CHECKING:
     from ._plan import Plan
 
-_META = ("batch", "device", "levels_id", "state_id", "finest_error", "check_coins", "order")
+_META = ("batch", "device", "levels_id", "state_id", "finest_error", "check_coins", "order", "clock")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +46,7 @@ class Calibration:
         it and as it was, and the relative standard error of the latter from the spread over pilots.
     - `finest_error`: the finest level's own error, if the user knows it.
     - `order`: of the steps, 1 (`MLEM`, on one level Euler) or 2 (`MLAB2`), for single levels and trial runs.
+    - `clock`: of `MLAB2`, `"time"` or `"log"`.
     - `levels_id`, `state_id`: what they belong to (see `Calibration.require`).
     """
 
@@ -68,6 +69,7 @@ class Calibration:
     state_id: str
     finest_error: float | None = None
     order: int = 1
+    clock: Clock = "time"
 
     @property
     def num_levels(self) -> int:

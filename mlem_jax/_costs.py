@@ -59,7 +59,7 @@ def _flops(level: Any, t: Any, y0: Y, args: Args) -> float:
     return float(jitted.lower(t, y0, args).compile().compiled.cost_analysis().get("flops", 0.0))
 
 
-def clock(term: MultilevelTerm, t: Any, ys: Y, own: Own, args: Args) -> np.ndarray:
+def time_levels(term: MultilevelTerm, t: Any, ys: Y, own: Own, args: Args) -> np.ndarray:
     """Median seconds of one evaluation of each level on a batch, without compilation."""
     medians = []
     for level in term.levels:

@@ -85,13 +85,11 @@ class LastStep(eqx.Module):
     """What a two-step method remembers.
 
     - `drift`: of the last step, like the state.
-    - `length`: of the last step; zero before the first one.
-    - `level`: index of the level whose drift it is.
+    - `length`: of the last step by the solver's clock; zero before the first one.
     """
 
     drift: PyTree[Array]
-    length: Float[Array, ""]
-    level: Int[Array, ""]
+    length: Float[Array, "*batch"]
 
 
 class Toss(NamedTuple):

@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
-from ._methods import MULTILEVEL, SINGLE, single_level_solver
+from ._methods import multilevel_solver, SINGLE, single_level_solver
 from ._probabilities import TabulatedProbabilities
 from ._second_order import MLAB2
 from ._solver import MLEM
 from ._term import find_multilevel_term, MultilevelTerm
+from ._types import Clock
 
 _NAMED = {
     "IndependentCoins": IndependentCoins,
@@ -81,7 +82,7 @@ class Plan:
     - `table`: probability of each kept level in each step, `(N, K)`.
     - `coins`: the policy.
     - `order`: of the steps: 1 for [`mlem_jax.MLEM`][], on one level alone [`diffrax.Euler`][]; 2 for
-        [`mlem_jax.MLAB2`][].
+        [`mlem_jax.MLAB2`][], with its `clock`.
     - `costs`: of one evaluation of each kept level, in finest-level evaluations, `(K,)`.
     - `cost`: expected cost in finest-level evaluations.
     - `error`: predicted distance to the exact solution of the finest level: the root of the sum of squares of
@@ -100,6 +101,7 @@ class Plan:
     table: Float[np.ndarray, "steps levels"]
     coins: AbstractCoins
     order: int
+    clock: Clock
     costs: Float[np.ndarray, " levels"]
     cost: float
     error: float
@@ -121,8 +123,10 @@ class Plan:
         """The solver for `plan.terms(terms)`: a multilevel one (further settings are passed to it), or where one
         level alone is best the method of that order."""
         if len(self.levels) == 1:
-            return single_level_solver(self.order)
-        return MULTILEVEL[self.order](self.probabilities, coins=self.coins, key=key, **settings)
+            return single_level_solver(self.order, self.clock)
+        return multilevel_solver(
+            self.order, self.clock, self.probabilities, coins=self.coins, key=key, **settings
+        )
 
     def terms(self, terms: PyTree) -> PyTree:
         """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
@@ -159,7 +163,7 @@ class Plan:
 
     def __str__(self) -> str:
         looks, steps = self.table.sum(0), len(self.ts) - 1
-        method, several = SINGLE[self.order], MULTILEVEL[self.order].__name__
+        method, several = SINGLE[self.order], "MLEM" if self.order == 1 else "MLAB2"
         alone = f"{method} on level {self.levels[-1] + 1} alone, {steps} steps"
         lines = [
             alone if len(self.levels) == 1 else f"{several}, {steps} steps, {coins_name(self.coins)}",

@@ -284,6 +284,7 @@ def _for_budget(
         table=best.table,
         coins=coins,
         order=calibration.order,
+        clock=calibration.clock,
         costs=calibration.costs[list(best.selection.levels)],
         cost=best.cost,
         error=best.error,

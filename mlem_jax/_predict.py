@@ -53,7 +53,7 @@ def select(calibration: Calibration, selection: Selection) -> Kicks:
     total, num_levels = len(calibration.ts) - 1, calibration.num_levels
     ts = calibration.ts[::stride]
     steps, pad = len(ts) - 1, num_levels - len(levels)
-    kicks = calibration.kicks[::stride].astype(float).reshape(steps, num_levels, -1)
+    kicks = _where_they_act(calibration, stride).reshape(steps, num_levels, -1)
     values = np.zeros((total, num_levels, kicks.shape[2]))
     costs = np.zeros(num_levels)
     before = -1
@@ -64,6 +64,23 @@ def select(calibration: Calibration, selection: Selection) -> Kicks:
     lengths = np.zeros(total)
     lengths[:steps] = np.abs(np.diff(ts))
     return Kicks(values, lengths, costs, steps, pad, calibration.kicks.shape[2], calibration.order)
+
+
+def _where_they_act(calibration: Calibration, stride: int) -> Float[np.ndarray, "steps levels pilots probes"]:
+    """The kicks of steps of so many of the calibration's: at the start of a step for MLEM, in its middle for MLAB2."""
+    kicks = calibration.kicks.astype(float)
+    starts = np.arange(0, len(kicks), stride)
+    if calibration.order == 1:
+        return kicks[starts]
+    # The middle of the time, between two starts of the calibration's own steps.
+    ts = np.abs(calibration.ts - calibration.ts[0])
+    place = np.interp((ts[starts] + ts[starts + stride]) / 2, ts, np.arange(len(ts)))
+    # There is none at the end of the last one.
+    place = np.minimum(place, len(kicks) - 1)
+    below = np.floor(place).astype(int)
+    above = np.minimum(below + 1, len(kicks) - 1)
+    part = (place - below)[:, None, None, None]
+    return (1 - part) * kicks[below] + part * kicks[above]
 
 
 @eqx.filter_jit
@@ -123,7 +140,7 @@ def predict(
     else:
         w = _weights(coins, p, seeds=seeds)
         squares = _squares(kicks, w)
-        cost = _cost(kicks, p, w)
+        cost = _cost(kicks, w)
     # The directions of one pilot share its trajectory; only pilots are independent.
     by_pilot = np.mean(squares.reshape(kicks.pilots, -1), axis=1)
     mean = float(np.mean(by_pilot))
@@ -161,7 +178,7 @@ def expected_cost(kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: Abs
     """Cost of a solve in finest evaluations, for probabilities of the padded shape."""
     if isinstance(coins, IndependentCoins | NestedCoins):
         return _closed_cost(kicks, p, nested=isinstance(coins, NestedCoins))
-    return _cost(kicks, p, _weights(coins, p))
+    return _cost(kicks, _weights(coins, p))
 
 
 def error_of_counts(
@@ -177,22 +194,23 @@ def _squares(kicks: Kicks, w: np.ndarray) -> np.ndarray:
     return np.mean(moved**2, axis=0)
 
 
-def _cost(kicks: Kicks, p: np.ndarray, w: np.ndarray) -> float:
+def _cost(kicks: Kicks, w: np.ndarray) -> float:
     # Without the rows of padding, in which nothing is evaluated.
     w = w[:, : kicks.steps]
-    once = float(np.mean(np.sum(_evaluated(w) * kicks.costs, axis=(1, 2))))
-    return once + _cost_again(kicks, p, np.mean(w != 0, axis=0))
+    return _total(kicks, np.mean(_evaluated(w), axis=0), np.mean(w != 0, axis=0))
 
 
-def _cost_again(kicks: Kicks, p: np.ndarray, fired: Float[np.ndarray, "steps levels"]) -> float:
-    """What MLAB2 adds: the level below the first one that has coins runs a second time where that one fires."""
-    if kicks.order == 1:
-        return 0.0
-    p = p[: kicks.steps]
-    base = np.sum(np.cumprod(p >= 1, axis=1), axis=1) - 1
-    # Past the last level there is nothing to fire.
-    fired = np.concatenate([fired, np.zeros_like(fired[:, :1])], axis=1)
-    return float(np.sum(kicks.costs[base] * fired[np.arange(len(base)), base + 1]))
+def _total(
+    kicks: Kicks, evaluated: Float[np.ndarray, "steps levels"], fired: Float[np.ndarray, "steps levels"]
+) -> float:
+    """The cost of solves, from how often on average each level is evaluated, by MLEM, and fires in each step.
+
+    MLAB2 evaluates the cheapest level in every step, and again where the next one fires."""
+    if kicks.order == 2:
+        evaluated = np.array(evaluated)
+        again = fired[:, kicks.pad + 1] if kicks.pad + 1 < fired.shape[1] else 0.0
+        evaluated[:, kicks.pad] = 1 + again
+    return float(np.sum(evaluated * kicks.costs))
 
 
 def _closed_error(kicks: Kicks, p: np.ndarray, *, nested: bool) -> np.ndarray:
@@ -214,8 +232,7 @@ def _closed_cost(kicks: Kicks, p: np.ndarray, *, nested: bool) -> float:
     else:
         agree = np.where(p == finer, p * finer, 0.0)
         active = p + finer - p * finer - agree
-    once = float(np.sum(np.where((p >= 1) & (finer >= 1), 0.0, active) * kicks.costs))
-    return once + _cost_again(kicks, p, p)
+    return _total(kicks, np.where((p >= 1) & (finer >= 1), 0.0, active), p)
 
 
 def firing_pattern(

@@ -1,19 +1,25 @@
 """A multilevel solver whose steps are of second order, as a diffrax solver."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_args
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._batching import refuse_batch
+from ._coins import AbstractCoins, SystematicCoins
 from ._multilevel_solver import AbstractMultilevelSolver, BATCHED, LastStep, MLEMState, refuse_not_finite
-from ._probabilities import EveryStep
+from ._probabilities import AbstractProbabilities, EveryStep
 from ._term import find_multilevel_term, LevelControl
-from ._types import Args, RealScalarLike, Y
+from ._types import Args, Clock, Numbers, RealScalarLike, Y
 
+_CLOCK_STOPS = (
+    "MLAB2 with clock='log' was given a step from, to or across time 0, where the logarithm of the time has no value. "
+    "Begin or end a little beside it, or write clock='time'."
+)
 _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
     "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
@@ -24,31 +30,54 @@ class MLAB2(AbstractMultilevelSolver):
     r"""ML-EM with the two-step Adams-Bashforth method in place of Euler's.
 
     $$x_{n+1} = x_n + h_n \Bigl[b_n + \tfrac{r_n}{2} (b_n - b_{n-1})
-        + \sum_{k > j} w_{k,n} (f^k - f^{k-1})(t_n + \tfrac{h_n}{2}, \hat x_n)\Bigr] + g(t_n, x_n) \Delta W_n$$
-    $$b_n = f^j(t_n, x_n),\quad r_n = h_n / h_{n-1},\quad
+        + \sum_{k > 1} w_{k,n} (f^k - f^{k-1})(t_n + \tfrac{h_n}{2}, \hat x_n)\Bigr] + g(t_n, x_n) \Delta W_n$$
+    $$b_n = f^1(t_n, x_n),\quad r_n = \frac{c(t_{n+1}) - c(t_n)}{c(t_n) - c(t_{n-1})},\quad
         \hat x_n = x_n + \tfrac{h_n}{2} \bigl[b_n + \tfrac{r_n}{4} (b_n - b_{n-1})\bigr]$$
 
-    where `j` is the finest level that is looked at in every step (probability 1), usually the cheapest one. Its
-    flow is followed to second order at one evaluation a step, so that far fewer steps are enough than with
-    [`mlem_jax.MLEM`][]: the corrections of the other levels are what evaluations are spent on. They are
-    evaluated, and act, in the middle of a step; level `j` runs once more in a step in which level `j + 1` fires. With
-    probability 1 for all levels it is the Adams-Bashforth method on the finest level. The formula for unequal
-    steps is that of Hairer, Norsett & Wanner (Solving Ordinary Differential Equations I, section III.5).
+    The cheapest level, always looked at (its probability has to be 1), is followed to second order at one evaluation a
+    step, so that far fewer steps are enough than with [`mlem_jax.MLEM`][]: the corrections of the other levels are what
+    evaluations are spent on. They are evaluated, and act, in the middle of a step; the cheapest level runs once more
+    in a step in which the next one fires. `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
+    the finest level. With the clock `c(t) = t` this
+    is the formula for unequal steps of Hairer, Norsett & Wanner (Solving Ordinary Differential Equations I, section
+    III.5). Where a drift changes by the factor of the time rather than by its difference, as that of a diffusion model
+    does between `s = 80` and `s = 0.01`, `clock="log"` goes straight in `c(t) = log |t|` instead, which for the same
+    steps has half the error or less there (as DPM-Solver++(2M) of Lu et al. 2022 does).
 
-    A drop-in for [`diffrax.Euler`][] like `MLEM`, with the same terms, arguments and state. The first step, one after
-    a jump, and one where `j` changes have `r_n = 0`. Of second order in the steps for ODEs; for additive noise of
+    A drop-in for [`diffrax.Euler`][] like `MLEM`, with the same terms, arguments and state. The first step, and one
+    after a jump, have `r_n = 0`. Of second order in the steps for ODEs; for additive noise of
     strong order 1 with the least error that a path's increments over the steps allow (a step's noise reaches the
     drift half a step late on average, which the difference `b_n - b_{n-1}` makes up for).
     For what corrections and coins contribute see [`mlem_jax.SystematicCoins`][] and `MLEM`.
 
     Its stability is half of Euler's: for a drift `-a x` steps shorter than `1 / a`.
 
-    **Arguments:** as for [`mlem_jax.MLEM`][]; the first probability must be 1.
+    **Arguments:** as for [`mlem_jax.MLEM`][], where the first probability must be 1; and `clock`, `"time"` or `"log"`,
+    the function of time in which the drift goes on in a straight line.
 
-    Raises as `MLEM` does, and at run time for a first probability below 1.
+    Raises as `MLEM` does, `ValueError` for another clock, and at run time for a first probability below 1 or
+    a time of 0 with `clock="log"`.
     """
 
-    __init__ = AbstractMultilevelSolver.__init__
+    clock: Clock = eqx.field(static=True)
+
+    def __init__(
+        self,
+        probabilities: Numbers | AbstractProbabilities | Callable[[RealScalarLike], Numbers],
+        *,
+        coins: AbstractCoins = SystematicCoins(offset=0.5),  # noqa: B008 (immutable)
+        key: PRNGKeyArray,
+        clock: Clock = "time",
+        shared: bool = True,
+        record: int = 0,
+        check_finite: bool = True,
+    ):
+        super().__init__(
+            probabilities, coins=coins, key=key, shared=shared, record=record, check_finite=check_finite
+        )
+        if clock not in get_args(Clock):
+            raise ValueError(f"MLAB2 was given clock={clock!r}; one of {get_args(Clock)} is expected.")
+        self.clock = clock
 
     def order(self, terms: PyTree) -> int:
         """2, in the length of the steps."""
@@ -62,7 +91,7 @@ class MLAB2(AbstractMultilevelSolver):
         """Checks the terms and returns the state before the first step."""
         state = super().init(terms, t0, t1, y0, args)
         length = jnp.zeros((), jnp.result_type(t0, t1, float))
-        last = LastStep(jtu.tree_map(jnp.zeros_like, y0), length, jnp.asarray(-1, jnp.int32))
+        last = LastStep(jtu.tree_map(jnp.zeros_like, y0), length)
         return eqx.tree_at(lambda s: s.last, state, last, is_leaf=lambda x: x is None)
 
     def step(
@@ -90,26 +119,25 @@ class MLAB2(AbstractMultilevelSolver):
             if i != ours
         ]
         if isinstance(self.probabilities, EveryStep):
-            level = jnp.asarray(len(term.levels) - 1, jnp.int32)
-            counts, fired = (numbers == level).astype(jnp.int32), jnp.ones(len(term.levels), bool)
+            counts = (numbers == len(term.levels) - 1).astype(jnp.int32)
+            fired = jnp.ones(len(term.levels), bool)
             toss, coins = solver_state.toss, solver_state.coins
             drift, corrections = drift_term.vf(t0, y0, args), None
         else:
             p, coefficients, _, fired, toss, coins = self._toss(t, jnp.abs(dt), solver_state)
-            level = jnp.sum(jnp.cumprod(p >= 1)).astype(jnp.int32) - 1
-            level = eqx.error_if(level, level < 0, _NO_BASE)
-            base = numbers == level
+            coefficients = eqx.error_if(coefficients, p[0] < 1, _NO_BASE)
+            base = numbers == 0
             one = LevelControl(jnp.ones((), p.dtype), base.astype(p.dtype), base)
             drift = drift_term.vf_prod(t0, y0, args, one)
-            # The base of the increment above it is evaluated in the middle of the step too.
-            rest = jnp.where(base, coefficients - 1, jnp.where(numbers > level, coefficients, 0))
+            # What the middle of the step adds to the base, which is subtracted there if the next level fires.
+            rest = jnp.where(base, coefficients - 1, coefficients)
             runs = rest != 0
             corrections = LevelControl(dt, rest, refuse_batch(runs, BATCHED) if self.shared else runs)
             counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
         last = solver_state.last
         assert last is not None
-        length = jnp.abs(dt).astype(last.length.dtype)
-        ratio = _ratio(length, last, level, made_jump)
+        length = self._length(t0, t1).astype(last.length.dtype)
+        ratio = _ratio(length, last, made_jump)
         if corrections is not None:
             middle = _advance(0.5, dt, ratio, y0, drift, last.drift)
             t_middle = t0 + 0.5 * (t1 - t0)
@@ -119,15 +147,23 @@ class MLAB2(AbstractMultilevelSolver):
         if self.check_finite:
             y1 = refuse_not_finite(y1, y0)
         # A step on the spot, of a trajectory that waits for the others of its batch, is no step.
-        now = LastStep(drift, length, level)
+        now = LastStep(drift, length)
         now = jtu.tree_map(lambda new, old: jnp.where(length > 0, new, old), now, last)
         state = self._next(solver_state, t, counts, fired, toss, coins, now)
         return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
 
+    def _length(self, t0: RealScalarLike, t1: RealScalarLike) -> Array:
+        """Of a step, by the clock."""
+        if self.clock == "time":
+            return jnp.abs(jnp.asarray(t1) - t0)
+        # In backward solves both times have the other sign.
+        t0, t1 = jnp.asarray(t0), jnp.asarray(t1)
+        return jnp.abs(jnp.log(eqx.error_if(t1, t0 * t1 <= 0, _CLOCK_STOPS) / t0))
 
-def _ratio(length: Array, last: LastStep, level: Array, made_jump: Any) -> Array:
+
+def _ratio(length: Array, last: LastStep, made_jump: Any) -> Array:
     """This step's length over the last one's; zero where the last drift is of no use."""
-    useful = (last.length > 0) & (last.level == level) & ~jnp.asarray(made_jump)
+    useful = (last.length > 0) & ~jnp.asarray(made_jump)
     return jnp.where(useful, length / jnp.where(useful, last.length, 1), 0)
 
 

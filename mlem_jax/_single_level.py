@@ -70,6 +70,7 @@ def alone_plan(
         table=np.ones((alone.steps, 1)),
         coins=coins,
         order=calibration.order,
+        clock=calibration.clock,
         costs=calibration.costs[[alone.level]],
         cost=cost,
         error=alone.error,

@@ -127,7 +127,7 @@ def segmented_ends(
     if isinstance(solver_of(slice(0, segment)), MLAB2):
         pilots = jtu.tree_leaves(ys)[0].shape[0]
         drift = jtu.tree_map(jnp.zeros_like, ys)
-        last = LastStep(drift, jnp.zeros(pilots, ts.dtype), jnp.full(pilots, -1, jnp.int32))
+        last = LastStep(drift, jnp.zeros(pilots, ts.dtype))
     for start in range(0, len(ts) - 1, segment):
         solver = solver_of(slice(start, start + segment))
         ys, last = _ends(solver, make_terms, ts[start : start + segment + 1], ys, last, args, own)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._calibration import Calibration
 from ._coins import AbstractCoins
-from ._methods import MULTILEVEL
+from ._methods import multilevel_solver
 from ._plan import coins_name, Plan
 from ._planning import make_plan
 from ._predict import error_of_counts, is_deterministic, select, Selection, toss
@@ -91,7 +91,7 @@ def _run(
     def solver(part: slice) -> diffrax.AbstractSolver:
         probabilities = TabulatedProbabilities(plan.ts[:-1][part], plan.table[part])
         coins = _Tossed(jnp.asarray(counts[part]))
-        return MULTILEVEL[plan.order](probabilities, coins=coins, key=key)
+        return multilevel_solver(plan.order, plan.clock, probabilities, coins=coins, key=key)
 
     return segmented_ends(solver, make_terms, plan.grid, segment, ys, args, own)
 

@@ -1,13 +1,15 @@
 """Type aliases shared by all floors."""
 
 from collections.abc import Sequence
-from typing import Any, TYPE_CHECKING
+from typing import Any, Literal, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree, Real, Shaped
 
 # What a user may write where an array is meant: an array, a number, or lists of numbers.
 Numbers = ArrayLike | Sequence[Any]
+# Functions of time in which MLAB2's drift goes on in a straight line.
+Clock = Literal["time", "log"]
 
 if TYPE_CHECKING:
     RealScalarLike = int | float | Array | np.ndarray

@@ -1,5 +1,7 @@
 """Settings of the whole test run: run-time type checks, strict promotion, one CPU device."""
 
+import os
+
 from jaxtyping import install_import_hook
 
 # Before the first import of the package, so that every annotation in it is checked.
@@ -10,8 +12,22 @@ with install_import_hook("mlem_jax", "beartype.beartype"):
 import jax
 import pytest
 
+# Most of the time of tests is compilation, so LLVM's optimisations are left out: in this process, where flags are read
+# when the first device is asked for, and in the programs that tests start; not in notebooks, which are not under this
+# folder.
+_FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", _FLAGS)
+    jax.devices()
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def same_flags_in_other_processes(monkeypatch):
+    """Without them numbers would differ in the last digits."""
+    monkeypatch.setenv("XLA_FLAGS", _FLAGS)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__" and sys.argv[1] == "devices":
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import equinox as eqx
 import jax
@@ -37,6 +37,7 @@ def made_plan(*, levels=(0, 1), p=0.4, steps=12, coins=None, process=PROCESS):
         table=table,
         coins=ml.IndependentCoins() if coins is None else coins,
         order=1,
+        clock="time",
         costs=np.geomspace(0.1, 1, len(levels)),
         cost=1.0,
         error=1.0,

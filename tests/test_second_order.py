@@ -29,21 +29,25 @@ def fine(t, y, args):
     return cheap(t, y, args) + jnp.stack([0.0 * t, -0.5 * jnp.cos(t) * y[0] ** 2])
 
 
-def by_hand(base_of, ts, y, kick=None, noise=None):
-    """The formula in numpy. `base_of(n)` is the base in step `n`, `kick(n, t, y)` what is added to its drift, in
+def by_hand(base, ts, y, kick=None, noise=None, clock=lambda t: t):
+    """The formula in numpy. `base` is the drift that is extrapolated, `kick(n, t, y)` what is added to its drift, in
     the middle of the step, `noise[n]` what is added to the state."""
+    lengths = np.diff(clock(np.asarray(ts)))
     old, states = None, [np.asarray(y, float)]
     for n, (t, h) in enumerate(zip(ts[:-1], np.diff(ts), strict=True)):
-        base, y = base_of(n), states[-1]
+        y = states[-1]
         drift = np.asarray(base(t, y, None))
-        slope = 0 * drift if old is None or old[0] is not base else (drift - old[1]) / old[2]
+        # What the drift changes by in this step, per unit of time.
+        slope = 0 * drift
+        if old is not None:
+            slope = (drift - old) / lengths[n - 1] * lengths[n] / h
         step = h * drift + h**2 / 2 * slope
         if kick is not None:
             step = step + h * np.asarray(kick(n, t + h / 2, y + h / 2 * drift + h**2 / 8 * slope))
         if noise is not None:
             step = step + noise[n]
         states.append(y + step)
-        old = (base, drift, h)
+        old = drift
     return np.stack(states[1:])
 
 
@@ -54,13 +58,10 @@ def test_probability_one_is_adams_bashforth_on_the_finest_level(x64, backward):
     controller = diffrax.StepTo(ts)
     settings = dict(t0=ts[0], t1=ts[-1], saveat=diffrax.SaveAt(steps=True), stepsize_controller=controller)
     ys = solve(term, mlab2([1.0, 1.0]), Y0, **settings, max_steps=24).ys
-    np.testing.assert_allclose(ys, by_hand(lambda n: fine, np.asarray(ts), Y0), rtol=1e-12)
-    # Probabilities that turn out to be 1 in every step, but are not known to be beforehand.
-    solver = ml.MLAB2(lambda t: jnp.ones(2) + 0 * t, key=KEY)
-    np.testing.assert_allclose(solve(term, solver, Y0, **settings, max_steps=24).ys, ys, rtol=1e-12)
+    np.testing.assert_allclose(ys, by_hand(fine, np.asarray(ts), Y0), rtol=1e-12)
 
 
-def test_kicks_and_a_base_that_changes_are_those_of_the_formula(x64):
+def test_kicks_are_those_of_the_formula(x64):
     # Level 2 in one step of four (the midpoint pattern: steps 2, 6, 10) until t = 1, from then in every step.
     ts = GRADED
     n = int(np.searchsorted(ts, 1.0))
@@ -69,10 +70,10 @@ def test_kicks_and_a_base_that_changes_are_those_of_the_formula(x64):
         return jnp.where(t < 1.0, jnp.array([1.0, 0.25]), jnp.ones(2))
 
     def kick(i, t, y):
-        fires = i < n and i % 4 == 2
-        return 4 * (np.asarray(fine(t, y, None)) - np.asarray(cheap(t, y, None))) if fires else 0.0
+        weight = 1 if i >= n else 4 * (i % 4 == 2)
+        return weight * (np.asarray(fine(t, y, None)) - np.asarray(cheap(t, y, None)))
 
-    expected = by_hand(lambda i: cheap if i < n else fine, ts, Y0, kick)
+    expected = by_hand(cheap, ts, Y0, kick)
     saveat = diffrax.SaveAt(steps=True)
     controller = diffrax.StepTo(jnp.asarray(GRADED))
     solver = ml.MLAB2(probabilities, key=KEY)
@@ -80,6 +81,51 @@ def test_kicks_and_a_base_that_changes_are_those_of_the_formula(x64):
         ml.MultilevelTerm(cheap, fine), solver, Y0, t1=2.0, saveat=saveat, stepsize_controller=controller
     )
     np.testing.assert_allclose(solution.ys[:24], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_clock_may_be_the_logarithm_of_the_time(x64, backward, sign):
+    # Backward: from 5 to 0.1; the other sign: from -5 to -0.1.
+    times = sign * np.geomspace(0.1, 5, 25) ** 1.1
+    times = times[::-1] if backward else times
+    settings = dict(t0=times[0], t1=times[-1], saveat=diffrax.SaveAt(steps=True), max_steps=24)
+    controller = diffrax.StepTo(jnp.asarray(times))
+    solver = mlab2([1.0, 1.0], clock="log")
+    term = ml.MultilevelTerm(cheap, fine)
+    ys = solve(term, solver, Y0, **settings, stepsize_controller=controller).ys
+    expected = by_hand(fine, times, Y0, clock=lambda t: np.log(np.abs(t)))
+    np.testing.assert_allclose(ys, expected, rtol=1e-10)
+
+
+def test_the_logarithm_of_the_time_is_of_order_two_and_better_where_drifts_change_with_it(x64):
+    # Probability flow of a normal distribution, dy/ds = s y / (1 + s^2), from s = 80 to 0.01.
+    counts, errors = np.array([24, 48, 96]), {}
+    for clock in ("time", "log"):
+        errors[clock] = []
+        for count in counts:
+            ts = jnp.geomspace(80.0, 0.01, count + 1)
+            solution = solve(
+                ml.MultilevelTerm(lambda t, y, args: t * y / (1 + t**2)),
+                mlab2([1.0], clock=clock),
+                jnp.asarray(80.0),
+                t0=ts[0],
+                t1=ts[-1],
+                stepsize_controller=diffrax.StepTo(ts),
+                max_steps=int(count),
+            )
+            exact = 80 * np.sqrt((1 + 1e-4) / (1 + 80**2))
+            errors[clock].append(abs(float(solution.ys[-1]) - exact))
+    assert abs(slope(1 / counts, errors["log"]) - 2) < 0.3, errors
+    assert errors["log"][0] < 0.6 * errors["time"][0], errors
+
+
+def test_a_clock_that_is_none_and_a_time_without_logarithm():
+    with as_user(), pytest.raises(ValueError, match="clock='days'.*'time', 'log'"):
+        mlab2([1.0], clock="days")
+    for t0, t1 in ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.0)):
+        with as_user(), pytest.raises(Exception, match="logarithm of the time has no value"):
+            solve(ml.MultilevelTerm(cheap), mlab2([1.0], clock="log"), Y0, t0=t0, t1=t1, steps=2)
 
 
 @pytest.mark.parametrize("grid", ["equal", "graded", "backward"])
@@ -148,7 +194,7 @@ def test_noise_enters_a_step_as_in_euler(x64):
     noise = [np.array([0.1, 0.3]) * np.asarray(w) for w in increments]
     saveat, controller = diffrax.SaveAt(steps=True), diffrax.StepTo(jnp.asarray(GRADED))
     ys = solve(terms, mlab2([1.0, 1.0]), Y0, t1=2.0, saveat=saveat, stepsize_controller=controller).ys
-    np.testing.assert_allclose(ys[:24], by_hand(lambda n: fine, ts, Y0, noise=noise), rtol=1e-12)
+    np.testing.assert_allclose(ys[:24], by_hand(fine, ts, Y0, noise=noise), rtol=1e-12)
 
 
 def test_levels_run_as_the_coins_say():
@@ -170,9 +216,9 @@ def test_levels_run_as_the_coins_say():
     ):
         way(y0 if way is not run else y0[0], solver)
         assert counted.take() == [28, 10, 2]
-    # Of levels that always fire only the finest runs: it is the base.
+    # One that fires in every step acts in the middle of every step.
     run(y0[0], mlab2((1.0, 1.0, 0.1)))
-    assert counted.take() == [0, 22, 2]
+    assert counted.take() == [40, 20, 2]
     run(y0[0], mlab2((1.0, 1.0, 1.0)))
     assert counted.take() == [0, 0, 20]
 

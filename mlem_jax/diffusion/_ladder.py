@@ -110,11 +110,13 @@ def calibrate_ladder(
     key = jr.key(ladder.config.training.seed + 2)
     keys = jr.split(key)
     y0s = process.s_max * jr.normal(keys[0], (pilots, *shape))
+    # A drift of a diffusion model changes by the factor of s.
+    clock = "time" if order == 1 else "log"
     # The next key after these two.
     labels = None if classes is None else jr.randint(jr.fold_in(key, 2), (pilots,), 0, classes)
     term = ladder.term(sde=sde, guidance=guidance)
     terms = NoisyTerms(term, ts, shape) if sde else term
-    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], order=order, progress=progress)
+    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], order=order, clock=clock, progress=progress)
 
 
 def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:

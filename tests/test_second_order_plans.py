@@ -1,0 +1,103 @@
+"""Calibrations and plans of second order: what they predict, with which clock, and that files keep it."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import as_user
+
+import mlem_jax as ml
+
+TS = np.geomspace(20.0, 0.02, 129)
+# Each component's increment changes sign at its own times, so that its error is no multiple of the steps' own.
+PHASES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+
+
+def narrow(s, y, args):
+    return s * y / (s**2 + 1 + 0.5 * jnp.sin(4 * jnp.log(s) + PHASES))
+
+
+def wide(s, y, args):
+    return s * y / (s**2 + 1)
+
+
+@pytest.fixture(scope="module")
+def calibrations():
+    with jax.enable_x64(True):
+        term = ml.MultilevelTerm(narrow, wide, costs=(0.02, 1.0))
+        y0s = 20 * jr.normal(jr.key(0), (24, 16))
+        return {
+            clock: ml.calibrate(term, TS, y0s, key=jr.key(1), order=2, clock=clock, progress=False)
+            for clock in ("time", "log")
+        }
+
+
+def ends(plan, y0s):
+    term = ml.MultilevelTerm(narrow, wide)
+    solver = plan.solver(key=jr.key(0))
+
+    @jax.vmap
+    def solve(y0):
+        return diffrax.diffeqsolve(
+            plan.terms(term),
+            solver,
+            plan.ts[0],
+            plan.ts[-1],
+            None,
+            y0,
+            stepsize_controller=diffrax.StepTo(plan.grid),
+        ).ys[0]
+
+    return solve(y0s)
+
+
+@pytest.mark.parametrize("budget", [4, 7, 12])
+@pytest.mark.parametrize("clock", ["time", "log"])
+def test_predicted_errors_are_measured_on_fresh_states(x64, calibrations, clock, budget):
+    # 512 fresh states; the root mean square over them is known to two per cent.
+    plan = calibrations[clock].plan(budget=budget)
+    assert plan.order == 2 and plan.clock == clock and len(plan.levels) == 2
+    solver = plan.solver(key=jr.key(0))
+    assert isinstance(solver, ml.MLAB2) and solver.clock == clock
+    y0s = 20 * jr.normal(jr.key(2), (512, 16))
+    exact = y0s * np.sqrt((TS[-1] ** 2 + 1) / (TS[0] ** 2 + 1))
+    error = float(jnp.sqrt(jnp.mean((ends(plan, y0s) - exact) ** 2)))
+    assert abs(error / plan.error - 1) < 0.25, (error, plan.error)
+
+
+def test_the_linear_model_knows_where_corrections_act(calibrations):
+    # For coins that were not tried nothing corrects the linear prediction.
+    for calibration in calibrations.values():
+        linear, measured = calibration.check_predicted, calibration.check_measured
+        midpoint = np.array([name == "SystematicCoins(0.5)" for name in calibration.check_coins])
+        assert midpoint.sum() >= 3
+        assert np.median(np.abs(np.log(linear[midpoint] / measured[midpoint]))) < 0.3
+
+
+def test_the_clock_of_the_logarithm_is_measured_to_be_better(calibrations):
+    finest = {clock: c.single_error[-1] for clock, c in calibrations.items()}
+    assert np.all(finest["log"] < 0.7 * finest["time"])
+
+
+def test_files_keep_order_and_clock(calibrations, tmp_path):
+    calibration = calibrations["log"]
+    calibration.save(tmp_path / "c.npz")
+    again = ml.Calibration.load(tmp_path / "c.npz")
+    assert (again.order, again.clock) == (2, "log")
+    calibration.plan(budget=5).save(tmp_path / "p.npz")
+    plan = ml.Plan.load(tmp_path / "p.npz")
+    assert (plan.order, plan.clock) == (2, "log")
+    assert "AB2 on the finest level" in str(calibration) and "MLAB2" in str(plan)
+
+
+def test_methods_that_do_not_exist_are_refused():
+    term = ml.MultilevelTerm(narrow, wide)
+    for settings, message in (
+        (dict(order=3), "order=3: 1 for MLEM or 2 for MLAB2"),
+        (dict(order=1, clock="log"), "clock='log' with order=1"),
+        (dict(order=2, clock="days"), "clock='days' with order=2"),
+    ):
+        with as_user(), pytest.raises(ValueError, match=message):
+            ml.calibrate(term, TS, jnp.ones((4, 3)), key=jr.key(0), **settings)
