@@ -64,14 +64,16 @@ def _table(kicks: Kicks, scale: float, shares: np.ndarray) -> np.ndarray:
     return p
 
 
-def _within(kicks: Kicks, coins: AbstractCoins, budget: float | int, shares: np.ndarray) -> np.ndarray | None:
+def _within(
+    kicks: Kicks, coins: AbstractCoins, budget: float | int, shares: np.ndarray, seeds: int
+) -> np.ndarray | None:
     """The probabilities of this family that cost the budget, or `None` if none costs so little."""
     low, high = -30.0, 30.0
-    if expected_cost(kicks, _table(kicks, np.exp(low), shares), coins) > budget:
+    if expected_cost(kicks, _table(kicks, np.exp(low), shares), coins, seeds=seeds) > budget:
         return None
     while high - low > 0.01:
         middle = 0.5 * (low + high)
-        cheap = expected_cost(kicks, _table(kicks, np.exp(middle), shares), coins) <= budget
+        cheap = expected_cost(kicks, _table(kicks, np.exp(middle), shares), coins, seeds=seeds) <= budget
         low, high = (middle, high) if cheap else (low, middle)
     return _table(kicks, float(np.exp(low)), shares)
 
@@ -86,10 +88,10 @@ def _candidate(
     final: bool = False,
 ) -> _Candidate | None:
     kicks = select(calibration, selection)
-    table = _within(kicks, coins, budget, shares)
+    seeds = MANY_SEEDS if final else FEW_SEEDS
+    table = _within(kicks, coins, budget, shares, seeds)
     if table is None:
         return None
-    seeds = MANY_SEEDS if final else FEW_SEEDS
     cost, linear, spread = predict(kicks, table, coins, seeds=seeds)
     error, spread = corrected(calibration, coins, budget, linear, spread)
     discretisation = float(calibration.single_level_error(calibration.num_levels - 1, kicks.steps))

@@ -174,11 +174,13 @@ def corrected(
     return error, max(spread, float(np.interp(here, x, calibration.check_spread[mine])))
 
 
-def expected_cost(kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins) -> float:
+def expected_cost(
+    kicks: Kicks, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, *, seeds: int = FEW_SEEDS
+) -> float:
     """Cost of a solve in finest evaluations, for probabilities of the padded shape."""
     if isinstance(coins, IndependentCoins | NestedCoins):
         return _closed_cost(kicks, p, nested=isinstance(coins, NestedCoins))
-    return _cost(kicks, _weights(coins, p))
+    return _cost(kicks, _weights(coins, p, seeds=seeds))
 
 
 def error_of_counts(
