@@ -1,6 +1,5 @@
 """All that a ladder of networks is sampled with: ML-EM and its rivals, in every setting that gets tuned."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import diffrax
@@ -214,10 +213,11 @@ def planned(
     """A plan as ML-EM runs it."""
     ts, table = split_plan(plan, np.asarray(problem.ts), parts)
     probabilities = ml.TabulatedProbabilities(ts[:-1], table)
-    kind = ml.MLEM if plan.order == 1 else ml.MLAB2
 
     def solver(key: PRNGKeyArray) -> ml.MLEM | ml.MLAB2:
-        return kind(probabilities, coins=coins, key=key)
+        if plan.order == 1:
+            return ml.MLEM(probabilities, coins=coins, key=key)
+        return ml.MLAB2(probabilities, coins=coins, key=key, clock=plan.clock)
 
     return multilevel(problem, name, setting, solver, ts, plan.levels, random=random)
 
@@ -243,11 +243,9 @@ def multilevel_methods(
     for budget in effort.budgets:
         for coins, name in ((independent, "ML-EM, independent coins, calibrated"), (midpoint, OURS)):
             plans = {}
-            # The paper's coins go with the paper's steps.
-            measured = dataclasses.replace(calibration, order=1) if coins is independent else calibration
             for levels in (None, everything) if coins is independent else (None,):
                 try:
-                    plan = measured.plan(budget=budget, coins=coins, levels=levels)
+                    plan = calibration.plan(budget=budget, coins=coins, levels=levels)
                 except ValueError:
                     continue
                 if len(plan.levels) > 1:

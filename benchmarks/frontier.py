@@ -5,15 +5,17 @@ reverse SDE). Writes `benchmarks/results/frontier_ode.json` (`_sde`) and a pictu
 
 At the errors that DPM-Solver++(2M) reaches with 6, 8, 10, 14 and 20 evaluations of the finest network, and Euler with
 50 and 100 steps, on fresh noise: how many finest evaluations (FLOPs) and seconds does a plan of the shipped
-calibration need? Each rival takes the better of Karras' and the logarithmic grid at every step count, in hindsight;
-plans are made beforehand, once with FLOPs and once with the calibration's seconds as the levels' costs. The costs of
-ours at a given error are those of its curve of error against cost over budgets, for each batch on its own; mean and
-range over three batches of 64 images. Seconds are medians of interleaved runs on one batch, without compilation.
+calibrations need? Each rival takes the better of Karras' and the logarithmic grid at every step count, in hindsight.
+Plans are made beforehand: of first order (MLEM) and of second (MLAB2) with FLOPs as the levels' costs, and the better
+of the two with the calibrations' seconds. The costs of ours at a given error are those of its curve of error against
+cost over budgets, for each batch on its own; median and range over three batches of 64 images. Seconds are medians
+of interleaved runs on one batch, without compilation.
 """
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.random as jr
@@ -30,8 +32,8 @@ from mlem_jax.plot import save_figure
 
 RIVAL_STEPS = (6, 8, 10, 14, 20)
 EULER_STEPS = {False: (50,), True: (100,)}
-BUDGETS = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0)
-OURS = {"flops": "ML, planned in FLOPs", "seconds": "ML, planned in seconds"}
+BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0)
+OURS = ("MLEM, planned in FLOPs", "MLAB2, planned in FLOPs", "either, planned in seconds")
 MIDPOINT = ml.SystematicCoins(offset=0.5)
 
 
@@ -52,26 +54,34 @@ def rivals(ladder: Ladder, problem: Shared, steps: Sequence[int]) -> list[Method
 
 
 def ours(
-    problem: Shared, calibration: ml.Calibration, budgets: Sequence[float]
+    problem: Shared, ladder: Ladder, budgets: Sequence[float]
 ) -> tuple[list[Method], dict[str, ml.Plan]]:
-    """Plans of several budgets, in both currencies."""
-    relative = calibration.seconds / calibration.seconds[-1]
+    """Plans of several budgets: of each order in FLOPs, and the better one in seconds."""
+    sde = problem.diffusion is not None
+    first, second = (ladder.calibration(sde=sde, order=order) for order in (1, 2))
+    timed = {
+        kind: dataclasses.replace(c, costs=c.seconds / c.seconds[-1])
+        for kind, c in ladder.calibrations.items()
+    }
+    planners = zip(
+        OURS,
+        (first.plan, second.plan, partial(dataclasses.replace(ladder, calibrations=timed).plan, sde=sde)),
+        strict=True,
+    )
     methods, plans = [], {}
-    for unit, costs in (("flops", calibration.costs), ("seconds", relative)):
-        priced = dataclasses.replace(calibration, costs=costs)
+    for name, make in planners:
         for budget in budgets:
             try:
-                plan = priced.plan(budget=budget)
+                plan = make(budget=budget)
             except ValueError:
-                continue
-            if len(plan.levels) == 1 and plan.order == 1:
                 continue
             looks = ", ".join(
                 f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.table.sum(0), strict=True)
             )
-            setting = f"budget {budget:g}, looks {looks}"
-            plans[f"{OURS[unit]}, {setting}"] = plan
-            methods.append(planned(problem, OURS[unit], plan, MIDPOINT, setting, 1, random=False))
+            setting = f"order {plan.order}, {len(plan.ts) - 1} steps, looks {looks}"
+            if f"{name}, {setting}" not in plans:
+                plans[f"{name}, {setting}"] = plan
+                methods.append(planned(problem, name, plan, MIDPOINT, setting, 1, random=False))
     return methods, plans
 
 
@@ -111,13 +121,13 @@ def compared(rivals: list[Row], rows: list[Row]) -> list[dict[str, Any]]:
 
 def study(ladder: Ladder, *, sde: bool, size: int, batches: int, smoke: bool = False) -> dict[str, Any]:
     """Measures all methods on the same fresh batches."""
-    problem, calibration = image_problem(ladder, sde), ladder.calibration(sde=sde)
+    problem = image_problem(ladder, sde)
 
     def reference(batch: Batch) -> np.ndarray:
         return np.asarray(references(problem, batch)[0])
 
     drawn = [draw(problem, jr.key(7100 + i), size, reference) for i in range(batches)]
-    multilevel, plans = ours(problem, calibration, BUDGETS[4:5] if smoke else BUDGETS)
+    multilevel, plans = ours(problem, ladder, BUDGETS[4:5] if smoke else BUDGETS)
     methods = [*rivals(ladder, problem, RIVAL_STEPS[:1] if smoke else RIVAL_STEPS), *multilevel]
     rows = measure(methods, drawn, coin_seeds=1)
     add_seconds(rows, methods, drawn[0], repeats=1 if smoke else 5)
@@ -130,8 +140,8 @@ def study(ladder: Ladder, *, sde: bool, size: int, batches: int, smoke: bool = F
             f"{row['error_sd']:.4f}  ({row['setting']})",
             flush=True,
         )
-    alone = [row for row in rows if row["method"] not in OURS.values()]
-    mine = [row for row in rows if row["method"] in OURS.values()]
+    alone = [row for row in rows if row["method"] not in OURS]
+    mine = [row for row in rows if row["method"] in OURS]
     return {
         "problem": problem.name,
         "images": size,

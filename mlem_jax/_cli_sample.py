@@ -82,8 +82,7 @@ def sample(
         ladder = _load(checkpoint)
         scales = _scales(guidance)
         labels = _labels(ladder, label, n)
-        calibration = _calibration(ladder, calibration_file, sde, scales)
-        plan = _plan(calibration, budget, target)
+        plan = _plan(ladder, calibration_file, sde, scales, budget, target)
         console.print(f"{plan}\n", highlight=False)
         found = draw_samples(
             ladder,
@@ -118,6 +117,12 @@ def calibrate(
         int | None,
         typer.Option(min=4, help="Steps of the finest grid of a plan; 128 by default, 256 for the SDE."),
     ] = None,
+    order: Annotated[
+        int,
+        typer.Option(
+            min=1, max=2, help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for MLAB2."
+        ),
+    ] = 1,
     guidance: GuidanceScales = None,
     budget: Budget = None,
 ) -> None:
@@ -130,14 +135,16 @@ def calibrate(
         _check_file(out)
         ladder = _load(checkpoint)
         scales = _scales(guidance)
-        calibration = calibrate_ladder(ladder, sde=sde, steps=steps, pilots=pilots, guidance=scales)
+        calibration = calibrate_ladder(
+            ladder, sde=sde, steps=steps, pilots=pilots, order=2 if order == 2 else 1, guidance=scales
+        )
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     # Before anything else can go wrong.
     calibration.save(out)
     console.print(f"{calibration}\n", highlight=False)
     try:
-        plan = _plan(calibration, budget, None)
+        plan = calibration.plan(budget=_BUDGET if budget is None else budget)
         console.print(f"A plan with budget {budget or _BUDGET:g}:\n{plan}\n", highlight=False)
     except ValueError as error:
         console.print(f"No plan: {error}\n", highlight=False)
@@ -176,24 +183,26 @@ def _labels(ladder: Ladder, label: int | None, n: int) -> np.ndarray | None:
     return np.arange(n, dtype=np.int32) % classes if label is None else np.full(n, label, np.int32)
 
 
-def _calibration(
-    ladder: Ladder, file: Path | None, sde: bool, guidance: float | list[float] | None
-) -> Calibration:
-    levels = ladder.term(sde=sde, guidance=guidance).levels
+def _plan(
+    ladder: Ladder,
+    file: Path | None,
+    sde: bool,
+    guidance: float | list[float] | None,
+    budget: float | None,
+    target: float | None,
+) -> Plan:
     if guidance is not None and file is None:
         raise ValueError(
             "The calibration that the ladder was saved with is without guidance. Measure one with 'python -m mlem_jax "
             "calibrate --out FILE' and the same --guidance, and add --calibration FILE."
         )
-    calibration = ladder.calibration(sde=sde) if file is None else Calibration.load(file)
-    calibration.require(levels, jnp.zeros(ladder.config.shape))
-    return calibration
-
-
-def _plan(calibration: Calibration, budget: float | None, target: float | None) -> Plan:
-    if target is not None:
-        return calibration.plan(error=target)
-    return calibration.plan(budget=_BUDGET if budget is None else budget)
+    if target is None:
+        budget = _BUDGET if budget is None else budget
+    if file is None:
+        return ladder.plan(budget=budget, error=target, sde=sde)
+    calibration = Calibration.load(file)
+    calibration.require(ladder.term(sde=sde, guidance=guidance).levels, jnp.zeros(ladder.config.shape))
+    return calibration.plan(budget=budget, error=target)
 
 
 def _check_file(path: Path) -> None:

@@ -126,12 +126,12 @@ def compare(
     Raises `ValueError`, before any image is drawn, for a budget or an error that cannot be met.
     """
     tell("planning")
-    calibration = ladder.calibration(sde=sde)
-    plan = calibration.plan(budget=budget, error=error)
+    plan = ladder.plan(budget=budget, error=error, sde=sde)
     plans = [("ML-EM default coins", plan, 1)]
     # The paper's coins at the same cost; a plan left free would rather not toss them.
     every_level = tuple(range(len(ladder.networks)))
     try:
+        calibration = ladder.calibration(sde=sde)
         made = calibration.plan(budget=plan.cost, coins=IndependentCoins(), levels=every_level)
         plans.insert(0, ("ML-EM independent coins", made, COIN_SEEDS))
     except ValueError:

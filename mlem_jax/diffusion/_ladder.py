@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from .._calibrate import calibrate
 from .._calibration import Calibration
 from .._methods import Order
+from .._plan import Plan
 from .._term import MultilevelTerm
 from ._adapter import NoisePredictor
 from ._config import Config, read_config
@@ -39,7 +40,8 @@ class Ladder:
     - `networks`: the levels' networks.
     - `config`: the description they were built from.
     - `card`: what was measured after training (losses, FLOPs and parameters of each level).
-    - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`), without guidance.
+    - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`) in steps of first order, and
+        perhaps of second order (`"ode_2"`, `"sde_2"`), without guidance.
 
     Networks of a ladder with classes take a label, which comes from the `args` of the solve. `guidance`, a scale or
     one for each level, makes each a [`mlem_jax.diffusion.Guided`][] one.
@@ -55,10 +57,15 @@ class Ladder:
         (add [`mlem_jax.diffusion.reverse_diffusion`][] for the noise). Costs are FLOPs per image.
 
         Raises `ValueError` for guidance without classes or with another number of scales than levels."""
-        drift = ReverseDrift if sde else ProbabilityFlow
-        levels = map(drift, self.predictors(guidance=guidance))
+        levels = self._drifts(sde, guidance)
         costs = [count_flops(network, guided=guidance is not None) for network in self.networks]
         return MultilevelTerm(*levels, costs=costs)
+
+    def _drifts(
+        self, sde: bool, guidance: Guidance | None = None
+    ) -> tuple[ProbabilityFlow | ReverseDrift, ...]:
+        drift = ReverseDrift if sde else ProbabilityFlow
+        return tuple(map(drift, self.predictors(guidance=guidance)))
 
     def predictors(self, *, guidance: Guidance | None = None) -> tuple[NoisePredictor, ...]:
         """The networks as predictions of the noise. Raises as `term` does."""
@@ -82,9 +89,40 @@ class Ladder:
             for network, scale in zip(self.networks, scales, strict=True)
         )
 
-    def calibration(self, *, sde: bool = False) -> Calibration:
-        """The measured increments, for choosing probabilities; without guidance."""
-        return self.calibrations["sde" if sde else "ode"]
+    def calibration(self, *, sde: bool = False, order: Order = 1) -> Calibration:
+        """What was measured for steps of an order, without guidance. Raises `ValueError` if the ladder was saved
+        without it."""
+        kind = _kind(sde, order)
+        if kind not in self.calibrations:
+            raise ValueError(
+                f"This ladder has no calibration {kind!r}, only {sorted(self.calibrations)}. Measure it with "
+                f"calibrate_ladder(ladder, sde={sde}, order={order})."
+            )
+        return self.calibrations[kind]
+
+    def plan(
+        self,
+        *,
+        budget: float | int | None = None,
+        error: float | int | None = None,
+        sde: bool = False,
+        **settings: Any,
+    ) -> Plan:
+        """The better of the plans of first and second order that the ladder has calibrations for: the one of smaller
+        predicted error, or for a wanted `error` the cheaper one. Arguments and errors as for
+        [`mlem_jax.make_plan`][]."""
+        there = [order for order in get_args(Order) if _kind(sde, order) in self.calibrations] or [1]
+        found, refusals = [], []
+        for order in there:
+            calibration = self.calibration(sde=sde, order=order)
+            calibration.require(self._drifts(sde), jnp.zeros(self.config.shape))
+            try:
+                found.append(calibration.plan(budget=budget, error=error, **settings))
+            except ValueError as refusal:
+                refusals.append(refusal)
+        if not found:
+            raise refusals[0]
+        return min(found, key=lambda plan: plan.error if error is None else plan.cost)
 
     def flops(self) -> tuple[float, ...]:
         """FLOPs of one evaluation of each level on one image, as XLA counts them."""
@@ -207,8 +245,13 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
             ) from error
         networks.append(_cast(stored, np.float32))
     card = json.loads((directory / _CARD).read_text())
-    calibrations = {kind: Calibration.load(directory / f"calibration_{kind}.npz") for kind in ("ode", "sde")}
+    files = sorted(directory.glob("calibration_*.npz"))
+    calibrations = {path.stem.removeprefix("calibration_"): Calibration.load(path) for path in files}
     return Ladder(tuple(networks), config, card, calibrations)
+
+
+def _kind(sde: bool, order: int) -> str:
+    return ("sde" if sde else "ode") + ("" if order == 1 else f"_{order}")
 
 
 def as_stored(network: AbstractNetwork) -> AbstractNetwork:
