@@ -1,6 +1,7 @@
 """Processes named in a ladder's file: what networks are trained to return is what sampling takes them to return."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -70,14 +71,18 @@ def test_kinds_and_predictions_that_do_not_exist_are_named(tmp_path):
             read(tmp_path, HEAD + f'prediction = "v"\n[process]\nkind = "{kind}"\n' + LEVEL)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "velocity", None])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "prediction"),
+    [
+        *((kind, None) for kind in KINDS),
+        # The other two have a preconditioning, and with it no choice.
+        *itertools.product(("variance_preserving", "flow_matching"), ("eps", "x0", "v", "velocity")),
+    ],
+)
 def test_a_network_that_is_right_in_training_predicts_the_noise_in_sampling(kind, prediction, tmp_path, x64):
     """The network that returns the target for what it is given in training, image by image."""
     config = config_of(kind, tmp_path)
     if prediction is not None:
-        if config.preconditioned:
-            pytest.skip("preconditioned networks have no choice")
         config = dataclasses.replace(config, prediction=prediction)
     images = jnp.asarray(tiny_images(6), float)
     key = jr.key(3)
