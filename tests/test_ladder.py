@@ -270,12 +270,40 @@ def test_the_shipped_ladder_has_four_levels_of_growing_cost(shipped):
     # A level that is no nearer to the finest than the one below is not worth its cost.
     distances = card["held_out_loss"]["to_finest"]
     assert distances == sorted(distances, reverse=True) and distances[-1] == 0
-    for sde, steps in ((False, 128), (True, 256)):
-        calibration = shipped.calibration(sde=sde)
+    for kind, calibration in shipped.calibrations.items():
+        sde, steps = kind.startswith("sde"), 256 if kind.startswith("sde") else 128
         assert calibration.increment.shape == (steps, 4) and calibration.kicks.shape[:2] == (steps, 4)
         assert np.all(np.isfinite(calibration.kicks))
         np.testing.assert_allclose(calibration.ts, shipped.config.process.grid(steps), rtol=1e-5)
         calibration.require(shipped.term(sde=sde).levels, jnp.zeros(shipped.config.shape))
+
+
+def test_a_ladder_plans_with_the_better_order(ladder):
+    first = ladder.calibrations["ode"]
+    # Each is better than the other at some step counts.
+    first = dataclasses.replace(first, single_error=np.tile([0.5, 0.2], (2, 1)))
+    second = dataclasses.replace(first, order=2, clock="log", single_error=np.tile([0.4, 0.3], (2, 1)))
+    both = dataclasses.replace(ladder, calibrations={"ode": first, "ode_2": second})
+    for choice in (dict(budget=4, steps=4), dict(budget=9, steps=8)):
+        alone = [c.plan(**choice) for c in (first, second)]
+        best = both.plan(**choice)
+        assert best.error == min(plan.error for plan in alone) < max(plan.error for plan in alone)
+        assert best.order == 1 + int(alone[1].error < alone[0].error)
+    alone = [c.plan(error=0.45) for c in (first, second)]
+    assert both.plan(error=0.45).cost == min(plan.cost for plan in alone) < max(plan.cost for plan in alone)
+
+
+def test_a_ladder_without_the_calibration_says_how_to_measure_it(ladder):
+    bare = dataclasses.replace(ladder, calibrations={"ode": ladder.calibrations["ode"]})
+    with pytest.raises(ValueError, match=r"no calibration 'sde', only \['ode'\].*sde=True, order=1"):
+        bare.plan(budget=4, sde=True)
+    with pytest.raises(ValueError, match="order=2"):
+        bare.calibration(order=2)
+    with pytest.raises(ValueError, match="positive"):
+        bare.plan(budget=-1)
+    wrong = dataclasses.replace(bare, networks=bare.networks[::-1])
+    with pytest.raises(ValueError, match="number 1, 2 differ"):
+        wrong.plan(budget=4)
 
 
 def test_the_finest_shipped_level_draws_clothes_on_black(shipped):
