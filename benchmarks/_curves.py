@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 Row = dict[str, Any]
 
@@ -79,11 +80,16 @@ def draw_curves(
                 label=name,
                 capsize=2,
                 # Ours stand out among a dozen rivals.
-                linewidth=2.4 if name.startswith("ML-EM") else 1.0,
+                linewidth=2.4 if name.startswith(("ML-EM", "MLEM", "MLAB2")) else 1.0,
                 elinewidth=0.6,
             )
         axis.set_xscale("log")
         axis.set_yscale("log")
+        for scale in (axis.xaxis, axis.yaxis):
+            # Plain numbers, few enough not to overlap.
+            scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            scale.set_major_formatter("{x:g}")
+            scale.set_minor_formatter(NullFormatter())
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.set_title(title, fontsize=10)

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax.random as jr
 import numpy as np
-from _curves import by_method, costs_to_reach, draw_curves, markdown, Row, summary
+from _curves import costs_to_reach, draw_curves, markdown, Row, summary
 from _harness import RESULTS, write_results
 from _image_methods import image_problem, planned, references
 from _methods import add_seconds, Batch, draw, marching, measure, Method, Shared
@@ -187,8 +187,8 @@ def main() -> None:
     if arguments.smoke:
         return
     stem = f"frontier_{'sde' if arguments.sde else 'ode'}"
-    best = best_grid(found["rows"])
-    rows = [row for name in by_method(best) for row in best if row["method"] == name]
+    mine = [row for row in found["rows"] if row["method"] in OURS]
+    rows = [*best_grid([row for row in found["rows"] if row["method"] not in OURS]), *mine]
     for unit, label in (("cost", "evaluations of the finest network (FLOPs)"), ("seconds", "seconds")):
         figure = draw_curves(
             [(found["problem"], rows)], x=unit, x_label=label, y_label="RMS error of a pixel"
