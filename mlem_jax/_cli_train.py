@@ -74,7 +74,9 @@ def train(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Folder of an earlier ladder: keep its finest level, match the others on."
+            "--from",
+            "--distil",
+            help="Folder of an earlier ladder: keep its finest level, distil the others from it further.",
         ),
     ] = None,
 ) -> None:
@@ -211,8 +213,11 @@ def _sizes_table(config: Config) -> Table:
 
 
 def _table(ladder: Ladder) -> Table:
-    table = Table("level", "parameters", "MFLOP per image", "held-out loss", "distance to finest")
     card = ladder.card
+    before = card.get("to_finest_before")
+    table = Table("level", "parameters", "MFLOP per image", "held-out loss", "distance to finest")
+    if before is not None:
+        table.add_column("before")
     for k, parameters in enumerate(card["parameters"]):
         table.add_row(
             str(k + 1),
@@ -220,5 +225,6 @@ def _table(ladder: Ladder) -> Table:
             f"{card['flops_per_image'][k] / 1e6:.2f}",
             f"{card['held_out_loss']['data'][k]:.4f}",
             f"{card['held_out_loss']['to_finest'][k]:.4f}",
+            *(() if before is None else (f"{before[k]:.4f}",)),
         )
     return table

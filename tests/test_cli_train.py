@@ -52,6 +52,13 @@ def test_from_idx_files_and_from_an_earlier_ladder(run, tmp_path):
     assert "12 images to train on, 12 held out." in result.output and "distance to finest" in result.output
     again = run("--out", tmp_path / "more", "--from", tmp_path / "run" / "ladder", *common)
     assert again.exit_code == 0, again.output
+    # The smaller level's distance before it was matched on: what it was when the first run had ended.
+    assert "before" in again.output and "before" not in result.output
+    cards = [load_ladder(tmp_path / name / "ladder").card for name in ("run", "more")]
+    np.testing.assert_allclose(
+        cards[1]["to_finest_before"], cards[0]["held_out_loss"]["to_finest"], rtol=1e-3, atol=1e-9
+    )
+    assert cards[1]["held_out_loss"]["to_finest"][0] != cards[1]["to_finest_before"][0]
     first, second = (load_ladder(tmp_path / name / "ladder").networks for name in ("run", "more"))
     assert len(first) == len(second) == 2
     np.testing.assert_array_equal(arrays(first[-1]), arrays(second[-1]))

@@ -42,7 +42,8 @@ def train_ladder(
     """Trains all levels of a configuration and writes the ladder to `out/ladder`.
 
     With `start`, an earlier ladder, its finest level is taken over as it is and only the smaller levels
-    are matched; those that the earlier ladder has too go on from there.
+    are matched (distilled); those that the earlier ladder has too go on from there. The card then says how far from
+    the finest level they were before.
 
     A configuration with classes needs the labels of both sets of images. Its ladder is calibrated for labels drawn
     uniformly and no guidance.
@@ -139,9 +140,13 @@ def train_ladder(
         "training_images": len(images),
         "jax": jax.__version__,
     }
+    if start is not None:
+        before = held_out_losses(config, (*networks[:-1], finest), held_out, held_out_labels)
+        card["to_finest_before"] = before["to_finest"]
     ladder = Ladder(trained, config, card, {})
     calibrations = {
         "ode": calibrate_ladder(ladder, pilots=_PILOTS, progress=progress),
+        "ode_2": calibrate_ladder(ladder, order=2, pilots=_PILOTS, progress=progress),
         "sde": calibrate_ladder(ladder, sde=True, pilots=_PILOTS, progress=progress),
     }
     ladder = dataclasses.replace(ladder, calibrations=calibrations)
