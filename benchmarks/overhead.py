@@ -22,6 +22,17 @@ import mlem_jax as ml
 from mlem_jax.diffusion import load_ladder
 
 ROUNDS = 15
+EVALUATIONS = 20
+
+
+@eqx.filter_jit
+def evaluate(level, y0):
+    """The drift's own cost: so many evaluations in a row on a batch, in one compiled program."""
+
+    def body(y, _):
+        return y - 0.01 * jax.vmap(lambda y: level(jnp.asarray(1.0), y, None))(y), None
+
+    return jax.lax.scan(body, y0, None, length=EVALUATIONS)[0]
 
 
 def realised(batch: int, budget: float) -> dict:
@@ -48,22 +59,12 @@ def realised(batch: int, budget: float) -> dict:
 
         return jax.vmap(one)(y0)
 
-    # The drifts' own cost: twenty evaluations in a row of each level, in one compiled program.
-    evaluations_timed = 20
-
-    @eqx.filter_jit
-    def evaluate(level, y0):
-        def body(y, _):
-            return y - 0.01 * jax.vmap(lambda y: level(jnp.asarray(1.0), y, None))(y), None
-
-        return jax.lax.scan(body, y0, None, length=evaluations_timed)[0]
-
     counts = ml.evaluation_report(solve(term, solver, y0).solver_state).evaluations
     calls = [lambda: solve(term, solver, y0).ys]
     calls += [lambda level=level: evaluate(level, y0) for level in term.levels]
     whole, *levels = interleaved_seconds(calls, repeats=ROUNDS)
     promised = [
-        sum(int(n) * level[i] / evaluations_timed for n, level in zip(counts, levels, strict=True))
+        sum(int(n) * level[i] / EVALUATIONS for n, level in zip(counts, levels, strict=True))
         for i in range(ROUNDS)
     ]
     return {
@@ -71,7 +72,7 @@ def realised(batch: int, budget: float) -> dict:
         "evaluations": [int(n) for n in counts],
         "promised_over_taken": median_ratio(promised, whole),
         "solve_seconds": sorted(whole)[ROUNDS // 2],
-        "evaluation_seconds": [sorted(level)[ROUNDS // 2] / evaluations_timed for level in levels],
+        "evaluation_seconds": [sorted(level)[ROUNDS // 2] / EVALUATIONS for level in levels],
     }
 
 
