@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from ._coins import AbstractCoins, SystematicCoins
+from ._npz import read_npz
 from ._types import Clock, Y
 
 if TYPE_CHECKING:
@@ -98,14 +99,13 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
-        """Reads what `save` wrote. Raises `ValueError` for another file; whether it belongs to certain
+        """Reads what `save` wrote. Raises `ValueError` for another or a damaged file; whether it belongs to certain
         levels is checked by `require`."""
-        with np.load(path) as file:
-            names = {field.name for field in dataclasses.fields(cls)}
-            if set(file.files) != (names - set(_META)) | {"meta"}:
-                raise ValueError(f"{path} is not a calibration: it holds {sorted(file.files)}.")
-            meta = json.loads(str(file["meta"]))
-            arrays = {name: file[name] for name in file.files if name != "meta"}
+        arrays = read_npz(path, "a calibration", "Measure it again: mlem_jax.calibrate(...).save(FILE).")
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(arrays) != (names - set(_META)) | {"meta"}:
+            raise ValueError(f"{path} is not a calibration: it holds {sorted(arrays)}.")
+        meta = json.loads(str(arrays.pop("meta")))
         for name in ("check_coins", "levels_id"):
             meta[name] = tuple(meta[name])
         return cls(**arrays, **meta)

@@ -97,8 +97,6 @@ def train(
         _tell_data(console, found)
         console.print(_sizes_table(description))
         text = config_text(description) if levels or mflops else (config or _CONFIG).read_text()
-        if mflops:
-            console.print(text, highlight=False, markup=False)
         ladder = train_ladder(
             _place(out, text),
             out,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
 from ._methods import multilevel_solver, SINGLE, single_level_solver
+from ._npz import read_npz
 from ._probabilities import TabulatedProbabilities
 from ._second_order import MLAB2
 from ._solver import MLEM
@@ -151,12 +152,11 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Reads what `save` wrote. Raises `ValueError` for another file."""
-        with np.load(path) as file:
-            if set(file.files) != {"plan", "ts", "table", "costs"}:
-                raise ValueError(f"{path} is not a plan: it holds {sorted(file.files)}.")
-            values = json.loads(str(file["plan"]))
-            arrays = {name: file[name] for name in ("ts", "table", "costs")}
+        """Reads what `save` wrote. Raises `ValueError` for another or a damaged file."""
+        arrays = read_npz(path, "a plan", "Make it again: calibration.plan(...).save(FILE).")
+        if set(arrays) != {"plan", "ts", "table", "costs"}:
+            raise ValueError(f"{path} is not a plan: it holds {sorted(arrays)}.")
+        values = json.loads(str(arrays.pop("plan")))
         values["coins"] = coins_named(values["coins"])
         values["levels"], values["advice"] = tuple(values["levels"]), tuple(values["advice"])
         return cls(**arrays, **values)

@@ -112,6 +112,17 @@ def test_damaged_and_foreign_levels(ladder, tmp_path):
             load_ladder(tmp_path / "l")
 
 
+@pytest.mark.parametrize("name", ["card.json", "ladder.toml", "calibration_ode.npz"])
+def test_every_file_of_a_ladder_that_is_cut_short_is_named(ladder, tmp_path, name):
+    save_ladder(tmp_path / "l", ladder, TEXT)
+    path = tmp_path / "l" / name
+    whole = path.read_bytes()
+    for part in (0.0, 0.5, 0.9):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(ValueError, match=name):
+            load_ladder(tmp_path / "l")
+
+
 # Training that starts from an earlier ladder.
 
 

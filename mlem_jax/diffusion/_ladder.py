@@ -244,7 +244,13 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
                 f"another ladder ({str(error).splitlines()[0]})."
             ) from error
         networks.append(_cast(stored, np.float32))
-    card = json.loads((directory / _CARD).read_text())
+    try:
+        card = json.loads((directory / _CARD).read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{directory / _CARD} is damaged ({error}). Copy the ladder again; if there is no other copy, write {{}} "
+            "into that file: only what was measured after training is lost."
+        ) from error
     files = sorted(directory.glob("calibration_*.npz"))
     calibrations = {path.stem.removeprefix("calibration_"): Calibration.load(path) for path in files}
     return Ladder(tuple(networks), config, card, calibrations)
