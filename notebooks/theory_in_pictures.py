@@ -119,11 +119,11 @@ plt.show()
 # $\sum_n h\,D(t_n)$, for a smooth $D$ and for a rough one (a Brownian path)? Root mean square over 100 tosses.
 
 # %%
-STEPS, SEEDS = 8192, 100
+STEPS, SEEDS = 3**8, 100
 t = (jnp.arange(STEPS) + 0.5) / STEPS
 smooth = 1 + jnp.sin(5 * t) + 2 * t
 rough = jnp.cumsum(jr.normal(jr.key(1), (SEEDS, STEPS)), 1) / STEPS**0.5
-looks = 2 ** np.arange(2, 7)
+looks = 3 ** np.arange(1, 6)  # Windows of an odd number of steps have a step in their middle.
 
 
 @jax.jit
@@ -149,6 +149,8 @@ for name, coins in COINS.items():
 for axis, title in zip(axes, ("smooth increment", "rough increment (Brownian)"), strict=True):
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel("looks")
+    axis.set_xticks(looks, looks)
+    axis.set_xticks([], minor=True)
     axis.legend(title="slope", fontsize=8, loc="lower left")
 axes[0].set(ylabel="RMS error of the sum", ylim=(2e-7, 2))
 plt.show()
