@@ -159,7 +159,8 @@ print(shallow)
 
 # %% [markdown]
 # The warning says what follows: noise from the cheap levels alone costs independent coins more than they save. Evenly
-# spaced looks need less (`theory_in_pictures` has the reason). Same budget, two policies:
+# spaced looks need less (`theory_in_pictures` has the reason). Same budget, two policies; for
+# the first the best plan is one level alone:
 
 # %%
 for coins in (ml.IndependentCoins(), MIDPOINT):
@@ -179,8 +180,8 @@ print(useless)
 print(useless.plan(budget=12))
 
 # %% [markdown]
-# Two warnings, and the plan draws the conclusion: the level is left out. To see what it would have cost, name the
-# levels:
+# Two warnings, and the plan draws the conclusion: the level is left out. (A gamma from two corrections is a line
+# through two points; a negative one says that there is no power law.) To see what the level would have cost, name all:
 
 # %%
 print("error with all levels:", round(useless.plan(budget=12, levels=(0, 1, 2)).error, 4))
