@@ -177,7 +177,8 @@ useless = measure(hierarchy([1, 0.02, 0.3], [16, 500, 400]))
 print(useless)
 
 # %%
-print(useless.plan(budget=12))
+plan = useless.plan(budget=12)
+print(plan)
 
 # %% [markdown]
 # Two warnings, and the plan draws the conclusion: the level is left out. (A gamma from two corrections is a line
@@ -185,7 +186,7 @@ print(useless.plan(budget=12))
 
 # %%
 print("error with all levels:", round(useless.plan(budget=12, levels=(0, 1, 2)).error, 4))
-print("error as planned:     ", round(useless.plan(budget=12).error, 4))
+print("error as planned:     ", round(plan.error, 4))
 
 # %% [markdown]
 # ## Steps of second order
@@ -228,7 +229,9 @@ for (name, one), colour in zip(found.items(), ("k", "C1", "C0"), strict=True):
         [p.cost for p in plans], [p.error for p in plans], "s-", color=colour, ms=4, label=f"{name}: plans"
     )
 axis.set(xlabel="cost in finest-level evaluations", ylabel="RMS error of the end state")
-axis.grid(alpha=0.3, which="both")
+axis.set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
+axis.set_xticks([], minor=True)
+axis.grid(alpha=0.3)
 axis.legend(fontsize=8)
 plt.show()
 
