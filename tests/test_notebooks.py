@@ -6,7 +6,8 @@ from pathlib import Path
 import jupytext
 import pytest
 
-NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 
 
 def test_there_are_notebooks():
@@ -26,3 +27,10 @@ def test_committed_notebooks_show_their_results(path):
     assert all(cell.execution_count for cell in code)
     assert not any(out.output_type == "error" for cell in code for out in cell.outputs)
     assert any("image/png" in out.get("data", {}) for cell in code for out in cell.outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_named_in_the_readme_and_small(path):
+    assert path.name in (ROOT / "README.md").read_text()
+    size = path.stat().st_size
+    assert size < 400_000, f"{path.name} has {size} bytes; save its pictures with fewer dots per inch"

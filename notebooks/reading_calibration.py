@@ -1,0 +1,241 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reading a calibration
+#
+# `print(calibration)` and `print(plan)` put much into few lines. Here is what each column and warning means, on four
+# hierarchies: the networks that the package ships, one that suits coupled coins only, one with a useless level, and
+# one solved with steps of second order.
+
+# %%
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import matplotlib.pyplot as plt
+import numpy as np
+
+import mlem_jax as ml
+from mlem_jax import plot
+from mlem_jax.diffusion import load_ladder
+
+# %matplotlib inline
+plt.rcParams["figure.dpi"] = 80
+
+# %% [markdown]
+# ## The shipped networks
+#
+# Their calibration is in the package; nothing is trained or run here.
+
+# %%
+calibration = load_ladder().calibration()
+print(calibration)
+
+# %% [markdown]
+# | column | meaning | what to look for |
+# |---|---|---|
+# | cost | of one evaluation, the finest level being 1 (FLOPs, unless you say otherwise) | factors of 4 to 8 |
+# | seconds | the same by the clock, for a whole batch | the same factors; if not, calibrate with `costs="seconds"` |
+# | RMS D_k (max) | the level's correction $D_k = f^k - f^{k-1}$, where it is largest | falls from level to level |
+# | variance J D_k | how much a correction in one step moves the *end*, squared ($J$: derivative of the end) | falls faster |
+# | mass | the same summed over the solve: how far the level could move the end | what gamma is fitted to |
+# | kurtosis | 3 for a Gaussian; large: a few trajectories decide the error | below 100, or more pilots |
+# | memory | for how many steps a correction stays alike | long: coupled coins gain much |
+# | telescoping | z-score: do the increments add up to the level? | within 4 or so |
+# | share | of what independent coins would pay, by level | no level takes it all |
+#
+# Below the table: **gamma**, in cost = accuracy$^{-\gamma}$, or why there is none; the error of the finest level alone
+# by its number of steps; then warnings. Here level 3 corrects about as much as level 2, so there is no power law to
+# fit.
+#
+# ### When does a level matter?
+#
+# Left, the size of each correction; right, what it does to the final image. Noise level on the axis, so that
+# sampling goes from right to left.
+
+# %%
+plot.increments(calibration, time_label="s", log_time=True)
+
+# %% [markdown]
+# ## From a calibration to a plan
+#
+# One number: `budget`, in evaluations of the finest level, or `error`, in the units of the state.
+
+# %%
+plan = calibration.plan(budget=12)
+print(plan)
+
+# %% [markdown]
+# - **expected looks**: how many times each kept level's coin comes up; *cost each* times looks is about the cost.
+# - **predicted error**: distance to the exact solution of the finest level; ± from the spread over pilots. It is
+#   the root of two squares: **steps**, what the finest level alone would err with as many steps, and **coins**.
+#   The larger one says what to spend on.
+# - **nonlinearity**: what trial runs erred over what the linear model said. Near 1 all is well.
+# - **speed-up**: cost at the same error without ML-EM, on the finest level and on the best level alone.
+#
+# When are the networks looked at?
+
+# %%
+plot.plan_raster(plan, key=jr.key(0), time_label="s", log_time=True)
+
+# %% [markdown]
+# Which budget? Draw a few, beside each level alone:
+
+# %%
+plans = [calibration.plan(budget=budget) for budget in (3, 6, 12, 24)]
+plot.error_against_cost(calibration, plans)
+
+# %% [markdown]
+# Take the budget where the line of plans bends, or ask for an error. If `error=` is out of reach, you are told what is
+# within it:
+
+# %%
+wanted = calibration.plan(error=0.05)
+print(
+    f"error 0.05: cost {wanted.cost:.1f}, levels {[k + 1 for k in wanted.levels]}, {len(wanted.ts) - 1} steps"
+)
+try:
+    calibration.plan(error=1e-4)
+except ValueError as refusal:
+    print(refusal)
+
+# %% [markdown]
+# And with too little to spend, the answer is not ML-EM at all:
+
+# %%
+print(calibration.plan(budget=1))
+
+# %% [markdown]
+# ## gamma below 2
+#
+# Sums of random features, so that gamma is ours to choose: field $j$ has size $r_j$ and costs $w_j$. First $r_j = 2^{-j}$
+# and costs that grow by $2^{1.2}$ only.
+
+
+# %%
+class Fields(eqx.Module):
+    inner: list
+    outer: list
+
+    def __call__(self, t, y, args):
+        total = -y
+        for a, b in zip(self.inner, self.outer, strict=True):
+            total += b @ jnp.sin(a @ y + 2 * t)
+        return total
+
+
+def hierarchy(sizes, widths):
+    inner, outer = [], []
+    for j, (size, width) in enumerate(zip(sizes, widths, strict=True)):
+        one, two = jr.split(jr.key(j))
+        inner.append(jr.normal(one, (width, 16)) / 4)
+        outer.append(size * jr.normal(two, (16, width)) * (2 / width) ** 0.5)
+    return ml.MultilevelTerm(*[Fields(inner[:k], outer[:k]) for k in range(1, len(sizes) + 1)])
+
+
+MIDPOINT = ml.SystematicCoins(offset=0.5)
+ts, y0s = jnp.linspace(0.0, 2.0, 65), jr.normal(jr.key(1), (32, 16))
+
+
+def measure(term):
+    trials = (ml.IndependentCoins(), MIDPOINT)
+    return ml.calibrate(term, ts, y0s, key=jr.key(2), trials=trials, progress=False)
+
+
+shallow = measure(hierarchy([1, 1 / 2, 1 / 4, 1 / 8], [64, 83, 192, 441]))
+print(shallow)
+
+# %% [markdown]
+# The warning says what follows: noise from the cheap levels alone costs independent coins more than they save. Evenly
+# spaced looks need less (`theory_in_pictures` has the reason). Same budget, two policies; for
+# the first the best plan is one level alone:
+
+# %%
+for coins in (ml.IndependentCoins(), MIDPOINT):
+    plan = shallow.plan(budget=16, coins=coins)
+    print(plan, end="\n\n")
+
+# %% [markdown]
+# ## A useless level
+#
+# The middle one costs nearly as much as the finest and corrects next to nothing.
+
+# %%
+useless = measure(hierarchy([1, 0.02, 0.3], [16, 500, 400]))
+print(useless)
+
+# %%
+plan = useless.plan(budget=12)
+print(plan)
+
+# %% [markdown]
+# Two warnings, and the plan draws the conclusion: the level is left out. (A gamma from two corrections is a line
+# through two points; a negative one says that there is no power law.) To see what the level would have cost, name all:
+
+# %%
+print("error with all levels:", round(useless.plan(budget=12, levels=(0, 1, 2)).error, 4))
+print("error as planned:     ", round(plan.error, 4))
+
+# %% [markdown]
+# ## Steps of second order
+#
+# `order=2` calibrates for `ml.MLAB2`. Its clock says in which variable the drift goes on in a straight line: `"time"`,
+# or `"log"` where times span decades, as in diffusion models. An example of that kind, from $s = 20$ to $0.02$: the
+# probability flow of a Gaussian, and a cheap level with a wobble.
+
+# %%
+decades = np.geomspace(20.0, 0.02, 65)
+phases = jnp.linspace(0, 2 * jnp.pi, 16, endpoint=False)
+
+
+def wobbly(s, y, args):
+    return s * y / (s**2 + 1 + 0.5 * jnp.sin(4 * jnp.log(s) + phases))
+
+
+def gaussian(s, y, args):
+    return s * y / (s**2 + 1)
+
+
+flow = ml.MultilevelTerm(wobbly, gaussian, costs=(0.02, 1.0))
+settings = {"Euler": {}, "AB2, time": {"order": 2}, "AB2, log": {"order": 2, "clock": "log"}}
+found = {
+    name: ml.calibrate(flow, decades, 20 * y0s, key=jr.key(3), trials=(MIDPOINT,), progress=False, **setting)
+    for name, setting in settings.items()
+}
+print("finest level alone".ljust(20) + "".join(f"{n:9d}" for n in found["Euler"].single_steps) + " steps")
+for name, one in found.items():
+    print(f"{name:20s}" + "".join(f"{e:9.4f}" for e in one.single_error[-1]))
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+for (name, one), colour in zip(found.items(), ("k", "C1", "C0"), strict=True):
+    axis.loglog(
+        one.single_steps, one.single_error[-1], ".:", color=colour, label=f"{name}: finest level alone"
+    )
+    plans = [one.plan(budget=budget) for budget in (4, 8, 16)]
+    axis.loglog(
+        [p.cost for p in plans], [p.error for p in plans], "s-", color=colour, ms=4, label=f"{name}: plans"
+    )
+axis.set(xlabel="cost in finest-level evaluations", ylabel="RMS error of the end state")
+axis.set_xticks([1, 2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32, 64])
+axis.set_xticks([], minor=True)
+axis.grid(alpha=0.3)
+axis.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# A plan remembers order and clock; `plan.solver(key=...)` is the matching `MLEM` or `MLAB2`. Rule of thumb: if *steps*
+# is the larger part of a plan's error, calibrate with `order=2`, or with more steps; if it is *coins*, spend a larger
+# budget, or train better cheap levels.
