@@ -79,6 +79,14 @@ def train(
             help="Folder of an earlier ladder: keep its finest level, distil the others from it further.",
         ),
     ] = None,
+    pilots: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Images on which the ladder is calibrated at the end, for the probability flow and the reverse SDE; 0 "
+            "leaves that for the command calibrate.",
+        ),
+    ] = 128,
 ) -> None:
     """Trains a ladder of levels on your images, on all devices; with their labels if the TOML file has classes.
 
@@ -105,6 +113,7 @@ def train(
             labels=found.labels,
             held_out_labels=found.held_out_labels,
             start=earlier,
+            pilots=pilots,
         )
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error

@@ -258,7 +258,12 @@ def _for_budget(
     advice = []
     dropped = [k + 1 for k in range(last + 1) if k not in best.selection.levels]
     if dropped:
-        advice.append(f"Level {', '.join(map(str, dropped))} is left out: without it the error is smaller.")
+        names = ", ".join(map(str, dropped))
+        advice.append(
+            f"Level {names} is left out: without it the error is smaller."
+            if len(dropped) == 1
+            else f"Levels {names} are left out: without them the error is smaller."
+        )
     if coins_name(coins) not in calibration.check_coins:
         advice.append("These coins were not tried on the pilots; the prediction is the linear model's.")
     elif not 0.5 < best.factor < 2:

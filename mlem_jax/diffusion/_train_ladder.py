@@ -23,10 +23,6 @@ from ._load_data import Images
 from ._sheets import Sheets
 from ._train import HISTORY_EVERY, train_networks
 
-# Calibrated once for many plans, so with more than the default: a few images in a hundred leave their path, and
-# they decide the RMS error.
-_PILOTS = 128
-
 
 def train_ladder(
     config_path: str | Path,
@@ -37,6 +33,7 @@ def train_ladder(
     labels: Int[np.ndarray, " n"] | None = None,
     held_out_labels: Int[np.ndarray, " m"] | None = None,
     start: Ladder | None = None,
+    pilots: int = 128,
     progress: bool = True,
 ) -> Ladder:
     """Trains all levels of a configuration and writes the ladder to `out/ladder`.
@@ -44,6 +41,10 @@ def train_ladder(
     With `start`, an earlier ladder, its finest level is taken over as it is and only the smaller levels
     are matched (distilled); those that the earlier ladder has too go on from there. The card then says how far from
     the finest level they were before.
+
+    At the end the ladder is calibrated on `pilots` images for plans of the probability flow, in steps of either order,
+    and of the reverse SDE. A few images in a hundred leave their path, and they decide the RMS error; hence so many.
+    With 0 pilots that is left for [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings.
 
     A configuration with classes needs the labels of both sets of images. Its ladder is calibrated for labels drawn
     uniformly and no guidance.
@@ -144,12 +145,14 @@ def train_ladder(
         before = held_out_losses(config, (*networks[:-1], finest), held_out, held_out_labels)
         card["to_finest_before"] = before["to_finest"]
     ladder = Ladder(trained, config, card, {})
-    calibrations = {
-        "ode": calibrate_ladder(ladder, pilots=_PILOTS, progress=progress),
-        "ode_2": calibrate_ladder(ladder, order=2, pilots=_PILOTS, progress=progress),
-        "sde": calibrate_ladder(ladder, sde=True, pilots=_PILOTS, progress=progress),
-    }
-    ladder = dataclasses.replace(ladder, calibrations=calibrations)
+    if pilots:
+        settings = {"pilots": pilots, "progress": progress}
+        calibrations = {
+            "ode": calibrate_ladder(ladder, **settings),
+            "ode_2": calibrate_ladder(ladder, order=2, **settings),
+            "sde": calibrate_ladder(ladder, sde=True, **settings),
+        }
+        ladder = dataclasses.replace(ladder, calibrations=calibrations)
     save_ladder(out / "ladder", ladder, text)
     return load_ladder(out / "ladder")
 
