@@ -183,7 +183,7 @@ def calibration_report(calibration: Calibration) -> str:
     fit = regression(calibration)
     if fit is None:
         lines.append("gamma: needs at least three levels")
-    elif fit.gamma <= 0 or (fit.gamma <= 2 * fit.standard_error and np.isfinite(fit.standard_error)):
+    elif not fit.gamma > (2 * fit.standard_error if np.isfinite(fit.standard_error) else 0):
         lines.append(
             f"gamma cannot be measured here (a fit says {fit.gamma:.3g} ± {fit.standard_error:.2g}): the effects of "
             f"levels {', '.join(map(str, fit.levels))} do not fall as a power of their costs."
