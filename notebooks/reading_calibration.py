@@ -181,8 +181,8 @@ plan = useless.plan(budget=12)
 print(plan)
 
 # %% [markdown]
-# Two warnings, and the plan draws the conclusion: the level is left out. (A gamma from two corrections is a line
-# through two points; a negative one says that there is no power law.) To see what the level would have cost, name all:
+# Two warnings, no gamma (effects that do not fall with the cost are no power law), and the plan draws the conclusion:
+# the level is left out. To see what the level would have cost, name all:
 
 # %%
 print("error with all levels:", round(useless.plan(budget=12, levels=(0, 1, 2)).error, 4))
