@@ -17,7 +17,7 @@
 # # A ladder of networks, from data to samples
 #
 # Three tiny UNets of growing size learn to draw blobs; ML-EM then samples from all three at the price of a few
-# evaluations of the largest. In quick mode: half a minute of training, so expect blobs, not art.
+# evaluations of the largest. In quick mode: half a minute of training.
 
 # %%
 import dataclasses
@@ -67,19 +67,13 @@ name = "blobs"
 shape = [12, 12, 1]
 
 [training]
-steps = 400
-match_steps = 400
+steps = 1200
+match_steps = 600
 batch_size = 64
 learning_rate = 3e-3
 match_learning_rate = 4e-3
-warmup_steps = 20
-ema_decay = 0.98
-
-[[levels]]
-width = 8
-folds = [12]
-multipliers = [1]
-blocks = [1]
+warmup_steps = 50
+ema_decay = 0.99
 
 [[levels]]
 width = 32
@@ -88,7 +82,13 @@ multipliers = [1]
 blocks = [1]
 
 [[levels]]
-width = 16
+width = 12
+folds = [6, 2]
+multipliers = [1, 2]
+blocks = [1, 1]
+
+[[levels]]
+width = 20
 folds = [3, 4]
 multipliers = [1, 2]
 blocks = [1, 1]
