@@ -121,11 +121,12 @@ def train(
         console.print(f"[red]Stopped:[/red] {error}", highlight=False)
         raise typer.Exit(1) from error
     console.print(_table(ladder))
-    console.print(
-        f"Images: python -m mlem_jax sample --checkpoint {out} --n 64 --out FOLDER",
-        highlight=False,
-        soft_wrap=True,
+    following = (
+        f"Images: python -m mlem_jax sample --checkpoint {out} --n 64 --out FOLDER"
+        if ladder.calibrations
+        else f"Next: python -m mlem_jax calibrate --checkpoint {out} --out FILE.npz"
     )
+    console.print(following, highlight=False, soft_wrap=True)
     console.print(f"In Python: mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r})", soft_wrap=True)
 
 

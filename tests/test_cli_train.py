@@ -65,8 +65,10 @@ def test_from_idx_files_and_from_an_earlier_ladder(run, tmp_path):
     missing = run("--out", tmp_path / "run", *common[:2], "--data", tmp_path / "nowhere")
     assert missing.exit_code == 2 and "dataset-fashion-mnist" in missing.output
     # The finest of the two alone.
-    one = run("--out", tmp_path / "one", *common, "--levels", 2)
+    one = run("--out", tmp_path / "one", *common, "--levels", 2, "--pilots", 0)
     assert one.exit_code == 0, one.output
+    assert "mlem_jax calibrate --checkpoint" in one.output and "mlem_jax sample" in result.output
+    assert not load_ladder(tmp_path / "one" / "ladder").calibrations
     assert [level.width for level in read_config(tmp_path / "one" / "config.toml").levels] == [6]
 
 
