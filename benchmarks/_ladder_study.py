@@ -14,7 +14,7 @@ from _rivals import DPMSolver, Euler, Plain
 from jaxtyping import Array, Int
 
 import mlem_jax as ml
-from mlem_jax.diffusion import Ladder
+from mlem_jax.diffusion import Config, Ladder, Level
 
 EULER, MULTISTEP = "Euler (DDIM)", "DPM-Solver++(2M)"
 INDEPENDENT = "ML-EM, independent coins"
@@ -45,6 +45,13 @@ class Labelled(eqx.Module):
 
     def __call__(self, t: Any, y: Array, args: Any) -> Array:
         return self.level(t, y, self.labels)
+
+
+def tiny_ladder(count: int, *, classes: int | None = None) -> Ladder:
+    """Dense networks as they are drawn, to see that a study runs."""
+    levels = tuple(Level(width=2 * 2**k, folds=(4,), multipliers=(1,), blocks=(1,)) for k in range(count))
+    config = Config("tiny", (4, 4, 1), levels, classes=classes)
+    return Ladder(config.networks(), config, {}, {})
 
 
 def ladder_problem(

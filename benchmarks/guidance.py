@@ -13,7 +13,6 @@ class, and for the paper's independent coins over 3 coin seeds too.
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from _ladder_study import (
     MULTISTEP,
     nearest,
     report,
+    tiny_ladder,
 )
 from _methods import run
 from matplotlib.figure import Figure
@@ -41,7 +41,6 @@ from mlem_jax.diffusion import (
     load_images,
     load_labels,
     load_ladder,
-    read_config,
     train_ladder,
 )
 from mlem_jax.plot import samples, save_figure
@@ -60,7 +59,7 @@ EFFORTS = {
         20,
         3,
         3,
-        3,
+        2,
     ),
 }
 PILOTS, PICTURE_COST = 64, 8.0
@@ -96,17 +95,6 @@ def calibration_at(path: Path, ladder: Ladder) -> ml.Calibration:
     return made
 
 
-def untrained() -> Ladder:
-    """A tiny ladder as it is drawn, to see that the study runs."""
-    described = read_config(CONFIG)
-    small = [
-        dataclasses.replace(described.levels[0], width=width, folds=(4,), multipliers=(1,), blocks=(1,))
-        for width in (2, 4, 8)
-    ]
-    config = dataclasses.replace(described, shape=(4, 4, 1), levels=tuple(small))
-    return Ladder(config.networks(), config, {}, {})
-
-
 def study(ladder: Ladder, calibration: ml.Calibration, effort: Effort) -> tuple[dict[str, Any], Figure]:
     """The comparison, and the same images by every method at about the same cost."""
     labels = np.arange(effort.images, dtype=np.int32) % 10
@@ -136,7 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/guidance"), help="where the ladder is trained")
     arguments = parser.parse_args()
     if arguments.smoke:
-        ladder = untrained()
+        ladder = tiny_ladder(3, classes=10)
         calibration = calibrate_ladder(ladder, pilots=4, steps=16, guidance=SCALE, progress=False)
         print(report(study(ladder, calibration, EFFORTS["smoke"])[0]["reach"]))
         return
