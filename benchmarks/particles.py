@@ -55,14 +55,14 @@ SIZES = {
         32,
         240,
         16,
-        8,
-        3,
         4,
         3,
-        (60, 80, 120, 160, 240),
-        (60, 120, 240),
+        4,
+        2,
+        (60, 80, 120, 240),
+        (60, 80, 120),
         (4, 8, 16, 32),
-        (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 25.0, 40.0, 60.0),
+        (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 25.0, 60.0),
         (60, 120, 240),
     ),
 }
@@ -181,7 +181,7 @@ def main() -> None:
     print(report(found["reach"]))
     if smoke:
         return
-    panels = [("seen in evaluations", found["rows"])]
+    panels = [("512 particles, Langevin dynamics", found["rows"])]
     figure = draw_curves(
         panels, x="cost", x_label="evaluations of all pairs (FLOPs)", y_label="RMS error of a coordinate"
     )

@@ -185,7 +185,7 @@ def memory(ladder: Ladder, size: Size) -> list[dict[str, Any]]:
     ts, term = ladder.config.process.grid(steps), ladder.term()
     plan = plan_of(ts, tuple(range(len(ladder.networks))), ladder.flops())
     for batch in size.batches:
-        y0 = jax.ShapeDtypeStruct((batch, *ladder.config.shape), jnp.float32)
+        y0 = noise(ladder, batch)
         for name, arguments in (
             ("ML-EM, all levels", multilevel(term, plan)),
             ("Euler, finest level", (term, diffrax.Euler(), ts)),
