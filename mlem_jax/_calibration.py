@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from ._coins import AbstractCoins, SystematicCoins
+from ._files import write_safely
 from ._npz import read_npz
 from ._types import Clock, Y
 
@@ -89,13 +89,11 @@ class Calibration:
         return np.abs(np.diff(self.ts)) @ self.effect
 
     def save(self, path: str | Path) -> None:
-        """Writes one `.npz` file, in one step."""
+        """Writes one `.npz` file, in one step. Raises `OSError` that says so where the disk is full."""
         path = Path(path)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         meta = json.dumps({name: values.pop(name) for name in _META})
-        temporary = path.with_name(f".{path.name}.tmp.npz")
-        np.savez_compressed(temporary, meta=np.array(meta), **values)
-        os.replace(temporary, path)
+        write_safely(path, lambda file: np.savez_compressed(file, meta=np.array(meta), **values))
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":

@@ -19,13 +19,17 @@ _SHOWN = 100
 
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(help="Folder of a trained ladder, or the --out of train; the shipped ladder by default."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder of a trained ladder, or the --out of train; the shipped ladder by default.",
+    ),
 ]
 Sde = Annotated[bool, typer.Option("--sde", help="The reverse SDE instead of the probability flow.")]
 GuidanceScales = Annotated[
     list[float] | None,
     typer.Option(
         "--guidance",
+        metavar="SCALE",
         help="Scale of classifier-free guidance, for a ladder with classes; once for all levels, or once for each, "
         "cheapest first.",
     ),
@@ -33,7 +37,9 @@ GuidanceScales = Annotated[
 Budget = Annotated[
     float | None,
     typer.Option(
-        min=0.0, help="What one image may cost, in evaluations of the finest network; 12 by default."
+        min=0.0,
+        metavar="X",
+        help="What one image may cost, in evaluations of the finest network; 12 by default.",
     ),
 ]
 
@@ -41,32 +47,40 @@ Budget = Annotated[
 def sample(
     out: Annotated[
         Path,
-        typer.Option(help="Folder for samples.npz and samples.png; the same again continues a stopped run."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for samples.npz and samples.png; the same again continues a stopped run.",
+        ),
     ],
     checkpoint: Checkpoint = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 64,
+    n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="How many images.")] = 64,
     budget: Budget = None,
     target: Annotated[
         float | None,
-        typer.Option("--error", min=0.0, help="Instead of a budget, the sampling error to be reached."),
+        typer.Option(
+            "--error", min=0.0, metavar="X", help="Instead of a budget, the sampling error to be reached."
+        ),
     ] = None,
     sde: Sde = False,
     label: Annotated[
         int | None,
         typer.Option(
             "--label",
+            metavar="N",
             help="Label of all images, for a ladder with classes (their number: no label); by default all in turn.",
         ),
     ] = None,
     guidance: GuidanceScales = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the coins.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the noise and of the coins.")] = 0,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images that a device holds at a time; bounds the memory.")
+        int, typer.Option(min=1, metavar="N", help="Images that a device holds at a time; bounds the memory.")
     ] = 64,
     calibration_file: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", help="File made by calibrate; by default what the ladder was saved with."
+            "--calibration",
+            metavar="FILE",
+            help="File made by calibrate; by default what the ladder was saved with.",
         ),
     ] = None,
 ) -> None:
@@ -82,6 +96,7 @@ def sample(
         ladder = _load(checkpoint)
         scales = _scales(guidance)
         labels = _labels(ladder, label, n)
+        _check_calibrated(ladder, checkpoint, calibration_file, sde, scales)
         plan = _plan(ladder, calibration_file, sde, scales, budget, target)
         console.print(f"{plan}\n", highlight=False)
         found = draw_samples(
@@ -107,20 +122,31 @@ def sample(
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option(help="File for the calibration, .npz; sample --calibration reads it.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="File for the calibration, .npz; sample --calibration reads it."),
+    ],
     checkpoint: Checkpoint = None,
     sde: Sde = False,
     pilots: Annotated[
-        int, typer.Option(min=1, help="Images whose trajectories are measured; with 32, good to about 10%.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Images whose trajectories are measured; with 32, good to about 10%."
+        ),
     ] = 32,
     steps: Annotated[
         int | None,
-        typer.Option(min=4, help="Steps of the finest grid of a plan; 128 by default, 256 for the SDE."),
+        typer.Option(
+            min=4, metavar="N", help="Steps of the finest grid of a plan; 128 by default, 256 for the SDE."
+        ),
     ] = None,
     order: Annotated[
         int,
         typer.Option(
-            min=1, max=2, help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for MLAB2."
+            min=1,
+            max=2,
+            metavar="N",
+            help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for MLAB2.",
         ),
     ] = 1,
     guidance: GuidanceScales = None,
@@ -140,8 +166,12 @@ def calibrate(
         )
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    # Before anything else can go wrong.
-    calibration.save(out)
+    try:
+        # Before anything else can go wrong.
+        calibration.save(out)
+    except OSError as error:
+        console.print(f"{calibration}\n\n[red]Stopped:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from error
     console.print(f"{calibration}\n", highlight=False)
     try:
         plan = calibration.plan(budget=_BUDGET if budget is None else budget)
@@ -149,6 +179,7 @@ def calibrate(
     except ValueError as error:
         console.print(f"No plan: {error}\n", highlight=False)
     kind = (" --sde" if sde else "") + "".join(f" --guidance {scale}" for scale in guidance or ())
+    kind += "" if budget is None else f" --budget {budget:g}"
     given = "" if checkpoint is None else f" --checkpoint {checkpoint}"
     console.print(f"Written: {out}", highlight=False, soft_wrap=True)
     console.print(
@@ -183,6 +214,30 @@ def _labels(ladder: Ladder, label: int | None, n: int) -> np.ndarray | None:
     return np.arange(n, dtype=np.int32) % classes if label is None else np.full(n, label, np.int32)
 
 
+def _check_calibrated(
+    ladder: Ladder,
+    checkpoint: Path | None,
+    file: Path | None,
+    sde: bool,
+    guidance: float | list[float] | None,
+) -> None:
+    if file is not None:
+        return
+    if guidance is not None:
+        raise ValueError(
+            "The calibration that the ladder was saved with is without guidance. Measure one with 'python -m mlem_jax "
+            "calibrate --out FILE' and the same --guidance, and add --calibration FILE."
+        )
+    kind = "sde" if sde else "ode"
+    if not any(there.startswith(kind) for there in ladder.calibrations):
+        given = "" if checkpoint is None else f" --checkpoint {checkpoint}"
+        raise ValueError(
+            f"The ladder was saved without a calibration of the {'reverse SDE' if sde else 'probability flow'}. "
+            f"Measure one with 'python -m mlem_jax calibrate{given}{' --sde' if sde else ''} --out FILE.npz', and add "
+            "--calibration FILE.npz."
+        )
+
+
 def _plan(
     ladder: Ladder,
     file: Path | None,
@@ -191,11 +246,6 @@ def _plan(
     budget: float | None,
     target: float | None,
 ) -> Plan:
-    if guidance is not None and file is None:
-        raise ValueError(
-            "The calibration that the ladder was saved with is without guidance. Measure one with 'python -m mlem_jax "
-            "calibrate --out FILE' and the same --guidance, and add --calibration FILE."
-        )
     if target is None:
         budget = _BUDGET if budget is None else budget
     if file is None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ._files import write_text_safely
 from .diffusion import (
     Config,
     Data,
@@ -22,7 +23,6 @@ from .diffusion import (
 )
 from .diffusion._ladder import level_sizes
 from .diffusion._preset import config_text, ladder_of_flops
-from .diffusion._sample_files import write_safely
 
 _CONFIG = Path(__file__).parent / "diffusion" / "fashion_mnist" / "ladder.toml"
 _STEPS = 10_000
@@ -34,17 +34,23 @@ _SHEETS = 10
 def train(
     out: Annotated[
         Path,
-        typer.Option(help="Folder for config.toml, checkpoints, losses.csv, sheets and the finished ladder."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for config.toml, checkpoints, losses.csv, sheets and the finished ladder.",
+        ),
     ],
     data: Annotated[
         Path,
         typer.Option(
+            metavar="PATH",
+            show_default=False,
             help="Folder of pictures (any size), .npy or .npz file, or folder of MNIST's IDX files; by default "
-            "Debian's Fashion-MNIST."
+            "Debian's Fashion-MNIST.",
         ),
     ] = FASHION_MNIST,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of the levels; by default that of the shipped ladder.")
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML file of the levels; by default that of the shipped ladder."),
     ] = None,
     levels: Annotated[
         str | None,
@@ -68,6 +74,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
+            metavar="N",
             help="With --mflops: training steps of the finest level, 10,000 by default; the others get half.",
         ),
     ] = None,
@@ -76,6 +83,7 @@ def train(
         typer.Option(
             "--from",
             "--distil",
+            metavar="FOLDER",
             help="Folder of an earlier ladder: keep its finest level, distil the others from it further.",
         ),
     ] = None,
@@ -83,6 +91,7 @@ def train(
         int,
         typer.Option(
             min=0,
+            metavar="N",
             help="Images on which the ladder is calibrated at the end, for the probability flow and the reverse SDE; 0 "
             "leaves that for the command calibrate.",
         ),
@@ -207,7 +216,7 @@ def _place(out: Path, text: str) -> Path:
             f"{out} was begun with another configuration. Continue with --config {path}, or choose another --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_safely(path, lambda file: file.write(text.encode()))
+    write_text_safely(path, text)
     return path
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
+from ._files import write_safely
 from ._methods import multilevel_solver, SINGLE, single_level_solver
 from ._npz import read_npz
 from ._probabilities import TabulatedProbabilities
@@ -140,15 +140,14 @@ class Plan:
         return jnp.asarray(self.ts, jnp.result_type(float))
 
     def save(self, path: str | Path) -> None:
-        """Writes one `.npz` file, in one step."""
+        """Writes one `.npz` file, in one step. Raises `OSError` that says so where the disk is full."""
         path = Path(path)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["coins"] = coins_name(self.coins)
         coins_named(str(values["coins"]))
         arrays = {name: values.pop(name) for name in ("ts", "table", "costs")}
-        temporary = path.with_name(f".{path.name}.tmp.npz")
-        np.savez_compressed(temporary, plan=np.array(json.dumps(values)), **arrays)
-        os.replace(temporary, path)
+        text = np.array(json.dumps(values))
+        write_safely(path, lambda file: np.savez_compressed(file, plan=text, **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

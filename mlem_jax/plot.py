@@ -4,8 +4,6 @@ Each function returns a [`matplotlib.figure.Figure`][]: a notebook shows it wher
 (with `%matplotlib inline`, IPython's default there), and [`mlem_jax.plot.save_figure`][] writes it. Needs no display.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from jaxtyping import Float, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from ._calibration import Calibration
+from ._files import write_safely
 from ._methods import SINGLE
 from ._plan import coins_name, Plan
 from ._predict import firing_pattern
@@ -22,18 +21,11 @@ from ._report import EvaluationReport
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as PNG: to a temporary file beside the target, then renamed."""
+    """Writes a figure as PNG: to a temporary file beside the target, then renamed. Raises `OSError` that says so where
+    the disk is full."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".png", dir=path.parent)
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_safely(path, lambda file: figure.savefig(file, dpi=150, format="png"))
 
 
 def samples(rows: Sequence[tuple[str, Float[np.ndarray, "n h w"]]], *, columns: int = 10) -> Figure:

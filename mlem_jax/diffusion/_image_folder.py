@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from rich.progress import track
 
-from ._sample_files import write_safely
+from .._files import write_safely, write_text_safely
 
 # Decoded together, then written: bounds the memory.
 _BLOCK = 1024
@@ -77,7 +77,7 @@ def read_pictures(
             json.dumps({"folder": str(folder.absolute()), "shape": shape, "skipped": skipped}, indent=2)
             + "\n"
         )
-        write_safely(notes, lambda file: file.write(text.encode()))
+        write_text_safely(notes, text)
     images = np.load(array, mmap_mode="r")
     skipped = json.loads(notes.read_text())["skipped"]
     return Pictures(_some(folder, images, skipped), tuple(skipped))

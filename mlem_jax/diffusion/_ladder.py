@@ -18,6 +18,7 @@ import numpy as np
 
 from .._calibrate import calibrate
 from .._calibration import Calibration
+from .._files import full_disk_explained
 from .._methods import Order
 from .._plan import Plan
 from .._term import MultilevelTerm
@@ -196,7 +197,7 @@ def save_ladder(directory: str | Path, ladder: Ladder, config_text: str) -> None
     """Writes `ladder.toml`, `card.json`, one `level_k.eqx` (float16) per level and the calibrations.
 
     Everything is written beside the target and renamed into place. Raises `FileExistsError` rather than
-    replace an existing directory.
+    replace an existing directory, `OSError` that says so where the disk is full.
     """
     directory = Path(directory)
     if directory.exists():
@@ -204,15 +205,16 @@ def save_ladder(directory: str | Path, ladder: Ladder, config_text: str) -> None
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        (temporary / _CONFIG).write_text(config_text)
-        (temporary / _CARD).write_text(json.dumps(ladder.card, indent=2) + "\n")
-        for kind, calibration in ladder.calibrations.items():
-            calibration.save(temporary / f"calibration_{kind}.npz")
-        for k, network in enumerate(ladder.networks):
-            half = _cast(network, np.float16)
-            eqx.tree_serialise_leaves(temporary / f"level_{k + 1}.eqx", half)
-        os.chmod(temporary, 0o755)
-        temporary.rename(directory)
+        with full_disk_explained(directory):
+            (temporary / _CONFIG).write_text(config_text)
+            (temporary / _CARD).write_text(json.dumps(ladder.card, indent=2) + "\n")
+            for kind, calibration in ladder.calibrations.items():
+                calibration.save(temporary / f"calibration_{kind}.npz")
+            for k, network in enumerate(ladder.networks):
+                half = _cast(network, np.float16)
+                eqx.tree_serialise_leaves(temporary / f"level_{k + 1}.eqx", half)
+            os.chmod(temporary, 0o755)
+            temporary.rename(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -238,6 +240,11 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
         path = directory / f"level_{k + 1}.eqx"
         try:
             stored = eqx.tree_deserialise_leaves(path, jax.tree.map(_half, network))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path} is missing: the parameters of level {k + 1} of {directory / _CONFIG}. Copy the ladder again, "
+                "all files of its folder."
+            ) from error
         except (RuntimeError, ValueError, EOFError) as error:
             raise ValueError(
                 f"{path} does not hold level {k + 1} of {directory / _CONFIG}: it is damaged or belongs to "
@@ -246,10 +253,10 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
         networks.append(_cast(stored, np.float32))
     try:
         card = json.loads((directory / _CARD).read_text())
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(
-            f"{directory / _CARD} is damaged ({error}). Copy the ladder again; if there is no other copy, write {{}} "
-            "into that file: only what was measured after training is lost."
+            f"{directory / _CARD} is damaged or missing ({error}). Copy the ladder again; if there is no other copy, "
+            "write {} into that file: only what was measured after training is lost."
         ) from error
     files = sorted(directory.glob("calibration_*.npz"))
     calibrations = {path.stem.removeprefix("calibration_"): Calibration.load(path) for path in files}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -120,7 +121,7 @@ def sample(
     sampler = _sampler(
         predictors, plan, key, shape, stochasticity, args, save_at, coin_group if random_coins else None
     )
-    _check_levels(sampler, labels)
+    _check_levels(sampler, plan.levels, labels)
     folder = None if out is None else RunFolder(out, _description(sampler, plan, key, n, labels))
     finished = None if folder is None else folder.result()
     if finished is not None:
@@ -252,13 +253,19 @@ def _sampler(
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, sampler)
 
 
-def _check_levels(sampler: Sampler, labels: PyTree) -> None:
+def _check_levels(sampler: Sampler, levels: tuple[int, ...], labels: PyTree) -> None:
     """Raises `ValueError` for levels that do not fit the shape or each other, in a second and before any file."""
     label = None if labels is None else jax.tree.map(lambda leaf: leaf[0], labels)
     index = jnp.asarray(0)
     _, term = find_multilevel_term(sampler.terms(index))
     args = sampler.args if label is None else label
-    term.check_levels(sampler.ts[0], sampler.start(index), args)
+    start = sampler.start(index)
+    for level, drift in zip(levels, term.levels, strict=True):
+        try:
+            eqx.filter_eval_shape(drift, sampler.ts[0], start, args)
+        except ValueError as error:
+            raise ValueError(f"Level {level + 1} does not fit: {error}") from error
+    term.check_levels(sampler.ts[0], start, args)
 
 
 def _description(sampler: Sampler, plan: Plan, key: PRNGKeyArray, n: int, labels: PyTree) -> dict[str, Any]:

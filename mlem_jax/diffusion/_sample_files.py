@@ -7,17 +7,15 @@
 Every file is written beside its place and renamed, so none is ever there in part.
 """
 
-import errno
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,32 +23,10 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from matplotlib.image import imsave
 
+from .._files import write_safely, write_text_safely
+
 _RUN, _BATCHES, _RESULT = "run.json", "batches", "samples.npz"
 _NAME = re.compile(r"(\d+)-(\d+)\.npz")
-
-
-def write_safely(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file in one step: whatever happens, the place has the old content or the new.
-
-    Raises `OSError` that says so where the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            f"No space is left to write {path}. Nothing that was written before is lost: make room and run the "
-            "same again, it goes on from there",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def digest(tree: PyTree) -> str:
@@ -87,8 +63,7 @@ class RunFolder:
                     "written. Choose another folder."
                 )
             self.path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(run, indent=2) + "\n"
-            write_safely(begun, lambda file: file.write(text.encode()))
+            write_text_safely(begun, json.dumps(run, indent=2) + "\n")
         if not (self.path / _RESULT).is_file():
             (self.path / _BATCHES).mkdir(exist_ok=True)
 

@@ -9,12 +9,13 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._files import write_text_safely
 from ._batches import held_out_losses
 from ._config import Config
 from ._drift import ProbabilityFlow
 from ._layers import AbstractNetwork
 from ._load_data import Images
-from ._sample_files import save_grid, write_safely
+from ._sample_files import save_grid
 
 _COLUMNS = 8
 _STEPS = 32
@@ -67,5 +68,4 @@ class Sheets:
         # A run that was killed comes by the steps after its last checkpoint again.
         lines = [line for line in lines if int(line.split(",")[0]) < step]
         lines.append(",".join([str(step), *(f"{loss:.6f}" for loss in losses)]))
-        text = "\n".join([header, *lines]) + "\n"
-        write_safely(path, lambda file: file.write(text.encode()))
+        write_text_safely(path, "\n".join([header, *lines]) + "\n")

@@ -5,6 +5,7 @@ PyTree, saved by orbax; batches and noise are functions of the seed and the step
 killed continues on the curve that it was on.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .._files import full_disk, full_disk_explained
 from ._batches import batch_indices, check_labels, drop_labels, noised
 from ._config import Config, Training
 from ._layers import AbstractNetwork
@@ -140,7 +142,8 @@ def train_networks(
 
     Raises `ValueError` if there are fewer images than one batch, if the images have another shape
     than the networks, if the labels do not fit, or if the directory holds a damaged checkpoint or a run of
-    other networks or settings; `FloatingPointError` if a loss or a parameter is not finite.
+    other networks or settings; `FloatingPointError` if a loss or a parameter is not finite; `OSError` that says so
+    where the disk is full, with the checkpoints before it kept.
     """
     training = config.training
     if not networks:
@@ -194,6 +197,7 @@ def train_networks(
     )
     handler = ocp.StandardCheckpointHandler()
     with (
+        full_disk_explained(Path(directory)),
         ocp.CheckpointManager(Path(directory).absolute(), item_handlers=handler, options=options) as manager,
         bar,
     ):
@@ -218,6 +222,7 @@ def train_networks(
                 shown = " ".join(f"{loss:.4f}" for loss in losses)
                 bar.update(task, completed=step + 1, loss=shown, rate=bar.tasks[task].speed or 0.0)
             if save:
+                _check_space(Path(directory), state)
                 manager.save(step + 1, args=ocp.args.StandardSave(state), custom_metadata=run)
             if watch is not None and (step + 1) % training.sheet_every == 0:
                 watch(step + 1, combined(state))
@@ -234,19 +239,25 @@ def _all_finite(state: _State) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
 
 
+def _check_space(directory: Path, state: _State) -> None:
+    """Raises `OSError` where a checkpoint surely has no room; orbax would go on with tracebacks from its threads."""
+    leaves = jax.tree.leaves(state)
+    # Parameters hardly compress, and each array has a description of its own.
+    needed = sum(leaf.nbytes for leaf in leaves) + 1024 * len(leaves)
+    if shutil.disk_usage(directory).free < needed:
+        raise full_disk(directory)
+
+
 def _restore(manager: ocp.CheckpointManager, state: _State, run: dict[str, Any], directory: Path) -> _State:
     step = manager.latest_step()
-    begun = manager.metadata(step).custom_metadata or {}
-    differ = [f"{k} (there {begun[k]}, now {run[k]})" for k in run if begun.get(k, run[k]) != run[k]]
-    if differ:
-        raise ValueError(
-            f"{directory} holds a run that differs in {', '.join(differ)}. Continue it with the "
-            "configuration it was started with, or choose another --out."
-        )
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     try:
-        return cast(_State, manager.restore(step, args=ocp.args.StandardRestore(shapes)))
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        begun = manager.metadata(step).custom_metadata or {}
+        differ = [f"{k} (there {begun[k]}, now {run[k]})" for k in run if begun.get(k, run[k]) != run[k]]
+        if not differ:
+            return cast(_State, manager.restore(step, args=ocp.args.StandardRestore(shapes)))
+    except Exception as error:
+        # Damaged files make orbax raise anything, down to Exception itself.
         earlier = [s for s in manager.all_steps() if s != step]
         before = f"step {max(earlier)}" if earlier else "the beginning"
         raise ValueError(
@@ -254,3 +265,7 @@ def _restore(manager: ocp.CheckpointManager, state: _State, run: dict[str, Any],
             f"Move that folder away to continue from {before}, or choose another --out. (orbax says: "
             f"{str(error)[:200]})"
         ) from error
+    raise ValueError(
+        f"{directory} holds a run that differs in {', '.join(differ)}. Continue it with the "
+        "configuration it was started with, or choose another --out."
+    )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from .._files import write_text_safely
 from ._batches import check_labels, held_out_losses
 from ._config import Config, read_config
 from ._ladder import (
@@ -81,10 +82,7 @@ def train_ladder(
             f"{out} was begun with another configuration than {config_path}; continue with "
             f"{begun}, or choose another --out."
         )
-    # In one piece, so that a run killed here can be begun again.
-    fresh = out / "config.toml.tmp"
-    fresh.write_text(text)
-    fresh.replace(begun)
+    write_text_safely(begun, text)
     if (out / "ladder").is_dir():
         return load_ladder(out / "ladder")
 
@@ -184,4 +182,4 @@ def _write_losses(path: Path, num_levels: int, stages: list[tuple[str, int, int,
             cells = [""] * num_levels
             cells[first : first + len(row)] = [f"{loss:.6f}" for loss in row]
             lines.append(",".join([stage, str(min((i + 1) * HISTORY_EVERY, steps)), *cells]))
-    path.write_text("\n".join(lines) + "\n")
+    write_text_safely(path, "\n".join(lines) + "\n")
