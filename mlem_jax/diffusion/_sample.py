@@ -260,12 +260,16 @@ def _check_levels(sampler: Sampler, levels: tuple[int, ...], labels: PyTree) -> 
     _, term = find_multilevel_term(sampler.terms(index))
     args = sampler.args if label is None else label
     start = sampler.start(index)
-    for level, drift in zip(levels, term.levels, strict=True):
-        try:
-            eqx.filter_eval_shape(drift, sampler.ts[0], start, args)
-        except ValueError as error:
-            raise ValueError(f"Level {level + 1} does not fit: {error}") from error
-    term.check_levels(sampler.ts[0], start, args)
+    try:
+        term.check_levels(sampler.ts[0], start, args)
+    except ValueError:
+        # Networks do not know which level they are.
+        for level, drift in zip(levels, term.levels, strict=True):
+            try:
+                eqx.filter_eval_shape(drift, sampler.ts[0], start, args)
+            except ValueError as error:
+                raise ValueError(f"Level {level + 1} does not fit: {error}") from error
+        raise
 
 
 def _description(sampler: Sampler, plan: Plan, key: PRNGKeyArray, n: int, labels: PyTree) -> dict[str, Any]:
