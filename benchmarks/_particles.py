@@ -95,7 +95,7 @@ def initial_states(
 class OneTrajectory(eqx.Module):
     """The terms of one trajectory, with noise of its own for each key, as `mlem_jax.calibrate` takes them."""
 
-    forces: tuple[Force, ...]
+    forces: tuple[Any, ...]
     ts: Array
     costs: tuple[float, ...] = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
