@@ -41,6 +41,10 @@ def run(*arguments):
     return CliRunner().invoke(_cli.app, list(map(str, arguments)), env={"COLUMNS": "300"})
 
 
+def _full(handle):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def images(folder):
     with np.load(folder / "samples.npz") as file:
         return file["images"]
@@ -79,12 +83,16 @@ def test_sample_refuses(checkpoint, tmp_path, monkeypatch):
     np.savez(tmp_path / "other.npz", a=1)
     bare = Ladder(TINY.networks(), TINY, {}, {})
     stand_in(bare).save(tmp_path / "foreign.npz")
+    bare_ladder = tmp_path / "bare"
+    save_ladder(bare_ladder, bare, TEXT)
     for arguments, message in (
         (("--budget", 3, "--error", 1), "not both"),
         (("--budget", 1e-9), "larger budget"),
         (("--checkpoint", tmp_path), "is not a ladder"),
         (("--calibration", tmp_path / "other.npz"), "is not a calibration"),
         (("--calibration", tmp_path / "foreign.npz"), "of which number 1, 2 differ"),
+        (("--checkpoint", bare_ladder), f"mlem_jax calibrate --checkpoint {bare_ladder} --out FILE.npz'"),
+        (("--checkpoint", bare_ladder, "--sde"), "calibration of the reverse SDE"),
         (("--out", tmp_path), "files that are not of a sampling run"),
         (("--n", 0), "--n"),
     ):
@@ -92,11 +100,8 @@ def test_sample_refuses(checkpoint, tmp_path, monkeypatch):
         assert result.exit_code == 2 and message in result.output, result.output
     assert not (tmp_path / "out").exists()
 
-    def full(handle):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", _full)
         result = run(*common)
     assert result.exit_code == 1 and "No space is left to write" in result.output
 
@@ -113,7 +118,7 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
     path = tmp_path / "new" / "found.npz"
     result = run(*common, "--sde", "--pilots", 5, "--steps", 8, "--out", path)
     assert result.exit_code == 0, result.output
-    assert asked == [{"sde": True, "steps": 8, "pilots": 5, "guidance": None}]
+    assert asked == [{"sde": True, "steps": 8, "pilots": 5, "order": 1, "guidance": None}]
     assert "8 steps, 3 pilot" in result.output and "A plan with budget 3:" in result.output
     assert ml.Calibration.load(path).num_levels == 2
     # The line that it ends with is a command that works.
@@ -129,6 +134,12 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     nowhere = run(*common, "--out", tmp_path / "file" / "a.npz")
     assert nowhere.exit_code == 2 and "Cannot write to" in nowhere.output and len(asked) == 1
+    # What was measured is shown even where the disk has become full.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        full = run(*common, "--out", tmp_path / "full.npz")
+    assert full.exit_code == 1 and "No space is left to write" in full.output and "3 pilot" in full.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new", "out"]
     # A plan that cannot be made is no reason to lose the measurement.
     poor = run(*common[:3], "--budget", 1e-9, "--out", tmp_path / "poor.npz")
     assert poor.exit_code == 0 and "No plan: " in poor.output and (tmp_path / "poor.npz").is_file()

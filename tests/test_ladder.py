@@ -2,7 +2,9 @@
 is shipped."""
 
 import dataclasses
+import errno
 import math
+import os
 
 import diffrax
 import equinox as eqx
@@ -121,6 +123,28 @@ def test_every_file_of_a_ladder_that_is_cut_short_is_named(ladder, tmp_path, nam
         path.write_bytes(whole[: int(part * len(whole))])
         with pytest.raises(ValueError, match=name):
             load_ladder(tmp_path / "l")
+
+
+@pytest.mark.parametrize("name", ["level_2.eqx", "card.json"])
+def test_a_ladder_without_one_of_its_files_says_which(ladder, tmp_path, name):
+    save_ladder(tmp_path / "l", ladder, TEXT)
+    (tmp_path / "l" / name).unlink()
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"{name} is .*missing.*Copy the ladder again"):
+        load_ladder(tmp_path / "l")
+
+
+def test_a_full_disk_leaves_no_half_a_ladder(ladder, tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space is left to write .*l. Nothing"),
+    ):
+        patch.setattr(os, "fsync", full)
+        save_ladder(tmp_path / "l", ladder, TEXT)
+    assert not list(tmp_path.iterdir())
+    save_ladder(tmp_path / "l", ladder, TEXT)
 
 
 # Training that starts from an earlier ladder.

@@ -271,6 +271,21 @@ def test_a_damaged_batch_is_named(twenty, tmp_path):
     np.testing.assert_array_equal(draw(20, batch_size=4, out=tmp_path / "run").images, twenty)
 
 
+def test_a_damaged_result_is_named(tmp_path):
+    draw(4, batch_size=4, out=tmp_path / "run")
+    path = tmp_path / "run" / "samples.npz"
+    whole = path.read_bytes()
+    for part in (0.0, 0.5, 0.9):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(
+            ValueError, match=r"samples\.npz is damaged .* Move it away and run the same again"
+        ):
+            draw(4, batch_size=4, out=tmp_path / "run")
+    path.unlink()
+    draw(4, batch_size=4, out=tmp_path / "run")
+    assert path.read_bytes() == whole
+
+
 def test_a_folder_of_other_files_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("mlem_jax.diffusion._sample.draw_batches", None)
     (tmp_path / "samples.npz").write_text("mine")
@@ -365,12 +380,18 @@ def test_levels_that_do_not_fit(tmp_path):
     ladder = Ladder(TINY.networks(), TINY, {}, {})
     unets = tiny_config().networks()
     wide = UNet((8, 8, 1), 4, folds=(4,), multipliers=(1,), blocks=(1,), key=jr.key(0))
+    labelled = UNet((4, 4, 1), 4, folds=(4,), multipliers=(1,), blocks=(1,), classes=3, key=jr.key(0))
+
+    def predictors(*unets):
+        return [NoisePredictor(u, PROCESS, "v") for u in unets]
+
     cases = [
         (ladder, (4, 4, 1), r"A ladder knows the shape of its images, \(4, 4, 1\); leave out shape"),
         (networks(), None, r"needs the shape of one sample; write for example shape="),
         (unets, (4, 4, 1), r"given tuple\. Write NoisePredictor\("),
         (networks()[0], SHAPE, r"a list of NoisePredictors, cheapest first, and was given NoisePredictor"),
-        ([NoisePredictor(u, PROCESS, "v") for u in (unets[0], wide)], (4, 4, 1), r"\(8, 8, 1\)"),
+        (predictors(unets[0], wide), (4, 4, 1), r"Level 2 does not fit: .* images of shape \(8, 8, 1\)"),
+        (predictors(unets[0], labelled), (4, 4, 1), "Level 2 does not fit: This UNet needs a label"),
     ]
     for levels, shape, message in cases:
         with as_user(), pytest.raises(ValueError, match=message):

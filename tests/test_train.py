@@ -1,13 +1,16 @@
 """The trainer: deterministic, continued after a kill, matched levels, a ladder end to end."""
 
+import shutil
 import signal
 import subprocess
 import sys
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from diffusion_problems import arrays, stand_in, tiny_config, tiny_images
 
+from mlem_jax._files import full_disk_explained
 from mlem_jax.diffusion import calibrate_ladder, load_ladder
 from mlem_jax.diffusion._batches import batch_indices
 from mlem_jax.diffusion._train import train_networks
@@ -96,6 +99,71 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
     train(tmp_path / "run", steps=10)
     with pytest.raises(ValueError, match="differs in steps .there 10, now 20.*or choose another --out"):
         train(tmp_path / "run", steps=20)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(tmp_path):
+    whole, history = train(tmp_path / "whole", steps=20)
+    last = tmp_path / "whole" / "20"
+    files = [path.relative_to(tmp_path / "whole") for path in last.rglob("*") if path.is_file()]
+    refused = 0
+    for i, name in enumerate(sorted(files)):
+        run = tmp_path / str(i)
+        shutil.copytree(tmp_path / "whole", run)
+        (run / name).write_bytes((run / name).read_bytes()[: (run / name).stat().st_size // 2])
+        try:
+            found, again = train(run, steps=20)
+        except ValueError as error:
+            refused += 1
+            assert f"{run / '20'} is damaged" in str(error) and "continue from step 10" in str(error)
+        else:
+            # A file that is not needed.
+            np.testing.assert_array_equal(arrays(found), arrays(whole))
+    assert refused >= 4
+    # As the message says.
+    run = tmp_path / "0"
+    (run / "20").rename(tmp_path / "moved")
+    found, again = train(run, steps=20)
+    np.testing.assert_array_equal(arrays(found), arrays(whole))
+    np.testing.assert_array_equal(again, history)
+
+
+def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, monkeypatch):
+    whole, _ = train(tmp_path / "whole", steps=20)
+    real, asked = shutil.disk_usage, []
+
+    def usage(path):
+        asked.append(path)
+        # No room for the second checkpoint.
+        return real(path)._replace(free=1000) if len(asked) > 1 else real(path)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space is left to write .*run. Nothing"),
+    ):
+        patch.setattr(shutil, "disk_usage", usage)
+        train(tmp_path / "run", steps=20)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["10"]
+    found, _ = train(tmp_path / "run", steps=20)
+    np.testing.assert_array_equal(arrays(found), arrays(whole))
+
+
+def test_what_orbax_says_of_a_full_disk_is_made_clear(tmp_path, monkeypatch):
+    """By a quota, say, which the disk does not tell of before."""
+
+    def save(*args, **kwargs):
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing ...: No space left on device [os_error_code='28']"
+        )
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space is left to write .*make room"),
+    ):
+        patch.setattr(ocp.CheckpointManager, "save", save)
+        train(tmp_path / "run", steps=10)
+    # Other errors stay what they are.
+    with pytest.raises(ValueError, match="at least batch_size"), full_disk_explained(tmp_path):
+        raise ValueError("at least batch_size")
 
 
 def test_batches_are_the_permutations_of_an_epoch():
