@@ -67,8 +67,8 @@ name = "blobs"
 shape = [12, 12, 1]
 
 [training]
-steps = 1200
-match_steps = 600
+steps = 700
+match_steps = 300
 batch_size = 64
 learning_rate = 3e-3
 match_learning_rate = 4e-3
