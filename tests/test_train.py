@@ -101,14 +101,20 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
         train(tmp_path / "run", steps=20)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(tmp_path):
-    whole, history = train(tmp_path / "whole", steps=20)
-    last = tmp_path / "whole" / "20"
-    files = [path.relative_to(tmp_path / "whole") for path in last.rglob("*") if path.is_file()]
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of 20 steps: its folder, networks and losses."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return folder, *train(folder, steps=20)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(tmp_path, uninterrupted):
+    folder, whole, history = uninterrupted
+    files = [path.relative_to(folder) for path in (folder / "20").rglob("*") if path.is_file()]
     refused = 0
     for i, name in enumerate(sorted(files)):
         run = tmp_path / str(i)
-        shutil.copytree(tmp_path / "whole", run)
+        shutil.copytree(folder, run)
         (run / name).write_bytes((run / name).read_bytes()[: (run / name).stat().st_size // 2])
         try:
             found, again = train(run, steps=20)
@@ -127,8 +133,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(tmp_path):
     np.testing.assert_array_equal(again, history)
 
 
-def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, monkeypatch):
-    whole, _ = train(tmp_path / "whole", steps=20)
+def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, uninterrupted, monkeypatch):
+    _, whole, _ = uninterrupted
     real, asked = shutil.disk_usage, []
 
     def usage(path):
