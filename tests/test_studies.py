@@ -36,8 +36,7 @@ from particles import SIZES
 
 def test_forces_of_all_pairs_are_the_gradient_of_an_energy():
     """Level 3 less level 1 is the force of the pairs that are not listed as neighbours: minus the gradient of the sum
-    of `CHARGE exp(-r / SCREENING) / r` over them, `r` softened by THICKNESS. With one bead to a ring level 2, which takes
-    the other rings as points, is exact too."""
+    of `CHARGE exp(-r / SCREENING) / r` over them, `r` softened by THICKNESS."""
     problem = particles(2, 6, 64)
     near, middle, everything = problem.levels
     y = initial_states(jr.key(0), 2, 6, 2)
@@ -61,7 +60,7 @@ def test_forces_of_all_pairs_are_the_gradient_of_an_energy():
 
 
 def test_rivals_on_particles():
-    """Four rings of six beads: Euler with more steps is nearer to the reference, ShARK nearer still; costs are counts of
+    """Four rings of six beads: Euler with more steps is nearer to the reference, ShARK nearer still; costs count
     evaluations."""
     problem = particles(2, 6, 256)
     batch = draw_particles(problem, jr.key(1), initial_states(jr.key(2), 2, 6, 2))
@@ -77,7 +76,7 @@ def test_rivals_on_particles():
 
 
 def test_scaling_by_hand_and_by_the_library_agree():
-    """Two levels in 8 steps, 4 looks: the scan written by hand gives the library's numbers, from as many evaluations."""
+    """Two levels in 8 steps, 4 looks: the scan written by hand gives the library's numbers."""
     ladder = tiny_ladder(2)
     term, y0 = ladder.term(), scaling.noise(ladder, 2)
     ts = ladder.config.process.grid(8)
