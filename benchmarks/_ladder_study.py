@@ -18,7 +18,8 @@ from mlem_jax.diffusion import Config, Ladder, Level
 
 EULER, MULTISTEP = "Euler (DDIM)", "DPM-Solver++(2M)"
 INDEPENDENT = "ML-EM, independent coins"
-METHODS = (EULER, MULTISTEP, INDEPENDENT, OURS)
+SECOND = "ML-EM, second order, midpoint plan"
+METHODS = (EULER, MULTISTEP, INDEPENDENT, OURS, SECOND)
 _GRIDS = ("karras", "log")
 
 
@@ -70,9 +71,10 @@ def ladder_problem(
 
 
 def settings(
-    problem: Shared, ladder: Ladder, calibration: ml.Calibration, effort: Effort
+    problem: Shared, ladder: Ladder, calibrations: Sequence[ml.Calibration], effort: Effort
 ) -> tuple[list[Method], dict[str, ml.Plan], dict[str, list[float]]]:
-    """All methods; the plans by setting; and, by method, the budgets at which the plan was one level alone."""
+    """All methods; the plans by setting; and, by method, the budgets at which the plan was one level alone. The paper's
+    coins go with a calibration of first order, midpoint coins with each."""
     finest = Plain(problem.levels[-1], 1.0)
     methods: list[Method] = []
     for name, step, counts in (
@@ -84,8 +86,15 @@ def settings(
                 ts = np.asarray(ladder.config.process.grid(n, spacing=spacing))
                 methods.append(marching(name, f"{n} steps, {spacing}", step, ts))
     plans: dict[str, ml.Plan] = {}
-    alone: dict[str, list[float]] = {INDEPENDENT: [], OURS: []}
-    for name, coins in ((INDEPENDENT, ml.IndependentCoins()), (OURS, ml.SystematicCoins(offset=0.5))):
+    alone: dict[str, list[float]] = {}
+    midpoint = ml.SystematicCoins(offset=0.5)
+    ours: list[tuple[str, ml.Calibration, ml.AbstractCoins]] = []
+    for calibration in calibrations:
+        if calibration.order == 1:
+            ours.append((INDEPENDENT, calibration, ml.IndependentCoins()))
+        ours.append((OURS if calibration.order == 1 else SECOND, calibration, midpoint))
+    for name, calibration, coins in ours:
+        alone[name] = []
         for budget in effort.budgets:
             try:
                 plan = calibration.plan(budget=budget, coins=coins)
@@ -113,7 +122,7 @@ def best_grid(rows: Sequence[Row]) -> list[Row]:
 
 
 def compare(
-    problem: Shared, ladder: Ladder, calibration: ml.Calibration, effort: Effort, *, seed: int
+    problem: Shared, ladder: Ladder, calibrations: Sequence[ml.Calibration], effort: Effort, *, seed: int
 ) -> tuple[dict[str, Any], list[Method], list[Batch]]:
     """All methods from the same noise, against a fine solution of the finest level."""
     judged = []
@@ -125,7 +134,7 @@ def compare(
 
     batches = [draw(problem, jr.key(seed + i), effort.images, reference) for i in range(effort.batches)]
     print(f"{problem.name}: references differ by {max(judged):.2g} (RMS)", flush=True)
-    methods, plans, alone = settings(problem, ladder, calibration, effort)
+    methods, plans, alone = settings(problem, ladder, calibrations, effort)
     rows = measure(methods, batches, coin_seeds=effort.coin_seeds)
     add_seconds(rows, methods, batches[0], repeats=effort.rounds)
     for row in rows:

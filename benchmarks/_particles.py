@@ -33,14 +33,14 @@ def repulsion(beads: Array, sources: Array, weights: Array | float = 1.0) -> Arr
     """The force of all sources on each bead; both `(2, ..., n)`."""
     x, y = (b[..., :, None] - s[..., None, :] for b, s in zip(beads, sources, strict=True))
     pairs = weights * strength(x**2 + y**2)
-    return pairs.sum(-1) * beads - jnp.einsum("...nm,c...m->c...n", pairs, sources)
+    return pairs.sum(-1)[None] * beads - jnp.einsum("...nm,c...m->c...n", pairs, sources)
 
 
 def along_the_ring(rings: Float[Array, "2 rings beads"]) -> Float[Array, "2 rings beads"]:
     total = jnp.zeros_like(rings)
     for shift in NEIGHBOURS:
         away = rings - jnp.roll(rings, -shift, -1)
-        force = strength(jnp.sum(away**2, 0)) * away
+        force = strength(jnp.sum(away**2, 0))[None] * away
         total += force - jnp.roll(force, shift, -1)
     return total
 
@@ -59,7 +59,7 @@ class Force(eqx.Module):
         rings = y.reshape(2, self.rings, -1)
         link = jnp.roll(rings, -1, -1) - rings
         length = jnp.sqrt(jnp.sum(link**2, 0) + 1e-6)
-        tension = STIFFNESS * (1 - 1 / length) * link
+        tension = STIFFNESS * (1 - 1 / length)[None] * link
         listed = along_the_ring(rings)
         near = (tension - jnp.roll(tension, 1, -1) + listed).reshape(y.shape) - TRAP * y
         if self.level == 0:
@@ -69,7 +69,7 @@ class Force(eqx.Module):
         beads = rings.shape[2]
         apart = jnp.abs(jnp.arange(beads)[:, None] - jnp.arange(beads))
         apart = jnp.minimum(apart, beads - apart)
-        own = repulsion(rings, rings, (apart > NEIGHBOURS[-1]).astype(y.dtype))
+        own = repulsion(rings, rings, (apart > NEIGHBOURS[-1]).astype(y.dtype)[None])
         others = beads * (1 - jnp.repeat(jnp.eye(self.rings, dtype=y.dtype), beads, axis=0))
         return near + own.reshape(y.shape) + repulsion(y, rings.mean(2), others)
 

@@ -26,14 +26,15 @@ from _ladder_study import best_grid, compare, Effort, EULER, ladder_problem, MUL
 from _methods import Batch
 from _rivals import Heun, march, Plain
 
+from mlem_jax._methods import Order
 from mlem_jax.diffusion import calibrate_ladder, Ladder, MixedPrecision, train_ladder, Training
 from mlem_jax.diffusion._preset import config_text, ladder_of_flops
 from mlem_jax.plot import samples, save_figure
 
 
 class Size(NamedTuple):
-    """Side of an image, how many, million FLOPs of the levels, training, pilots, steps of the calibration, and what
-    is compared."""
+    """Side of an image, how many, million FLOPs of the levels, training, pilots, steps of the calibration,
+    orders of the plans' steps, and what is compared."""
 
     side: int
     images: int
@@ -41,6 +42,7 @@ class Size(NamedTuple):
     training: Training
     pilots: int
     steps: int
+    orders: tuple[Order, ...]
     effort: Effort
 
 
@@ -52,6 +54,7 @@ SIZES = {
         Training(steps=20, match_steps=20, batch_size=16, warmup_steps=5, precision="bfloat16"),
         4,
         16,
+        (1,),
         Effort(32, (4, 8), (4,), (3.0, 6.0), {EULER: (4,)}, 2, 1, 1, 1),
     ),
     "full": Size(
@@ -61,6 +64,7 @@ SIZES = {
         Training(steps=8000, match_steps=8000, batch_size=256, precision="bfloat16"),
         64,
         128,
+        (1, 2),
         Effort(
             512,
             (8, 16, 32, 64, 128),
@@ -137,11 +141,14 @@ def study(size: Size, out: Path) -> tuple[dict[str, Any], Batch]:
     whole = trained(size, out)
     lap("training")
     ladder = in_bfloat16(whole)
-    calibration = calibrate_ladder(ladder, steps=size.steps, pilots=size.pilots, progress=False)
-    print(calibration, flush=True)
+    calibrations = [
+        calibrate_ladder(ladder, order=order, steps=size.steps, pilots=size.pilots, progress=False)
+        for order in size.orders
+    ]
+    print(*calibrations, sep="\n", flush=True)
     lap("calibration")
     problem = ladder_problem(ladder, size.effort.fine)
-    found, _, batches = compare(problem, ladder, calibration, size.effort, seed=8300)
+    found, _, batches = compare(problem, ladder, calibrations, size.effort, seed=8300)
     found["bfloat16_from_float32"] = rounding(whole, size.effort.fine, batches[0])
     lap("curves")
     memory = jax.devices()[0].memory_stats() or {}
@@ -149,8 +156,8 @@ def study(size: Size, out: Path) -> tuple[dict[str, Any], Batch]:
         "data": f"{size.images} synthetic images of {size.side} x {size.side} pixels, 3 colours",
         "training": dataclasses.asdict(size.training),
         "card": ladder.card,
-        "gamma": measured_gamma(calibration),
-        "calibration": str(calibration),
+        "gamma": measured_gamma(calibrations[0]),
+        "calibrations": list(map(str, calibrations)),
         "stage_seconds": seconds,
         "peak_bytes_in_use": memory.get("peak_bytes_in_use"),
         **found,

@@ -3,8 +3,8 @@
 Run `python benchmarks/guidance.py --quick` (`--smoke` for the tests). It trains the three networks of
 `benchmarks/guidance.toml` on Fashion-MNIST (Debian package dataset-fashion-mnist) in `--out`, where the same command
 goes on after an interruption and finds them when it is run again, or takes `--ladder DIR`; calibrates them with
-guidance 3 on 64 pilots with labels; and runs all methods on fresh noise, the same labels for all. Writes
-`benchmarks/results/guidance.json`, `.csv`, `_cost.png`, `_seconds.png` and `_images.png`.
+guidance 3 on 64 pilots with labels, for steps of either order; and runs all methods on fresh noise, with the same
+labels for all. Writes `benchmarks/results/guidance.json`, `.csv`, `_cost.png`, `_seconds.png` and `_images.png`.
 
 A guided evaluation is two of the network, one with the label and one without, at every level. Errors are distances to
 a fine solution of the guided finest level from the same noise. Single-model samplers take the better of two grids at
@@ -13,6 +13,7 @@ class, and for the paper's independent coins over 3 coin seeds too.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from _methods import run
 from matplotlib.figure import Figure
 
 import mlem_jax as ml
+from mlem_jax._methods import Order
 from mlem_jax.diffusion import (
     calibrate_ladder,
     Ladder,
@@ -81,8 +83,9 @@ def ladder_at(out: Path, given: Path | None) -> Ladder:
     )
 
 
-def calibration_at(path: Path, ladder: Ladder) -> ml.Calibration:
-    """The calibration with guidance kept in a file, or made and kept there if it is of another ladder."""
+def calibration_at(out: Path, ladder: Ladder, order: Order) -> ml.Calibration:
+    """The calibration with guidance kept in a folder, or made and kept there if it is of another ladder."""
+    path = out / f"calibration_guidance_{SCALE:g}_order_{order}.npz"
     if path.is_file():
         kept = ml.Calibration.load(path)
         try:
@@ -90,16 +93,18 @@ def calibration_at(path: Path, ladder: Ladder) -> ml.Calibration:
             return kept
         except ValueError as error:
             print(f"{path} is made anew: {error}")
-    made = calibrate_ladder(ladder, pilots=PILOTS, guidance=SCALE)
+    made = calibrate_ladder(ladder, pilots=PILOTS, guidance=SCALE, order=order)
     made.save(path)
     return made
 
 
-def study(ladder: Ladder, calibration: ml.Calibration, effort: Effort) -> tuple[dict[str, Any], Figure]:
+def study(
+    ladder: Ladder, calibrations: Sequence[ml.Calibration], effort: Effort
+) -> tuple[dict[str, Any], Figure]:
     """The comparison, and the same images by every method at about the same cost."""
     labels = np.arange(effort.images, dtype=np.int32) % 10
     problem = ladder_problem(ladder, effort.fine, guidance=SCALE, labels=labels)
-    found, methods, batches = compare(problem, ladder, calibration, effort, seed=8200)
+    found, methods, batches = compare(problem, ladder, calibrations, effort, seed=8200)
     sheet = [("fine solution of the finest level", batches[0].reference[..., 0])]
     for name, index in nearest(found["rows"], PICTURE_COST).items():
         row, end = found["rows"][index], run(methods[index], batches[0]).end
@@ -126,7 +131,7 @@ def main() -> None:
     if arguments.smoke:
         ladder = tiny_ladder(3, classes=10)
         calibration = calibrate_ladder(ladder, pilots=4, steps=16, guidance=SCALE, progress=False)
-        print(report(study(ladder, calibration, EFFORTS["smoke"])[0]["reach"]))
+        print(report(study(ladder, [calibration], EFFORTS["smoke"])[0]["reach"]))
         return
     ladder = ladder_at(arguments.out, arguments.ladder)
     if ladder.config.classes != 10:
@@ -134,9 +139,9 @@ def main() -> None:
             f"{arguments.ladder} has classes = {ladder.config.classes}; a ladder with 10 is expected."
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    calibration = calibration_at(arguments.out / f"calibration_guidance_{SCALE:g}.npz", ladder)
-    print(calibration)
-    found, picture = study(ladder, calibration, EFFORTS["quick"])
+    calibrations = [calibration_at(arguments.out, ladder, order) for order in (1, 2)]
+    print(*calibrations, sep="\n", flush=True)
+    found, picture = study(ladder, calibrations, EFFORTS["quick"])
     print(report(found["reach"]))
     rows = best_grid(found["rows"])
     for unit, label in (("cost", "guided evaluations of the finest network (FLOPs)"), ("seconds", "seconds")):
@@ -146,9 +151,8 @@ def main() -> None:
         save_figure(curves, RESULTS / f"guidance_{unit}.png")
     save_figure(picture, RESULTS / "guidance_images.png")
     write_table("guidance", found["rows"])
-    print(
-        "written:", write_results("guidance", {"card": ladder.card, "calibration": str(calibration), **found})
-    )
+    results = {"card": ladder.card, "calibrations": list(map(str, calibrations)), **found}
+    print("written:", write_results("guidance", results))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""The studies of particles, scaling, guidance and accelerators, on their smallest settings."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from diffusion_problems import stand_in
+
+import mlem_jax as ml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import gpu
+import guidance
+import scaling
+from _image_methods import OURS
+from _ladder_study import best_grid, EULER, INDEPENDENT, MULTISTEP, tiny_ladder
+from _methods import measure
+from _particles import (
+    CHARGE,
+    draw_particles,
+    initial_states,
+    NEIGHBOURS,
+    particles,
+    rivals,
+    SCREENING,
+    THICKNESS,
+)
+from particles import SIZES
+
+
+def test_forces_of_all_pairs_are_the_gradient_of_an_energy():
+    """Level 3 less level 1 is the force of the pairs that are not listed as neighbours: minus the gradient of the sum
+    of `CHARGE exp(-r / SCREENING) / r` over them, `r` softened by THICKNESS."""
+    problem = particles(2, 6, 64)
+    near, middle, everything = problem.levels
+    y = initial_states(jr.key(0), 2, 6, 2)
+
+    def energy(y, listed):
+        away = y[:, :, None] - y[:, None, :]
+        r = jnp.sqrt(jnp.sum(away**2, 0) + THICKNESS**2)
+        return 0.5 * jnp.sum(jnp.where(listed, 0.0, CHARGE * jnp.exp(-r / SCREENING) / r))
+
+    ring, place = np.divmod(np.arange(24), 6)
+    apart = np.abs(place[:, None] - place)
+    apart = np.minimum(apart, 6 - apart)
+    listed = (ring[:, None] == ring) & (apart <= NEIGHBOURS[-1])
+    force = -jax.vmap(jax.grad(energy), (0, None))(y, jnp.asarray(listed))
+    found = everything(0.0, y, None) - near(0.0, y, None)
+    np.testing.assert_allclose(found, force, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(force))))
+    # Points for rings are near, and not the same.
+    rough = middle(0.0, y, None) - near(0.0, y, None)
+    distance = float(jnp.linalg.norm(rough - force) / jnp.linalg.norm(force))
+    assert 1e-4 < distance < 0.2
+
+
+def test_rivals_on_particles():
+    """Four rings of six beads: Euler with more steps is nearer to the reference, ShARK nearer still; costs count
+    evaluations."""
+    problem = particles(2, 6, 256)
+    batch = draw_particles(problem, jr.key(1), initial_states(jr.key(2), 2, 6, 2))
+    rows = measure(rivals(problem, (64, 128), (64,), (2,)), [batch], coin_seeds=1)
+    found = {(row["method"], row["setting"]): row for row in rows}
+    few, many = (found["Euler, all pairs", f"{n} steps"] for n in (64, 128))
+    assert many["error"] < 0.7 * few["error"]
+    assert found["ShARK, all pairs", "64 steps"]["error"] < 0.7 * many["error"]
+    assert (few["cost"], many["cost"], found["ShARK, all pairs", "64 steps"]["cost"]) == (64, 128, 128)
+    held = found["held correction", "level 1, every 2 of 64 steps"]
+    assert held["cost"] == pytest.approx(32 + 64 * problem.costs[0])
+    assert set(SIZES["smoke"].targets) <= set(SIZES["smoke"].steps)
+
+
+def test_scaling_by_hand_and_by_the_library_agree():
+    """Two levels in 8 steps, 4 looks: the scan written by hand gives the library's numbers."""
+    ladder = tiny_ladder(2)
+    term, y0 = ladder.term(), scaling.noise(ladder, 2)
+    ts = ladder.config.process.grid(8)
+    found = scaling.loop("", term, ts, y0, 1)
+    assert found["relative_difference"] < 1e-5
+    plan = scaling.plan_of(ts, (0, 1), ladder.flops())
+    row = scaling.measured(term, plan, y0, 1)
+    assert row["evaluations"] == [8, 4] and row["euler_steps"] == 4
+    cheap, finest = ladder.flops()
+    assert row["finest_evaluations"] == pytest.approx(4 + 8 * cheap / finest)
+    sizes = [
+        scaling.megabytes((term, ml.MLEM(plan.table[0], key=jr.key(0)), ts, scaling.noise(ladder, n)))
+        for n in (1, 9)
+    ]
+    assert sizes[1]["beside_arguments"] > sizes[0]["beside_arguments"]
+    assert sizes[1]["arguments"] - sizes[0]["arguments"] == pytest.approx(8 * y0[0].nbytes / 1e6)
+
+
+def plannable(ladder, **settings):
+    """A calibration in which single levels err much and corrections are small, so that plans keep several levels."""
+    made = stand_in(ladder, **settings)
+    steps = np.array([8, 16, 32])
+    errors = np.linspace(3.0, 1.0, 3) * np.ones((len(ladder.networks), 1))
+    return dataclasses.replace(
+        made,
+        ts=np.asarray(ladder.config.process.grid(32), float),
+        increment=np.repeat(made.increment, 4, axis=0),
+        kicks=1e-3 * np.repeat(made.kicks, 4, axis=0),
+        single_steps=steps,
+        single_error=errors,
+        single_spread=np.full(errors.shape, 0.1),
+    )
+
+
+def test_study_of_guidance_runs():
+    """Untrained networks: every method has finite errors, single-model samplers cost their steps, and the table has a
+    line for each method. DPM-Solver++(2M) is nearer to the fine solution than Euler with as many steps."""
+    ladder = tiny_ladder(2, classes=10)
+    effort = guidance.EFFORTS["smoke"]
+    found, picture = guidance.study(ladder, [plannable(ladder, guidance=guidance.SCALE)], effort)
+    rows = {}
+    for row in best_grid(found["rows"]):
+        assert np.isfinite(row["error"])
+        rows.setdefault(row["method"], []).append(row)
+    assert set(rows) == {EULER, MULTISTEP, INDEPENDENT, OURS}
+    assert [row["cost"] for row in rows[EULER]] == [4, 8]
+    assert rows[MULTISTEP][0]["error"] < rows[EULER][0]["error"]
+    assert {row["method"] for row in found["reach"]} == set(rows)
+    assert len(picture.axes) == 1 + len(rows)
+    assert found["references_differ"] < 0.01
+
+
+def test_study_for_accelerators_runs(tmp_path, monkeypatch):
+    """Training, both calibrations replaced, and curves on the smallest setting; images are bytes that differ."""
+    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
+    monkeypatch.setattr(gpu, "calibrate_ladder", plannable)
+    size = gpu.SIZES["smoke"]._replace(mflops=(0.02, 0.4))
+    found, _ = gpu.study(size, tmp_path)
+    assert found["training"]["precision"] == "bfloat16"
+    assert {row["method"] for row in found["rows"]} == {EULER, MULTISTEP, INDEPENDENT, OURS}
+    # bfloat16 is what was compared: it is a little off, and no more than that.
+    assert 0 < found["bfloat16_from_float32"] < 0.2
+    images = gpu.colour_images(3, 16)
+    assert images.dtype == np.uint8 and len(np.unique(images.reshape(3, -1), axis=0)) == 3
