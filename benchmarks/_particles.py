@@ -67,7 +67,7 @@ class Force(eqx.Module):
         if self.level == 2:
             return near + repulsion(y, y) - listed.reshape(y.shape)
         beads = rings.shape[2]
-        apart = jnp.abs(jnp.arange(beads)[:, None] - jnp.arange(beads))
+        apart = jnp.abs(jnp.arange(beads)[:, None] - jnp.arange(beads)[None])
         apart = jnp.minimum(apart, beads - apart)
         own = repulsion(rings, rings, (apart > NEIGHBOURS[-1]).astype(y.dtype)[None])
         others = beads * (1 - jnp.repeat(jnp.eye(self.rings, dtype=y.dtype), beads, axis=0))

@@ -99,7 +99,7 @@ def plannable(ladder, **settings):
     """A calibration in which single levels err much and corrections are small, so that plans keep several levels."""
     made = stand_in(ladder, **settings)
     steps = np.array([8, 16, 32])
-    errors = np.linspace(3.0, 1.0, 3) * np.ones((len(ladder.networks), 1))
+    errors = np.linspace(3.0, 1.0, 3) * np.geomspace(10.0, 1.0, len(ladder.networks))[:, None]
     return dataclasses.replace(
         made,
         ts=np.asarray(ladder.config.process.grid(32), float),
