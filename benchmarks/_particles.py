@@ -82,10 +82,11 @@ def initial_states(
 
     def one(key: PRNGKeyArray) -> Array:
         keys = jr.split(key, 3)
-        lattice = 12.0 * (jnp.arange(rings_to_a_side) - 0.5 * (rings_to_a_side - 1))
-        centres = jnp.stack(jnp.meshgrid(lattice, lattice)).reshape(2, rings, 1)
+        sides = 12.0 * (rings_to_a_side - 1) * jnp.linspace(-0.5, 0.5, rings_to_a_side)
+        centres = jnp.stack(jnp.meshgrid(sides, sides)).reshape(2, rings, 1)
         centres += 0.5 * jr.normal(keys[0], centres.shape)
-        angle = 2 * jnp.pi * (jnp.arange(beads) / beads + jr.uniform(keys[1], (rings, 1)))
+        turns = jnp.linspace(0.0, 1.0, beads, endpoint=False)[None] + jr.uniform(keys[1], (rings, 1))
+        angle = 2 * jnp.pi * turns
         circle = beads / (2 * jnp.pi) * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
         return (centres + circle + 0.1 * jr.normal(keys[2], circle.shape)).reshape(2, -1)
 
