@@ -17,6 +17,8 @@ import mlem_jax as ml
 
 DIM, END, NOISE = 16, 2.0, 0.5
 COINS = ("independent", "stratified", "systematic", "midpoint")
+# Midpoint coins above a base of second order.
+SECOND = "midpoint, MLAB2"
 
 
 class Together(eqx.Module):
@@ -37,22 +39,29 @@ class Constant(eqx.Module):
         return jnp.full_like(t, self.size)
 
 
+def of_size(field: Array, size: float = 1.0) -> Array:
+    """The same directions with a sum of squares that makes a field of random phases this large (RMS of a component):
+    fields of few terms would otherwise have a size of their own by chance."""
+    return field * size * (2.0 * DIM / jnp.sum(field**2)) ** 0.5
+
+
 def with_rest(finest: RandomFeatures, seed: int) -> RandomFeatures:
     """The finest level plus a field of the size that all further fields together would have."""
     width = 512
     keys = jr.split(jr.fold_in(jr.key(seed), 1000), 3)
     # sum of 4**-j over j >= count is 4**-count times 4/3.
-    size = (2.0 / width * 4 / 3) ** 0.5
+    rest = of_size(jr.normal(keys[1], (DIM, width)), (4 / 3) ** 0.5)
     return RandomFeatures(
         (*finest.inner, jr.normal(keys[0], (width, DIM)) / DIM**0.5),
-        (*finest.outer, size * jr.normal(keys[1], (DIM, width))),
+        (*finest.outer, rest),
         (*finest.phase, jr.uniform(keys[2], (width,), maxval=2 * jnp.pi)),
     )
 
 
 def hierarchy(gamma: float, num_levels: int, width: int, sde: bool, seed: int) -> tuple[Shared, Together]:
     """The problem and the drift of its truth."""
-    levels, costs = random_feature_levels(gamma=gamma, num_levels=num_levels, dim=DIM, width=width, seed=seed)
+    drawn, costs = random_feature_levels(gamma=gamma, num_levels=num_levels, dim=DIM, width=width, seed=seed)
+    levels = [RandomFeatures(d.inner, tuple(of_size(field) for field in d.outer), d.phase) for d in drawn]
     problem = Shared(
         f"gamma {gamma:g}, {'SDE' if sde else 'ODE'}",
         tuple(Together(level) for level in levels),
@@ -81,7 +90,7 @@ def fall(coins: str, gamma: float, sde: bool) -> float:
         return 1 + gamma / 2
     if coins == "stratified" and not sde:
         return (gamma + 2) / 4
-    if coins == "midpoint" and not sde:
+    if coins in ("midpoint", SECOND) and not sde:
         return (gamma + 1) / 3
     return (gamma + 2) / 3
 
@@ -103,8 +112,9 @@ def methods(
     steeper: tuple[float, ...],
     steps_of_level: tuple[int, ...],
 ) -> list[Method]:
-    """All methods in all settings: for ML-EM on K levels `steps_of_level * 2**K` steps, so many expected `looks` at
-    level K, and probabilities that fall by the theory's power, or one `steeper` by so much."""
+    """All methods in all settings: for ML-EM on K levels `steps_of_level * 2**K` steps (about `2**(K/2)` for a base of
+    second order), so many expected `looks` at level K, and probabilities that fall by the theory's power, or one
+    `steeper` by so much."""
     count, sde, fine = len(problem.levels), problem.diffusion is not None, np.asarray(problem.ts)
     found = []
     for level, cost in enumerate(problem.costs):
@@ -118,9 +128,10 @@ def methods(
     for kept in range(2, count + 1):
         above = kept - 1 - np.arange(kept)
         for multiple in steps_of_level:
-            steps = multiple * 2**kept
-            ts = fine[:: (len(fine) - 1) // steps]
-            for coins in COINS:
+            for coins in (*COINS, SECOND):
+                # Errors of a base of second order fall with the square of its steps.
+                steps = multiple * 2 ** (kept // 2 + 1 if coins == SECOND else kept)
+                ts = fine[:: (len(fine) - 1) // steps]
                 for power in (fall(coins, gamma, sde) + more for more in steeper):
                     for look in looks:
                         p = np.minimum(1.0, look / steps * 2.0 ** (power * above))
@@ -128,11 +139,12 @@ def methods(
                         if p[-1] > 0.5:
                             continue
 
-                        def solver(key: Array, p: np.ndarray = p, coins: str = coins) -> ml.MLEM:
-                            return ml.MLEM(p, coins=make_coins(coins, jr.fold_in(key, 1), len(p)), key=key)
+                        def solver(key: Array, p: np.ndarray = p, coins: str = coins) -> ml.MLEM | ml.MLAB2:
+                            made = make_coins(coins, jr.fold_in(key, 1), len(p))
+                            return (ml.MLAB2 if coins == SECOND else ml.MLEM)(p, coins=made, key=key)
 
                         setting = f"{kept} levels, {steps} steps, {look:g} looks, power {power:.2f}"
-                        random = coins != "midpoint"
+                        random = coins not in ("midpoint", SECOND)
                         found.append(
                             multilevel(problem, coins, setting, solver, ts, range(kept), random=random)
                         )

@@ -29,6 +29,8 @@ FINE = {False: 512, True: 1024}
 DDIM = "Euler (DDIM), default grid"
 OURS = "ML-EM, midpoint plan"
 OURS_SPLIT = "ML-EM, midpoint plan, steps split"
+OURS_SECOND = "ML-EM, second order, midpoint plan"
+ALL_OURS = (OURS, OURS_SPLIT, OURS_SECOND)
 SINGLE = {
     False: ("Euler, best grid", "Heun", "DPM-Solver++(2M)", "UniPC, order 2"),
     True: ("Euler, best grid", "SEA", "ShARK", "SRA1", "SDE-DPM-Solver++(2M)"),
@@ -222,11 +224,14 @@ def planned(
     return multilevel(problem, name, setting, solver, ts, plan.levels, random=random)
 
 
-def multilevel_methods(
-    problem: Shared, calibration: ml.Calibration, grid: Any, effort: Effort
-) -> list[Method]:
-    """ML-EM: the paper's coins by a power law and calibrated, and the library's default."""
+def multilevel_methods(problem: Shared, ladder: Ladder, grid: Any, effort: Effort) -> list[Method]:
+    """ML-EM: the paper's coins by a power law and calibrated, the library's default, and that with steps of second
+    order where the ladder has a calibration of them."""
+    sde = problem.diffusion is not None
+    calibration = ladder.calibration(sde=sde)
+    second = ladder.calibrations.get("sde_2" if sde else "ode_2")
     everything = tuple(range(len(problem.levels)))
+    without = (*everything[:-2], everything[-1])
     steps = len(calibration.ts) - 1
     found = []
     for gamma in (1.5, 2.5, 4.0):
@@ -241,11 +246,17 @@ def multilevel_methods(
             found.append(multilevel(problem, name, setting, solver, ts, everything, random=True))
     midpoint, independent = ml.SystematicCoins(offset=0.5), ml.IndependentCoins()
     for budget in effort.budgets:
-        for coins, name in ((independent, "ML-EM, independent coins, calibrated"), (midpoint, OURS)):
+        for measured, coins, name in (
+            (calibration, independent, "ML-EM, independent coins, calibrated"),
+            (calibration, midpoint, OURS),
+            (second, midpoint, OURS_SECOND),
+        ):
+            if measured is None:
+                continue
             plans = {}
-            for levels in (None, everything) if coins is independent else (None,):
+            for levels in (None,) if name == OURS else (None, everything, without):
                 try:
-                    plan = calibration.plan(budget=budget, coins=coins, levels=levels)
+                    plan = measured.plan(budget=budget, coins=coins, levels=levels)
                 except ValueError:
                     continue
                 if len(plan.levels) > 1:
@@ -255,7 +266,7 @@ def multilevel_methods(
                     f"budget {budget:g}, levels {[k + 1 for k in plan.levels]}, {len(plan.ts) - 1} steps"
                 )
                 found.append(planned(problem, name, plan, coins, setting, 1, random=coins is independent))
-                if coins is midpoint:
+                if name == OURS:
                     for parts in effort.splits:
                         split = f"{setting} x {parts}"
                         found.append(planned(problem, OURS_SPLIT, plan, coins, split, parts, random=False))
@@ -269,9 +280,8 @@ def all_methods(ladder: Ladder, problem: Shared, effort: Effort) -> list[Method]
     def grid(steps: int, spacing: str) -> np.ndarray:
         return np.asarray(process.grid(steps, spacing=spacing))
 
-    calibration = ladder.calibration(sde=problem.diffusion is not None)
     return [
         *single_model(problem, grid, effort),
         *two_models(problem, grid, effort),
-        *multilevel_methods(problem, calibration, grid, effort),
+        *multilevel_methods(problem, ladder, grid, effort),
     ]

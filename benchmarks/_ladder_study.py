@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _curves import by_method, costs_to_reach, markdown, Row, summary
-from _image_methods import OURS, planned, references
+from _image_methods import OURS, OURS_SECOND, planned, references
 from _methods import add_seconds, Batch, draw, marching, measure, Method, Shared
 from _rivals import DPMSolver, Euler, Plain
 from jaxtyping import Array, Int
@@ -18,8 +18,7 @@ from mlem_jax.diffusion import Config, Ladder, Level
 
 EULER, MULTISTEP = "Euler (DDIM)", "DPM-Solver++(2M)"
 INDEPENDENT = "ML-EM, independent coins"
-SECOND = "ML-EM, second order, midpoint plan"
-METHODS = (EULER, MULTISTEP, INDEPENDENT, OURS, SECOND)
+METHODS = (EULER, MULTISTEP, INDEPENDENT, OURS, OURS_SECOND)
 _GRIDS = ("karras", "log")
 
 
@@ -92,7 +91,7 @@ def settings(
     for calibration in calibrations:
         if calibration.order == 1:
             ours.append((INDEPENDENT, calibration, ml.IndependentCoins()))
-        ours.append((OURS if calibration.order == 1 else SECOND, calibration, midpoint))
+        ours.append((OURS if calibration.order == 1 else OURS_SECOND, calibration, midpoint))
     for name, calibration, coins in ours:
         alone[name] = []
         for budget in effort.budgets:

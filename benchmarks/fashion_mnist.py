@@ -28,11 +28,10 @@ from _distribution import accuracy, distances, load_labels, train_classifier
 from _harness import RESULTS, write_results, write_table
 from _image_methods import (
     all_methods,
+    ALL_OURS,
     DDIM,
     EFFORTS,
     image_problem,
-    OURS,
-    OURS_SPLIT,
     references,
     SINGLE,
 )
@@ -79,7 +78,7 @@ def chosen(rows: list[Row], methods: list[Method], sde: bool) -> dict[str, Metho
         near = [r for r in singles if abs(np.log(r["cost"] / cost)) < 0.25] or singles
         best = min(near, key=lambda row: row["error"])
         wanted[f"best single-model sampler, {cost:g}"] = ([best], cost)
-        ours = [r for r in rows if r["method"] in (OURS, OURS_SPLIT)]
+        ours = [r for r in rows if r["method"] in ALL_OURS]
         near = [r for r in ours if abs(np.log(r["cost"] / cost)) < 0.25] or ours
         wanted[f"ML-EM, midpoint, {cost:g}"] = (
             [min(near, key=lambda row: row["error"])] if near else [],

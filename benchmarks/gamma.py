@@ -24,7 +24,7 @@ import jax.random as jr
 import numpy as np
 from _curves import by_method, cost_at, markdown
 from _harness import RESULTS, write_results, write_table
-from _hierarchies import accurate, hierarchy, methods
+from _hierarchies import accurate, hierarchy, methods, SECOND
 from _methods import draw, measure, tune
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -129,7 +129,7 @@ def study(gamma: float, sde: bool, size: Size) -> dict[str, Any]:
             line[kind] = float(np.mean(slopes))
             line[f"{kind}_standard_error"] = float(spread / len(slopes) ** 0.5)
         lines.append(line)
-        print(f"{line['problem']} {name:12s} {shown(line)}  theory {line['theory']:g}", flush=True)
+        print(f"{line['problem']} {name:15s} {shown(line)}  theory {line['theory']:g}", flush=True)
     seconds = time.perf_counter() - start
     print(f"  ({seconds:.0f} s)", flush=True)
     return {"gamma": gamma, "sde": sde, "table": lines, "curves": curves, "study_seconds": seconds}
@@ -157,7 +157,7 @@ def draw_figure(studies: list[dict[str, Any]]) -> Figure:
             costs = np.exp(np.mean([np.log(curve["costs"]) for curve in curves], axis=0))
             color = f"C{names.index(name)}"
             axis.loglog(1 / targets, costs, ".-", color=color, label=name)
-            if name in ("Euler", "midpoint") and np.isfinite(costs[-1]):
+            if name in ("Euler", "midpoint", SECOND) and np.isfinite(costs[-1]):
                 slope = theory(name, found["gamma"])
                 guide = costs[-1] * (targets / targets[-1]) ** -slope
                 axis.loglog(1 / targets, guide, ":", color=color)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from _curves import cost_at, costs_to_reach
 from _distribution import frechet, kernel_discrepancy, sliced_wasserstein
-from _hierarchies import accurate, hierarchy
+from _hierarchies import accurate, COINS, hierarchy, SECOND
 from _image_methods import ReverseNoise, split_plan
 from _methods import Batch, draw, measure, Method, Prepared, Shared, stochastic_runge_kutta, tune
 from _rivals import (
@@ -269,7 +269,7 @@ def test_study_of_gamma_runs():
     """The whole study on its smallest setting: every method gets a curve with finite errors, and Euler on one level
     costs what its steps do."""
     found = study(2.5, False, SIZES["smoke"])
-    assert set(found["curves"]) == {"Euler", "Heun", "independent", "stratified", "systematic", "midpoint"}
+    assert set(found["curves"]) == {"Euler", "Heun", *COINS, SECOND}
     for curves in found["curves"].values():
         (curve,) = curves
         assert all(np.isfinite(error) for _, error, _, _ in curve["points"])
