@@ -15,8 +15,10 @@ from jaxtyping import Array
 
 import mlem_jax as ml
 
-DIM, END, NOISE = 16, 2.0, 0.5
+DIM, END, NOISE = 64, 2.0, 0.5
 COINS = ("independent", "stratified", "systematic", "midpoint")
+# Looks at the finest level that only independent coins have use for.
+MANY = 24
 # Midpoint coins above a base of second order.
 SECOND = "midpoint, MLAB2"
 
@@ -123,7 +125,7 @@ def methods(
             ts = fine[:: (len(fine) - 1) // 2**power]
             setting = f"level {level + 1}, {2**power} steps"
             found.append(marching("Euler", setting, Euler(plain, problem.diffusion), ts))
-            if not sde:
+            if not sde and power < level + 4:
                 found.append(marching("Heun", setting, Heun(plain), ts))
     for kept in range(2, count + 1):
         above = kept - 1 - np.arange(kept)
@@ -136,7 +138,7 @@ def methods(
                     for look in looks:
                         p = np.minimum(1.0, look / steps * 2.0 ** (power * above))
                         p[0] = 1.0
-                        if p[-1] > 0.5:
+                        if p[-1] > 0.5 or (look > MANY and coins != "independent"):
                             continue
 
                         def solver(key: Array, p: np.ndarray = p, coins: str = coins) -> ml.MLEM | ml.MLAB2:

@@ -4,6 +4,7 @@ from typing import Any
 
 from _curves import markdown
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def report(found: dict[str, Any]) -> str:
@@ -81,4 +82,7 @@ def draw_figure(found: dict[str, Any]) -> Figure:
         axis.legend(fontsize=7)
     for axis in (axes[0], axes[2]):
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+    for axis in (axes[1], axes[4]):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

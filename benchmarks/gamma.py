@@ -1,9 +1,9 @@
 """Study 1: does the cost to reach an error grow as the theory says, where the hierarchy is known by construction?
 
-Run `python benchmarks/gamma.py --quick` (minutes on two cores) or `--full` (about an hour); `--smoke` is for the
+Run `python benchmarks/gamma.py --quick` (about an hour on two cores) or `--full` (hours); `--smoke` is for the
 tests. Writes `benchmarks/results/gamma_quick.json`, `.csv` and `.png` (`gamma_full`).
 
-Drifts are sums of random-feature fields in 16 dimensions: field k has size `2**-k` and its width grows by `2**gamma`
+Drifts are sums of random-feature fields in 64 dimensions: field k has size `2**-k` and its width grows by `2**gamma`
 a level, so a level is matrix work that costs `2**gamma` times the one before and errs half as much. The truth that all
 errors are measured against is the limit of the levels: the finest level plus one field of the size of the whole
 rest, solved by a second-order method (for the SDE on the same Brownian path, order 3/2). So an error has two parts, of
@@ -51,8 +51,8 @@ class Size(NamedTuple):
 _LOOKS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 48.0, 96.0)
 SIZES = {
     "smoke": Size({2.5: (3, 2)}, 4, 1, 1, 1, (1.0, 4.0), (0.0,), (4,)),
-    "quick": Size({1.5: (7, 8), 2.5: (5, 4), 4.0: (4, 2)}, 16, 2, 1, 4, _LOOKS, (0.0, 0.4), (2, 8)),
-    "full": Size({1.5: (7, 8), 2.5: (6, 4), 4.0: (5, 2)}, 32, 4, 2, 8, _LOOKS, (0.0, 0.4, 0.8), (2, 4, 8)),
+    "quick": Size({1.5: (8, 8), 2.5: (6, 4), 4.0: (5, 2)}, 16, 3, 1, 4, _LOOKS, (0.0, 0.4), (2, 8)),
+    "full": Size({1.5: (9, 8), 2.5: (7, 4), 4.0: (6, 2)}, 32, 8, 2, 8, _LOOKS, (0.0, 0.4, 0.8), (2, 4, 8)),
 }
 
 
