@@ -269,17 +269,16 @@ def _march(step: Step, ts: Array, places: Array, path: Path | None, count: Array
 
 
 def march(
-    step: Step, ts: np.ndarray, y0: Array, *, path: Path | None = None, capacity: int = 1024
+    step: Step, ts: np.ndarray, y0: Array, *, path: Path | None = None
 ) -> tuple[Callable[[], Array], float]:
     """A call that gives the end state, and its cost in finest-level evaluations.
 
-    **Arguments:** `ts`, times of the steps; with a `path`, entries of `path.ts`. Up to `capacity` steps of all
-    grids share one compilation.
+    **Arguments:** `ts`, times of the steps; with a `path`, entries of `path.ts`. All grids of up to 1024 steps share
+    one compilation, and so do those up to each further power of two.
     """
     ts = np.asarray(ts, y0.dtype)
     count = len(ts) - 1
-    if count > capacity:
-        raise ValueError(f"{count} steps are more than the capacity of {capacity}.")
+    capacity = max(1024, 2 ** (count - 1).bit_length())
     places = np.arange(count + 1) if path is None else places_in(np.asarray(path.ts), ts)
     fill = (0, capacity - count)
     padded = jnp.asarray(np.pad(ts, fill, mode="edge"))
