@@ -82,21 +82,28 @@ class MLEMState(eqx.Module):
 
 
 class LastStep(eqx.Module):
-    """What a two-step method remembers.
+    """What `MLAB2` remembers.
 
     - `drift`: of the last step, like the state.
     - `length`: of the last step by the solver's clock; zero before the first one.
+    - `increments`: `f^k - f^{k-1}` when level `k` was last looked at, like the state with a leading axis of `K - 1`;
+        zeros before that. `None` where all probabilities are 1.
+    - `behind`: looks that each of these levels was due by its probabilities, less those that it had, `(K - 1,)`;
+        or `None`.
     """
 
     drift: PyTree[Array]
     length: Float[Array, "*batch"]
+    increments: PyTree[Array] | None = None
+    behind: Float[Array, "*batch levels"] | None = None
 
 
 class Toss(NamedTuple):
-    """What came up in one step: probabilities, weights' differences `c_k = w_k - w_{k+1}`, which of them are not
-    zero, which levels fired, the number of the toss, and the coins' next state."""
+    """What came up in one step: probabilities, weights, their differences `c_k = w_k - w_{k+1}`, which of these are
+    not zero, which levels fired, the number of the toss, and the coins' next state."""
 
     p: Float[Array, " levels"]
+    weights: Float[Array, " levels"]
     coefficients: Float[Array, " levels"]
     active: Bool[Array, " levels"]
     fired: Bool[Array, " levels"]
@@ -200,7 +207,7 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
         active = coefficients != 0
         if self.shared:
             active = refuse_batch(active, BATCHED)
-        return Toss(p, coefficients, active, count > 0, toss, coins)
+        return Toss(p, weights, coefficients, active, count > 0, toss, coins)
 
     def _next(
         self,

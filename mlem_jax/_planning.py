@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
@@ -18,6 +19,7 @@ from ._predict import (
     predict,
     select,
     Selection,
+    toss,
 )
 from ._single_level import alone_plan, best_alone, speedups
 
@@ -64,18 +66,41 @@ def _table(kicks: Kicks, scale: float, shares: np.ndarray) -> np.ndarray:
     return p
 
 
+def _tiled(kicks: Kicks, p: np.ndarray, coins: AbstractCoins) -> np.ndarray:
+    """For a pattern without randomness, probabilities scaled a little such that a level's sum is the number of its
+    looks: their windows then tile the whole solve, and nothing is left over at the end.
+
+    Only for steps of second order, to whose coins' error the leftover matters; and not where looks are few: there an
+    increment turns within its window, and a smaller weight errs less."""
+    if kicks.order == 1 or not is_deterministic(coins):
+        return p
+    looks = toss(coins, p[: kicks.steps], jr.key(0)[None])[0].sum(0)
+    p = p.copy()
+    for column in range(kicks.pad + 1, p.shape[1]):
+        mine = p[: kicks.steps, column]
+        rare = mine < 1
+        due = looks[column] - np.sum(~rare)
+        if due > 0 and looks[column] >= _FEW_LOOKS:
+            mine[rare] = np.minimum(1.0, mine[rare] * due / np.sum(mine[rare]))
+    return p
+
+
 def _within(
     kicks: Kicks, coins: AbstractCoins, budget: float | int, shares: np.ndarray, seeds: int
 ) -> np.ndarray | None:
     """The probabilities of this family that cost the budget, or `None` if none costs so little."""
+
+    def table(log_scale: float) -> np.ndarray:
+        return _tiled(kicks, _table(kicks, float(np.exp(log_scale)), shares), coins)
+
     low, high = -30.0, 30.0
-    if expected_cost(kicks, _table(kicks, np.exp(low), shares), coins, seeds=seeds) > budget:
+    if expected_cost(kicks, table(low), coins, seeds=seeds) > budget:
         return None
     while high - low > 0.01:
         middle = 0.5 * (low + high)
-        cheap = expected_cost(kicks, _table(kicks, np.exp(middle), shares), coins, seeds=seeds) <= budget
+        cheap = expected_cost(kicks, table(middle), coins, seeds=seeds) <= budget
         low, high = (middle, high) if cheap else (low, middle)
-    return _table(kicks, float(np.exp(low)), shares)
+    return table(low)
 
 
 def _candidate(

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -30,14 +31,24 @@ class MLAB2(AbstractMultilevelSolver):
     r"""ML-EM with the two-step Adams-Bashforth method in place of Euler's.
 
     $$x_{n+1} = x_n + h_n \Bigl[b_n + \tfrac{r_n}{2} (b_n - b_{n-1})
-        + \sum_{k > 1} w_{k,n} (f^k - f^{k-1})(t_n + \tfrac{h_n}{2}, \hat x_n)\Bigr] + g(t_n, x_n) \Delta W_n$$
-    $$b_n = f^1(t_n, x_n),\quad r_n = \frac{c(t_{n+1}) - c(t_n)}{c(t_n) - c(t_{n-1})},\quad
-        \hat x_n = x_n + \tfrac{h_n}{2} \bigl[b_n + \tfrac{r_n}{4} (b_n - b_{n-1})\bigr]$$
+        + \sum_{k > 1} w_{k,n} D_k(t_n + \tfrac{h_n}{2}, \hat x_n)\Bigr] + g(t_n, x_n) \Delta W_n$$
+    $$D_k = f^k - f^{k-1},\quad b_n = f^1(t_n, \bar x_n),\quad
+        r_n = \frac{c(t_{n+1}) - c(t_n)}{c(t_n) - c(t_{n-1})}$$
+    $$\bar x_n = x_n + \sum_{k > 1} m_{k,n} \tfrac{h_n}{p_{k,n}} \bar D_k,\quad
+        \hat x_n = x_n + \tfrac{h_n}{2} \bigl[b_n + \tfrac{r_n}{4} (b_n - b_{n-1})\bigr]
+        + \sum_{k > 1} \bigl(m_{k,n} + \tfrac{p_{k,n}}{2}\bigr) \tfrac{h_n}{p_{k,n}} \bar D_k$$
 
     The cheapest level, always looked at (its probability has to be 1), is followed to second order at one evaluation a
     step, so that far fewer steps are enough than with [`mlem_jax.MLEM`][]: the corrections of the other levels are what
     evaluations are spent on. They are evaluated, and act, in the middle of a step; the cheapest level runs once more
-    in a step in which the next one fires. `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
+    in a step in which the next one fires.
+
+    A correction acts at once for a whole window of steps, before and after which the state is off its path by half of
+    it. The levels do not see that: they are evaluated where the path is, `x` with what the last correction `D_k` found
+    says is due, `m_k = sum p_k - number of looks` of it. So the coins' error, too, is of second order in the window,
+    and on diffusion models it is up to twice as small as without.
+
+    `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
     the finest level. With the clock `c(t) = t` this
     is the formula for unequal steps of Hairer, Norsett & Wanner (Solving Ordinary Differential Equations I, section
     III.5). Where a drift changes by the factor of the time rather than by its difference, as that of a diffusion model
@@ -90,9 +101,21 @@ class MLAB2(AbstractMultilevelSolver):
     def init(self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args) -> MLEMState:
         """Checks the terms and returns the state before the first step."""
         state = super().init(terms, t0, t1, y0, args)
-        length = jnp.zeros((), jnp.result_type(t0, t1, float))
-        last = LastStep(jtu.tree_map(jnp.zeros_like, y0), length)
+        last = self.no_step(t0, t1, y0)
         return eqx.tree_at(lambda s: s.last, state, last, is_leaf=lambda x: x is None)
+
+    def no_step(self, t0: RealScalarLike, t1: RealScalarLike, y0: Y) -> LastStep:
+        """What is remembered before the first step."""
+        drift = jtu.tree_map(jnp.zeros_like, y0)
+        length = jnp.zeros((), jnp.result_type(t0, t1, float))
+        if isinstance(self.probabilities, EveryStep):
+            return LastStep(drift, length)
+        p = jax.eval_shape(self.probabilities, t0, jnp.asarray(t1) - jnp.asarray(t0))
+        above = p.shape[0] - 1
+        increments = jtu.tree_map(lambda leaf: jnp.zeros((above, *leaf.shape), leaf.dtype), drift)
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(p.dtype, length.dtype)
+        return LastStep(drift, length, increments, jnp.zeros(above, wide))
 
     def step(
         self,
@@ -118,36 +141,47 @@ class MLAB2(AbstractMultilevelSolver):
             for i, (member, c) in enumerate(zip(members, controls, strict=True))
             if i != ours
         ]
-        if isinstance(self.probabilities, EveryStep):
-            counts = (numbers == len(term.levels) - 1).astype(jnp.int32)
-            fired = jnp.ones(len(term.levels), bool)
-            toss, coins = solver_state.toss, solver_state.coins
-            drift, corrections = drift_term.vf(t0, y0, args), None
-        else:
-            p, coefficients, _, fired, toss, coins = self._toss(t, jnp.abs(dt), solver_state)
-            coefficients = eqx.error_if(coefficients, p[0] < 1, _NO_BASE)
-            base = numbers == 0
-            one = LevelControl(jnp.ones((), p.dtype), base.astype(p.dtype), base)
-            drift = drift_term.vf_prod(t0, y0, args, one)
-            # What the middle of the step adds to the base, which is subtracted there if the next level fires.
-            rest = jnp.where(base, coefficients - 1, coefficients)
-            runs = rest != 0
-            corrections = LevelControl(dt, rest, refuse_batch(runs, BATCHED) if self.shared else runs)
-            counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
         last = solver_state.last
         assert last is not None
         length = self._length(t0, t1).astype(last.length.dtype)
         ratio = _ratio(length, last, made_jump)
-        if corrections is not None:
-            middle = _advance(0.5, dt, ratio, y0, drift, last.drift)
-            t_middle = t0 + 0.5 * (t1 - t0)
-            increments.append(drift_term.vf_prod(t_middle, middle, args, corrections))
+        if isinstance(self.probabilities, EveryStep):
+            counts = (numbers == len(term.levels) - 1).astype(jnp.int32)
+            fired = jnp.ones(len(term.levels), bool)
+            toss, coins = solver_state.toss, solver_state.coins
+            drift = drift_term.vf(t0, y0, args)
+            now = LastStep(drift, length)
+        else:
+            p, weights, coefficients, _, fired, toss, coins = self._toss(t, jnp.abs(dt), solver_state)
+            p = eqx.error_if(p, p[0] < 1, _NO_BASE)
+            behind = last.behind
+            assert behind is not None
+            above, weights = (x[1:].astype(behind.dtype) for x in (p, weights))
+            windows = jnp.asarray(dt).astype(behind.dtype) / above
+            one, base = jnp.ones((), behind.dtype), numbers == 0
+
+            def on_path(y: Y, due: Array) -> Y:
+                return _add(y, due * windows, last.increments)
+
+            at_path = on_path(y0, behind)
+            drift = drift_term.vf_prod(t0, at_path, args, LevelControl(one, base.astype(one.dtype), base))
+            # What the middle of the step adds to the base, which is subtracted there if the next level fires.
+            runs = jnp.where(base, coefficients - 1, coefficients) != 0
+            runs = refuse_batch(runs, BATCHED) if self.shared else runs
+            counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
+            middle = _advance(0.5, dt, ratio, on_path(y0, behind + above / 2), drift, last.drift)
+            looks = LevelControl(one, _differences(runs), runs)
+            found = drift_term.vf_prod(t0 + 0.5 * (t1 - t0), middle, args, looks)
+            increments.append(_add(None, weights * above * windows, found))
+            seen = jtu.tree_map(
+                lambda new, old: jnp.where(_along(fired[1:], new), new, old), found, last.increments
+            )
+            now = LastStep(drift, length, seen, behind + above * (1 - weights))
         y1 = _advance(1.0, dt, ratio, y0, drift, last.drift)
         y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *increments)
         if self.check_finite:
             y1 = refuse_not_finite(y1, y0)
         # A step on the spot, of a trajectory that waits for the others of its batch, is no step.
-        now = LastStep(drift, length)
         now = jtu.tree_map(lambda new, old: jnp.where(length > 0, new, old), now, last)
         state = self._next(solver_state, t, counts, fired, toss, coins, now)
         return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
@@ -165,6 +199,33 @@ def _ratio(length: Array, last: LastStep, made_jump: Any) -> Array:
     """This step's length over the last one's; zero where the last drift is of no use."""
     useful = (last.length > 0) & ~jnp.asarray(made_jump)
     return jnp.where(useful, length / jnp.where(useful, last.length, 1), 0)
+
+
+def _differences(runs: Array) -> Array:
+    """What to multiply the levels' drifts with for the increments of all but the cheapest one, `(K - 1, K)`.
+
+    Each is a level that runs less the next cheaper one that does: a level is left out where it fires together with the
+    next finer one at the same weight, whose increment then is that of both."""
+    rows = []
+    for k in range(1, len(runs)):
+        row, free = [jnp.zeros((), bool)] * len(runs), runs[k]
+        for j in reversed(range(k)):
+            row[j] = free & runs[j]
+            free = free & ~runs[j]
+        row = -jnp.stack(row).astype(float)
+        rows.append(row.at[k].set(runs[k].astype(row.dtype)))
+    return jnp.stack(rows) if rows else jnp.zeros((0, 1))
+
+
+def _along(factors: Array, leaf: Array) -> Array:
+    """Factors, one for each entry of the leaf's leading axis, in the leaf's number of axes."""
+    return factors.reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def _add(y: Y | None, factors: Array, increments: PyTree) -> Y:
+    """The sum of all increments times their factors, added to the state if there is one."""
+    sums = jtu.tree_map(lambda d: jnp.sum(_along(factors, d).astype(d.dtype) * d, axis=0), increments)
+    return sums if y is None else jtu.tree_map(jnp.add, y, sums)
 
 
 def _advance(part: float, dt: RealScalarLike, ratio: Array, y: Y, new: Y, old: Y) -> Y:

@@ -76,7 +76,7 @@ class MLEM(AbstractMultilevelSolver):
             fired = jnp.ones(len(term.levels), bool)
             toss, coins = solver_state.toss, solver_state.coins
         else:
-            _, coefficients, active, fired, toss, coins = self._toss(t, jnp.abs(dt), solver_state)
+            _, _, coefficients, active, fired, toss, coins = self._toss(t, jnp.abs(dt), solver_state)
             level_control = LevelControl(dt, coefficients, active)
             if place is None:
                 control = level_control

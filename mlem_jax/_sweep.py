@@ -12,7 +12,6 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from ._multilevel_solver import LastStep
 from ._plan import keep_levels
 from ._second_order import MLAB2
 from ._term import find_multilevel_term, MultilevelTerm
@@ -124,10 +123,9 @@ def segmented_ends(
     """End states of solves in segments of so many steps, with the solver of each: so one compiled solve serves
     all step counts. What a two-step method remembers goes from segment to segment."""
     last = None
-    if isinstance(solver_of(slice(0, segment)), MLAB2):
-        pilots = jtu.tree_leaves(ys)[0].shape[0]
-        drift = jtu.tree_map(jnp.zeros_like, ys)
-        last = LastStep(drift, jnp.zeros(pilots, ts.dtype))
+    first = solver_of(slice(0, segment))
+    if isinstance(first, MLAB2):
+        last = jax.vmap(lambda y: first.no_step(ts[0], ts[1], y))(ys)
     for start in range(0, len(ts) - 1, segment):
         solver = solver_of(slice(start, start + segment))
         ys, last = _ends(solver, make_terms, ts[start : start + segment + 1], ys, last, args, own)

@@ -19,12 +19,13 @@ class LevelControl(eqx.Module):
     """What [`mlem_jax.MLEM`][] hands to [`mlem_jax.MultilevelTerm`][] in place of the increment of time.
 
     - `dt`: the signed length of the step.
-    - `coefficients`: the factors `c_k = w_k - w_{k+1}` of the levels' drifts, `(K,)`.
+    - `coefficients`: the factors of the levels' drifts, `(K,)`, in `MLEM` `c_k = w_k - w_{k+1}`; or those of several
+        sums, `(M, K)`, which then have a leading axis of `M`.
     - `active`: which levels are to be evaluated, `(K,)`. Without batch dimensions.
     """
 
     dt: RealScalarLike
-    coefficients: Float[Array, " levels"]
+    coefficients: Float[Array, "*sums levels"]
     active: Bool[Array, " levels"]
 
 
@@ -106,26 +107,31 @@ class MultilevelTerm(diffrax.AbstractTerm):
         return jtu.tree_map(lambda v: jnp.asarray(control).astype(v.dtype) * v, vf)
 
     def vf_prod(self, t: RealScalarLike, y: Y, args: Args, control: "RealScalarLike | LevelControl") -> Y:
-        """The increment of `y` due to the drift. With a `LevelControl` this is `dt` times the sum of
+        """The increment of `y` due to the drift. With a `LevelControl` this is `dt` times the sum (or sums) of
         `c_k f^k`, where each level is evaluated only if it is active."""
         if not isinstance(control, LevelControl):
             return self.prod(self.vf(t, y, args), control)
         # A level that fires for some trajectories of a batch only runs for all of them (lax.cond
         # would otherwise become a select, which always runs it) and is then masked.
         runs = any_in_batch(control.active)
-        total = jtu.tree_map(jnp.zeros_like, y)
+        sums = control.coefficients.shape[:-1]
+        total = jtu.tree_map(lambda leaf: jnp.zeros((*sums, *jnp.shape(leaf)), jnp.result_type(leaf)), y)
         for k in range(len(self.levels)):
             # In the wider of the two dtypes: narrow probabilities must not round the step.
             dt = jnp.asarray(control.dt)
             with jax.numpy_dtype_promotion("standard"):
                 dtype = jnp.promote_types(dt.dtype, control.coefficients.dtype)
-            factor = control.coefficients[k].astype(dtype) * dt.astype(dtype)
+            factor = control.coefficients[..., k].astype(dtype) * dt.astype(dtype)
 
             def add(total: Y, k: int = k, factor: Array = factor) -> Y:
                 drift = self._evaluate(k, t, y, args)
 
                 def leaf(s: Array, f: Array) -> Array:
-                    return jnp.where(control.active[k], s + factor.astype(f.dtype) * f, s)
+                    # Without an axis for sums, lest scalars get a shape.
+                    product = (
+                        jnp.multiply.outer(factor.astype(f.dtype), f) if sums else factor.astype(f.dtype) * f
+                    )
+                    return jnp.where(control.active[k], s + product, s)
 
                 return jtu.tree_map(leaf, total, drift)
 
