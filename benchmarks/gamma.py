@@ -20,6 +20,7 @@ import argparse
 import time
 from typing import Any, NamedTuple
 
+import jax
 import jax.random as jr
 import numpy as np
 from _curves import by_method, cost_at, markdown
@@ -74,6 +75,8 @@ def study(gamma: float, sde: bool, size: Size) -> dict[str, Any]:
     num_levels, width = size.levels[gamma]
     curves: dict[str, list[dict[str, Any]]] = {}
     for seed in range(size.hierarchies):
+        # Each setting is a program of its own, and each keeps memory mappings, of which Linux grants 65530 a process.
+        jax.clear_caches()
         problem, truth = hierarchy(gamma, num_levels, width, sde, seed)
         tuning, fresh = (
             draw(

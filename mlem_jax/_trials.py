@@ -44,13 +44,10 @@ def try_coins(
         seeds = 1 if is_deterministic(policy) else _SEEDS
         for budget in BUDGETS:
             tell(f"trial runs of ML-EM, {coins_name(policy)}", 1)
-            try:
-                plan = make_plan(calibration, budget=budget, coins=policy, levels=levels)
-            except ValueError:
+            plan = _plan(calibration, budget, policy, levels)
+            if plan is None:
                 continue
             steps = len(plan.ts) - 1
-            if budget > 0.5 * steps:
-                continue
             kicks = select(calibration, Selection(levels, total // steps))
             table = np.ones((total, calibration.num_levels))
             table[:steps, kicks.pad :] = plan.table
@@ -94,6 +91,22 @@ def _run(
         return multilevel_solver(plan.order, plan.clock, probabilities, coins=coins, key=key)
 
     return segmented_ends(solver, make_terms, plan.grid, segment, ys, args, own)
+
+
+def _plan(
+    calibration: Calibration, budget: float, coins: AbstractCoins, levels: tuple[int, ...]
+) -> Plan | None:
+    """The plan to try, with at least twice as many steps as evaluations, lest the finest level run in nearly all of
+    them and a trial show nothing of its coins; `None` if there is none."""
+    enough = calibration.single_steps[calibration.single_steps >= 2 * budget].tolist()
+    for steps in (None, *enough[:1]):
+        try:
+            plan = make_plan(calibration, budget=budget, coins=coins, levels=levels, steps=steps)
+        except ValueError:
+            return None
+        if len(plan.ts) - 1 >= 2 * budget:
+            return plan
+    return None
 
 
 def _kept_levels(calibration: Calibration) -> tuple[int, ...]:

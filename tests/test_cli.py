@@ -164,7 +164,7 @@ def test_pictures(tmp_path):
     before = (tmp_path / "new" / "a.png").read_bytes()
 
     class Broken:
-        def savefig(self, path, dpi):
+        def savefig(self, path, dpi, format):
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
