@@ -5,8 +5,6 @@ distance of the features of a small classifier trained here. The last has the fo
 but other features, so its values compare with nothing outside this study.
 """
 
-import gzip
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,17 +13,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
-
-from mlem_jax.diffusion import FASHION_MNIST
+from jaxtyping import Array, Float
 
 FEATURES = 64
-
-
-def load_labels(folder: Path = FASHION_MNIST, *, train: bool) -> Int[np.ndarray, " n"]:
-    """The labels of an MNIST-like data set, in the file's order."""
-    name = f"{'train' if train else 't10k'}-labels-idx1-ubyte.gz"
-    return np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=8).astype(np.int32)
 
 
 class Classifier(eqx.Module):

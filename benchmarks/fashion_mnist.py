@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _curves import draw_curves, Row
-from _distribution import accuracy, distances, load_labels, train_classifier
+from _distribution import accuracy, distances, train_classifier
 from _harness import RESULTS, write_results, write_table
 from _image_methods import (
     all_methods,
@@ -38,7 +38,7 @@ from _image_methods import (
 from _image_report import bars, measured_gamma, reach_table, report
 from _methods import add_seconds, Batch, draw, measure, Method, run, Shared, tune
 
-from mlem_jax.diffusion import Ladder, load_images, load_ladder
+from mlem_jax.diffusion import Ladder, load_images, load_labels, load_ladder
 from mlem_jax.plot import samples, save_figure
 
 
@@ -61,6 +61,18 @@ SIZES = {
     "quick": Size(16, 3, 2, 3, 3, 512, 1500, (50, 100, 250)),
     "full": Size(32, 6, 4, 8, 5, 2048, 4000, (50, 100, 250)),
 }
+
+
+class Real(NamedTuple):
+    """Images and labels that methods' images are compared with, and the classifier is trained on."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    held_out: tuple[np.ndarray, np.ndarray]
+
+
+def load_real() -> Real:
+    train, held_out = ((load_images(train=train), load_labels(train=train)) for train in (True, False))
+    return Real(train, held_out)
 
 
 def rms(a: Any, b: Any) -> float:
@@ -95,13 +107,12 @@ def chosen(rows: list[Row], methods: list[Method], sde: bool) -> dict[str, Metho
 
 
 def distribution_table(
-    problem: Shared, picked: dict[str, Method], size: Size, seed: int
+    problem: Shared, picked: dict[str, Method], data: Real, size: Size, seed: int
 ) -> tuple[list[Row], float]:
     """Distances of many images of each method to held-out real ones, and the classifier's accuracy."""
-    real, held_out = load_images(), load_images(train=False)
-    model = train_classifier(real, load_labels(train=True), steps=size.classifier_steps)
-    correct = accuracy(model, held_out, load_labels(train=False))
-    target = held_out[: size.images]
+    model = train_classifier(*data.train, steps=size.classifier_steps)
+    correct = accuracy(model, *data.held_out)
+    real, target = data.train[0], data.held_out[0][: size.images]
     rows: list[Row] = [
         {"method": "real training images", "cost": None, **distances(model, real[: size.images], target)}
     ]
@@ -130,6 +141,8 @@ def study(ladder: Ladder, *, sde: bool, name: str) -> dict[str, Any]:
     """All of the study for the probability flow or the reverse SDE; pictures are the caller's."""
     size, problem = SIZES[name], image_problem(ladder, sde)
     calibration = ladder.calibration(sde=sde)
+    # First of all, lest they turn out to be missing when all else is done.
+    data = load_real() if size.images else None
     judged = []
 
     def reference(batch: Batch) -> np.ndarray:
@@ -167,8 +180,9 @@ def study(ladder: Ladder, *, sde: bool, name: str) -> dict[str, Any]:
         "rows": rows,
         "reach": reach_table(rows, size.targets),
     }
-    if size.images:
-        found["distribution"], found["classifier_accuracy"] = distribution_table(problem, picked, size, 9000)
+    if data is not None:
+        table, correct = distribution_table(problem, picked, data, size, 9000)
+        found |= {"distribution": table, "classifier_accuracy": correct}
     return {"found": found, "sheet": sheet}
 
 
