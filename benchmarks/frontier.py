@@ -59,13 +59,9 @@ def ours(
     """Plans of several budgets: of each order in FLOPs, and the better one in seconds."""
     sde = problem.diffusion is not None
     first, second = (ladder.calibration(sde=sde, order=order) for order in (1, 2))
-    timed = {
-        kind: dataclasses.replace(c, costs=c.seconds / c.seconds[-1])
-        for kind, c in ladder.calibrations.items()
-    }
     planners = zip(
         OURS,
-        (first.plan, second.plan, partial(dataclasses.replace(ladder, calibrations=timed).plan, sde=sde)),
+        (first.plan, second.plan, partial(ladder.plan, sde=sde, in_seconds=True)),
         strict=True,
     )
     methods, plans = [], {}

@@ -146,12 +146,15 @@ class Calibration:
         coins: AbstractCoins = SystematicCoins(offset=0.5),  # noqa: B008 (immutable)
         steps: int | None = None,
         levels: tuple[int, ...] | None = None,
+        in_seconds: bool = False,
     ) -> "Plan":
         """See [`mlem_jax.make_plan`][]."""
         # Here, because planning stands on top of this file.
         from ._planning import make_plan
 
-        return make_plan(self, budget=budget, error=error, coins=coins, steps=steps, levels=levels)
+        return make_plan(
+            self, budget=budget, error=error, coins=coins, steps=steps, levels=levels, in_seconds=in_seconds
+        )
 
     def __str__(self) -> str:
         from ._calibration_report import calibration_report

@@ -1,29 +1,18 @@
 """Choosing levels, steps and probabilities: a search over what the calibration can price."""
 
+import dataclasses
 from typing import NamedTuple
 
-import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
+from ._allocation import FEW_LOOKS, within
 from ._calibration import Calibration
 from ._coins import AbstractCoins, SystematicCoins
 from ._plan import coins_name, Plan
-from ._predict import (
-    corrected,
-    expected_cost,
-    FEW_SEEDS,
-    is_deterministic,
-    Kicks,
-    MANY_SEEDS,
-    predict,
-    select,
-    Selection,
-    toss,
-)
+from ._predict import corrected, FEW_SEEDS, is_deterministic, MANY_SEEDS, predict, select, Selection
 from ._single_level import alone_plan, best_alone, speedups
 
-_FEW_LOOKS = 4
 _REFINED = 3  # How many of the best selections have their levels' shares refined.
 _MIDPOINT = SystematicCoins(offset=0.5)
 
@@ -39,70 +28,6 @@ class _Candidate(NamedTuple):
     factor: float
 
 
-def _shape(kicks: Kicks, p: np.ndarray) -> np.ndarray:
-    """`h sqrt(V / C)`, the optimum for coins that are independent over steps, with `C` the derivative of the
-    expected cost in `p_k`: a look at `D_k` evaluates `f^k` and `f^{k-1}`, unless they run anyway."""
-    effect = np.sqrt(np.mean(kicks.values**2, axis=2))
-    finer = np.concatenate([p[:, 1:], np.zeros_like(p[:, :1])], axis=1)
-    coarser = np.concatenate([np.ones_like(p[:, :1]), p[:, :-1]], axis=1)
-    below = np.concatenate([[0.0], kicks.costs[:-1]])
-    marginal = kicks.costs * (1 - finer) + below * (1 - coarser)
-    # Where the next level always fires too, a look is all but free.
-    marginal = np.maximum(marginal, 1e-3 * kicks.costs + 1e-12)
-    shape = kicks.lengths[:, None] * effect / np.sqrt(marginal)
-    # A level that changes nothing at some time is still looked at now and then.
-    return np.maximum(shape, 1e-6 * shape.max(axis=0) + 1e-30)
-
-
-def _table(kicks: Kicks, scale: float, shares: np.ndarray) -> np.ndarray:
-    """Probabilities `min(1, scale * share_k * shape_k)`, and 1 for the cheapest level and the padding."""
-    p = np.zeros_like(kicks.values[:, :, 0])
-    p[:, : kicks.pad + 1] = 1.0
-    # The marginal costs depend on the probabilities themselves; four rounds settle that.
-    for _ in range(4):
-        wanted = np.minimum(1.0, scale * shares * _shape(kicks, p))
-        p[: kicks.steps, kicks.pad + 1 :] = wanted[: kicks.steps, kicks.pad + 1 :]
-        p[kicks.steps :] = 1.0
-    return p
-
-
-def _tiled(kicks: Kicks, p: np.ndarray, coins: AbstractCoins) -> np.ndarray:
-    """For a pattern without randomness, probabilities scaled a little such that a level's sum is the number of its
-    looks: their windows then tile the whole solve, and nothing is left over at the end.
-
-    Only for steps of second order, to whose coins' error the leftover matters; and not where looks are few: there an
-    increment turns within its window, and a smaller weight errs less."""
-    if kicks.order == 1 or not is_deterministic(coins):
-        return p
-    looks = toss(coins, p[: kicks.steps], jr.key(0)[None])[0].sum(0)
-    p = p.copy()
-    for column in range(kicks.pad + 1, p.shape[1]):
-        mine = p[: kicks.steps, column]
-        rare = mine < 1
-        due = looks[column] - np.sum(~rare)
-        if due > 0 and looks[column] >= _FEW_LOOKS:
-            mine[rare] = np.minimum(1.0, mine[rare] * due / np.sum(mine[rare]))
-    return p
-
-
-def _within(
-    kicks: Kicks, coins: AbstractCoins, budget: float | int, shares: np.ndarray, seeds: int
-) -> np.ndarray | None:
-    """The probabilities of this family that cost the budget, or `None` if none costs so little."""
-
-    def table(log_scale: float) -> np.ndarray:
-        return _tiled(kicks, _table(kicks, float(np.exp(log_scale)), shares), coins)
-
-    low, high = -30.0, 30.0
-    if expected_cost(kicks, table(low), coins, seeds=seeds) > budget:
-        return None
-    while high - low > 0.01:
-        middle = 0.5 * (low + high)
-        cheap = expected_cost(kicks, table(middle), coins, seeds=seeds) <= budget
-        low, high = (middle, high) if cheap else (low, middle)
-    return table(low)
-
-
 def _candidate(
     calibration: Calibration,
     selection: Selection,
@@ -114,7 +39,7 @@ def _candidate(
 ) -> _Candidate | None:
     kicks = select(calibration, selection)
     seeds = MANY_SEEDS if final else FEW_SEEDS
-    table = _within(kicks, coins, budget, shares, seeds)
+    table = within(kicks, coins, budget, shares, seeds)
     if table is None:
         return None
     cost, linear, spread = predict(kicks, table, coins, seeds=seeds)
@@ -203,6 +128,7 @@ def make_plan(
     coins: AbstractCoins = _MIDPOINT,
     steps: int | None = None,
     levels: tuple[int, ...] | None = None,
+    in_seconds: bool = False,
 ) -> Plan:
     """Decides how to solve within a budget, or for a target error; also as `calibration.plan(...)`.
 
@@ -219,6 +145,9 @@ def make_plan(
     - `coins`: the policy, by default the midpoint pattern.
     - `steps`, `levels`: fix the number of steps (a divisor of the calibration's) or the kept levels
         (indices, the finest last) instead of searching.
+    - `in_seconds`: costs are what the clock said when the levels were calibrated, for batches of the size and on the
+        device that they were calibrated with, instead of the calibration's `costs` (FLOPs unless it was told others).
+        Small networks take longer than their FLOPs say. The budget is then in times of the finest level.
 
     Raises `ValueError` if both or neither of budget and error are given, if they are not positive, or if they
     cannot be met.
@@ -231,6 +160,24 @@ def make_plan(
         raise ValueError(f"A budget or an error is a positive number; got {wanted}.")
     if not isinstance(coins, AbstractCoins):
         raise ValueError(f"coins={coins!r}: an object such as mlem_jax.StratifiedCoins() is expected.")
+    if in_seconds:
+        seconds = calibration.seconds / calibration.seconds[-1]
+        calibration = dataclasses.replace(calibration, costs=seconds)
+    plan = _make_plan(calibration, budget, error, coins, steps, levels)
+    if not in_seconds:
+        return plan
+    clock = f"Costs are by the clock, of batches of {calibration.batch} on {calibration.device}."
+    return dataclasses.replace(plan, advice=(*plan.advice, clock))
+
+
+def _make_plan(
+    calibration: Calibration,
+    budget: float | int | None,
+    error: float | int | None,
+    coins: AbstractCoins,
+    steps: int | None,
+    levels: tuple[int, ...] | None,
+) -> Plan:
     if budget is not None:
         return _for_budget(calibration, coins, budget, steps, levels)
     assert error is not None
@@ -297,7 +244,7 @@ def _for_budget(
             "strongly nonlinear at this budget, trust the prediction less."
         )
     looks = float(np.sum(best.table[:, -1]))
-    if looks < _FEW_LOOKS:
+    if looks < FEW_LOOKS:
         advice.append(
             f"The finest level is looked at {looks:.1f} times only: trajectories may leave their path between looks, "
             "trust the prediction less."

@@ -256,6 +256,18 @@ def test_a_small_budget_is_spent_on_fewer_steps(calibration):
     assert "looked at" in str(plan) and "looked at" not in str(calibration.plan(budget=12.0))
 
 
+def test_plans_in_seconds_weigh_levels_by_the_clock(calibration):
+    # By the clock the two cheap levels take a third and a half of the finest one's time: hardly worth running.
+    timed = dataclasses.replace(calibration, seconds=np.array([2e-3, 3e-3, 6e-3]))
+    plan = timed.plan(budget=12.0, levels=(0, 1, 2), in_seconds=True)
+    np.testing.assert_allclose(plan.costs, [1 / 3, 1 / 2, 1])
+    by_flops = timed.plan(budget=12.0, levels=(0, 1, 2))
+    np.testing.assert_allclose(by_flops.costs, np.array(COSTS) / COSTS[-1])
+    looks, more_looks = (p.table[:, -1].sum() for p in (plan, by_flops))
+    assert looks < 0.8 * more_looks and plan.cost <= 12
+    assert f"by the clock, of batches of {timed.batch}" in str(plan) and "clock" not in str(by_flops)
+
+
 def test_one_level_alone_keeps_the_number_of_steps_asked_for(calibration):
     found = dataclasses.replace(calibration, single_error=calibration.single_error / 1e3)
     assert calibration.plan(budget=20.0).levels != (2,)
