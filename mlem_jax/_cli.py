@@ -76,6 +76,7 @@ def demo(
     sde: Annotated[
         bool, typer.Option("--sde", help="Sample the reverse SDE instead of the probability flow.")
     ] = False,
+    in_seconds: _cli_sample.InSeconds = False,
 ) -> None:
     """Draws images with the four shipped networks by ML-EM, beside Euler on the largest network alone, from the
     same noise, and compares error, evaluations and seconds. About 45 seconds on two cores.
@@ -103,6 +104,7 @@ def demo(
                 budget=budget,
                 error=target,
                 sde=sde,
+                in_seconds=in_seconds,
                 tell=lambda method: status.update(f"{method} (compiling, then drawing)"),
             )
     except ValueError as error:

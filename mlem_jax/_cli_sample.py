@@ -25,6 +25,13 @@ Checkpoint = Annotated[
     ),
 ]
 Sde = Annotated[bool, typer.Option("--sde", help="The reverse SDE instead of the probability flow.")]
+InSeconds = Annotated[
+    bool,
+    typer.Option(
+        "--in-seconds",
+        help="Plan by the seconds that the calibration measured for each network instead of their FLOPs.",
+    ),
+]
 GuidanceScales = Annotated[
     list[float] | None,
     typer.Option(
@@ -61,6 +68,7 @@ def sample(
             "--error", min=0.0, metavar="X", help="Instead of a budget, the sampling error to be reached."
         ),
     ] = None,
+    in_seconds: InSeconds = False,
     sde: Sde = False,
     label: Annotated[
         int | None,
@@ -97,7 +105,7 @@ def sample(
         scales = _scales(guidance)
         labels = _labels(ladder, label, n)
         _check_calibrated(ladder, checkpoint, calibration_file, sde, scales)
-        plan = _plan(ladder, calibration_file, sde, scales, budget, target)
+        plan = _plan(ladder, calibration_file, sde, scales, budget, target, in_seconds)
         console.print(f"{plan}\n", highlight=False)
         found = draw_samples(
             ladder,
@@ -245,14 +253,15 @@ def _plan(
     guidance: float | list[float] | None,
     budget: float | None,
     target: float | None,
+    in_seconds: bool,
 ) -> Plan:
     if target is None:
         budget = _BUDGET if budget is None else budget
     if file is None:
-        return ladder.plan(budget=budget, error=target, sde=sde)
+        return ladder.plan(budget=budget, error=target, sde=sde, in_seconds=in_seconds)
     calibration = Calibration.load(file)
     calibration.require(ladder.term(sde=sde, guidance=guidance).levels, jnp.zeros(ladder.config.shape))
-    return calibration.plan(budget=budget, error=target)
+    return calibration.plan(budget=budget, error=target, in_seconds=in_seconds)
 
 
 def _check_file(path: Path) -> None:

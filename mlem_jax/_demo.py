@@ -113,6 +113,7 @@ def compare(
     budget: float | None,
     error: float | None = None,
     sde: bool,
+    in_seconds: bool = False,
     tell: Callable[[str], None],
 ) -> Comparison:
     """Draws the same images by every method and measures error, evaluations and seconds of each.
@@ -120,19 +121,22 @@ def compare(
     **Arguments:**
 
     - `seed` of the noise and, added to 0, 1, ..., of the coins; `samples`, images in the one batch.
-    - `budget` of ML-EM in finest-level evaluations, or the `error` that it should reach.
+    - `budget` of ML-EM in finest-level evaluations, or the `error` that it should reach; `in_seconds`, as for
+      [`mlem_jax.make_plan`][].
     - `tell`, called with a word before each method.
 
     Raises `ValueError`, before any image is drawn, for a budget or an error that cannot be met.
     """
     tell("planning")
-    plan = ladder.plan(budget=budget, error=error, sde=sde)
+    plan = ladder.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
     plans = [("ML-EM default coins", plan, 1)]
     # The paper's coins at the same cost; a plan left free would rather not toss them.
     every_level = tuple(range(len(ladder.networks)))
     try:
         calibration = ladder.calibration(sde=sde)
-        made = calibration.plan(budget=plan.cost, coins=IndependentCoins(), levels=every_level)
+        made = calibration.plan(
+            budget=plan.cost, coins=IndependentCoins(), levels=every_level, in_seconds=in_seconds
+        )
         plans.insert(0, ("ML-EM independent coins", made, COIN_SEEDS))
     except ValueError:
         tell("no comparison with independent coins: all levels together cost more than the plan")

@@ -55,6 +55,9 @@ def test_sample_command(checkpoint, tmp_path):
     first = run(*common, "--n", 5, "--out", tmp_path / "a")
     assert first.exit_code == 0, first.output
     assert "predicted error" in first.output and "5 images: " in first.output
+    assert "by the clock" not in first.output
+    timed = run(*common, "--in-seconds", "--n", 1, "--out", tmp_path / "timed")
+    assert timed.exit_code == 0 and "Costs are by the clock" in timed.output, timed.output
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["run.json", "samples.npz", "samples.png"]
     assert images(tmp_path / "a").shape == (5, 4, 4, 1)
     assert imread(tmp_path / "a" / "samples.png").shape[:2] == (8, 12)
@@ -124,8 +127,8 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
     # The line that it ends with is a command that works.
     (line,) = [line for line in result.output.splitlines() if line.startswith("Draw with it: ")]
     command = line.removeprefix("Draw with it: python -m mlem_jax ").replace("FOLDER", str(tmp_path / "out"))
-    drawn = run(*command.split(), "--n", 2, "--budget", 3)
-    assert drawn.exit_code == 0, drawn.output
+    drawn = run(*command.split(), "--n", 2, "--budget", 3, "--in-seconds")
+    assert drawn.exit_code == 0 and "Costs are by the clock" in drawn.output, drawn.output
     # Never over a file that is there, and said before the work.
     before = path.read_bytes()
     again = run(*common, "--out", path)
@@ -148,7 +151,10 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "command, options",
     [
-        ("sample", "out checkpoint n budget error sde label guidance seed batch-size calibration".split()),
+        (
+            "sample",
+            "out checkpoint n budget error in-seconds sde label guidance seed batch-size calibration".split(),
+        ),
         ("calibrate", "out checkpoint sde pilots steps guidance budget".split()),
     ],
 )
