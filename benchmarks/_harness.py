@@ -41,14 +41,16 @@ def median_ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+
 def provenance() -> dict[str, Any]:
-    """Machine, versions, commit and command."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    """Machine, versions, commit (`-dirty` where more than results differs from it) and command."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks/results")
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
+        "commit": _git("describe", "--always") + ("-dirty" if changed else ""),
         "cpu_cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "platform": platform.platform(),
