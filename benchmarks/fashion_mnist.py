@@ -1,6 +1,6 @@
 """Study 2: images by the shipped ladder. Is ML-EM really cheaper than what one would take instead?
 
-Run `python benchmarks/fashion_mnist.py --quick` (about half an hour on two cores) or `--full` (hours), with `--ode` or
+Run `python benchmarks/fashion_mnist.py --quick` (about an hour on two cores) or `--full` (hours), with `--ode` or
 `--sde` for one of the two; `--smoke` is for the tests. Writes `benchmarks/results/fashion_mnist_quick.json`, two
 `.csv` files, pictures of the curves, and a sheet of images for each (`fashion_mnist_full`). The distribution metrics
 need the Debian package dataset-fashion-mnist.

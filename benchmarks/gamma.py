@@ -1,6 +1,6 @@
 """Study 1: does the cost to reach an error grow as the theory says, where the hierarchy is known by construction?
 
-Run `python benchmarks/gamma.py --quick` (about an hour on two cores) or `--full` (hours); `--smoke` is for the
+Run `python benchmarks/gamma.py --quick` (about 40 minutes on two cores) or `--full` (hours); `--smoke` is for the
 tests. Writes `benchmarks/results/gamma_quick.json`, `.csv` and `.png` (`gamma_full`).
 
 Drifts are sums of random-feature fields in 64 dimensions: field k has size `2**-k` and its width grows by `2**gamma`
