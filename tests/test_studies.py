@@ -15,6 +15,7 @@ import mlem_jax as ml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import curvature
 import gpu
 import guidance
 import scaling
@@ -73,6 +74,27 @@ def test_rivals_on_particles():
     held = found["held correction", "level 1, every 2 of 64 steps"]
     assert held["cost"] == pytest.approx(32 + 64 * problem.costs[0])
     assert set(SIZES["smoke"].targets) <= set(SIZES["smoke"].steps)
+
+
+def test_second_differences_of_drifts_are_exact_for_squares():
+    # Level k's increment per unit of log s is 2**-k (log s)**2: second differences over a lag L are 2**-k 2 L**2.
+    ts = np.geomspace(80.0, 0.01, 3001)
+    clock = np.log(ts[:-1])
+    sizes = np.array([1.0, 0.5, 0.25])
+    kicks = (clock**2 / ts[:-1])[:, None] * sizes
+    calibration = dataclasses.replace(
+        stand_in(tiny_ladder(3)),
+        ts=ts,
+        kicks=np.broadcast_to(kicks[:, :, None, None], (3000, 3, 2, 1)),
+        costs=np.array([0.1, 0.3, 1.0]),
+    )
+    rows = curvature.bends(calibration)
+    assert [row["lag of log s"] for row in rows] == list(curvature.LAGS)
+    for row in rows:
+        whole = 2 * row["lag of log s"] ** 2
+        assert row["finest"] == pytest.approx(1.75 * whole, rel=1e-3)
+        assert row["finest - level 1"] == pytest.approx(0.75 * whole, rel=1e-3)
+        assert row["finest - level 2"] == pytest.approx(0.25 * whole, rel=1e-3)
 
 
 def test_scaling_by_hand_and_by_the_library_agree():
