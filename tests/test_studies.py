@@ -85,6 +85,7 @@ def test_second_differences_of_drifts_are_exact_for_squares():
     calibration = dataclasses.replace(
         stand_in(tiny_ladder(3)),
         ts=ts,
+        increment=np.abs(kicks),
         kicks=np.broadcast_to(kicks[:, :, None, None], (3000, 3, 2, 1)),
         costs=np.array([0.1, 0.3, 1.0]),
     )
