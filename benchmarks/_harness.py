@@ -1,6 +1,7 @@
 """Shared by all benchmarks: timing with compilation apart, and results files that say where they come
 from."""
 
+import argparse
 import csv
 import json
 import os
@@ -34,6 +35,20 @@ def interleaved_seconds(calls: Sequence[Callable[[], Any]], *, repeats: int) -> 
             jax.block_until_ready(call())
             seconds[i].append(time.perf_counter() - start)
     return seconds
+
+
+_SIZES = {
+    "smoke": "tiny, to see that it runs; writes nothing",
+    "quick": "for two cores; benchmarks/README.md says how long it takes",
+    "full": "more settings, noise and seeds, for a larger machine",
+}
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """`--smoke`, `--quick` or `--full`, one of which has to be given, as `size`."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    for name, words in _SIZES.items():
+        group.add_argument(f"--{name}", dest="size", action="store_const", const=name, help=words)
 
 
 def median_ratio(above: list[float], below: list[float]) -> float:

@@ -25,7 +25,7 @@ import jax.random as jr
 import numpy as np
 from _curves import draw_curves, Row
 from _distribution import accuracy, distances, train_classifier
-from _harness import RESULTS, write_results, write_table
+from _harness import add_sizes, RESULTS, write_results, write_table
 from _image_methods import (
     all_methods,
     ALL_OURS,
@@ -203,9 +203,7 @@ def save(results: dict[bool, dict[str, Any]], name: str, folder: Path = RESULTS)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    group = parser.add_mutually_exclusive_group(required=True)
-    for name in SIZES:
-        group.add_argument(f"--{name}", dest="size", action="store_const", const=name)
+    add_sizes(parser)
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--ode", dest="kinds", action="store_const", const=(False,))
     kinds.add_argument("--sde", dest="kinds", action="store_const", const=(True,))

@@ -24,7 +24,7 @@ import jax
 import jax.random as jr
 import numpy as np
 from _curves import by_method, cost_at, markdown
-from _harness import RESULTS, write_results, write_table
+from _harness import add_sizes, RESULTS, write_results, write_table
 from _hierarchies import accurate, hierarchy, methods, SECOND
 from _methods import draw, measure, tune
 from matplotlib.figure import Figure
@@ -180,9 +180,7 @@ def run_study(name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    group = parser.add_mutually_exclusive_group(required=True)
-    for name in SIZES:
-        group.add_argument(f"--{name}", dest="size", action="store_const", const=name)
+    add_sizes(parser)
     size = parser.parse_args().size
     studies = run_study(size)
     table = [line for found in studies for line in found["table"]]

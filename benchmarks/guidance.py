@@ -1,10 +1,11 @@
 """Study 3: class-conditional images with classifier-free guidance. Does ML-EM still pay?
 
-Run `python benchmarks/guidance.py --quick` (`--smoke` for the tests). It trains the three networks of
+Run `python benchmarks/guidance.py --quick` (or `--full`; `--smoke` for the tests). It trains the three networks of
 `benchmarks/guidance.toml` on Fashion-MNIST (Debian package dataset-fashion-mnist) in `--out`, where the same command
 goes on after an interruption and finds them when it is run again, or takes `--ladder DIR`; calibrates them with
 guidance 3 on 64 pilots with labels, for steps of either order; and runs all methods on fresh noise, with the same
-labels for all. Writes `benchmarks/results/guidance.json`, `.csv`, `_cost.png`, `_seconds.png` and `_images.png`.
+labels for all. Writes `benchmarks/results/guidance_quick.json`, `.csv`, `_cost.png`, `_seconds.png` and
+`_images.png` (`guidance_full`).
 
 A guided evaluation is two of the network, one with the label and one without, at every level. Errors are distances to
 a fine solution of the guided finest level from the same noise. Single-model samplers take the better of two grids at
@@ -20,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from _curves import draw_curves
-from _harness import RESULTS, write_results, write_table
+from _harness import add_sizes, RESULTS, write_results, write_table
 from _ladder_study import (
     best_grid,
     compare,
@@ -62,6 +63,17 @@ EFFORTS = {
         3,
         3,
         2,
+    ),
+    "full": Effort(
+        512,
+        (8, 12, 16, 24, 32, 48, 64, 96, 128, 256),
+        (5, 6, 7, 8, 10, 12, 14, 16, 20, 25, 32, 40),
+        (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0),
+        {EULER: (16, 32, 64, 128), MULTISTEP: (6, 8, 12, 16, 20)},
+        60,
+        8,
+        8,
+        5,
     ),
 }
 PILOTS, PICTURE_COST = 64, 8.0
@@ -123,12 +135,11 @@ def sheet_of(rows: list[tuple[str, np.ndarray]]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the study in full, which is the default")
-    parser.add_argument("--smoke", action="store_true", help="untrained tiny networks; writes nothing")
+    add_sizes(parser)
     parser.add_argument("--ladder", type=Path, help="folder of a trained ladder with ten classes")
     parser.add_argument("--out", type=Path, default=Path("runs/guidance"), help="where the ladder is trained")
     arguments = parser.parse_args()
-    if arguments.smoke:
+    if arguments.size == "smoke":
         ladder = tiny_ladder(3, classes=10)
         calibration = calibrate_ladder(ladder, pilots=4, steps=16, guidance=SCALE, progress=False)
         print(report(study(ladder, [calibration], EFFORTS["smoke"])[0]["reach"]))
@@ -141,18 +152,18 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     calibrations = [calibration_at(arguments.out, ladder, order) for order in (1, 2)]
     print(*calibrations, sep="\n", flush=True)
-    found, picture = study(ladder, calibrations, EFFORTS["quick"])
+    found, picture = study(ladder, calibrations, EFFORTS[arguments.size])
     print(report(found["reach"]))
-    rows = best_grid(found["rows"])
+    rows, stem = best_grid(found["rows"]), f"guidance_{arguments.size}"
     for unit, label in (("cost", "guided evaluations of the finest network (FLOPs)"), ("seconds", "seconds")):
         curves = draw_curves(
             [(found["problem"], rows)], x=unit, x_label=label, y_label="RMS error of a pixel"
         )
-        save_figure(curves, RESULTS / f"guidance_{unit}.png")
-    save_figure(picture, RESULTS / "guidance_images.png")
-    write_table("guidance", found["rows"])
+        save_figure(curves, RESULTS / f"{stem}_{unit}.png")
+    save_figure(picture, RESULTS / f"{stem}_images.png")
+    write_table(stem, found["rows"])
     results = {"card": ladder.card, "calibrations": list(map(str, calibrations)), **found}
-    print("written:", write_results("guidance", results))
+    print("written:", write_results(stem, results))
 
 
 if __name__ == "__main__":

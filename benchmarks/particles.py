@@ -1,7 +1,7 @@
 """Study 4: particles. Error against cost where the levels are forces and nothing is a network.
 
-Run `python benchmarks/particles.py --quick` (`--smoke` for the tests). Writes `benchmarks/results/particles.json`,
-`.csv` and `.png`.
+Run `python benchmarks/particles.py --quick` (or `--full`; `--smoke` for the tests). Writes
+`benchmarks/results/particles_quick.json`, `.csv` and `.png` (`particles_full`).
 
 The system of `notebooks/particles.py`: 512 charged beads on 16 rings, stiff springs, thermal noise. Euler on all pairs
 and on the middle level, diffrax's SEA and ShARK, a cheap level with its last seen distance to all pairs held (the
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.random as jr
 from _curves import by_method, costs_to_reach, draw_curves, markdown, Row, summary
-from _harness import RESULTS, write_results, write_table
+from _harness import add_sizes, RESULTS, write_results, write_table
 from _image_methods import planned
 from _methods import add_seconds, measure, Method, Shared, tune
 from _particles import draw_particles, initial_states, OneTrajectory, particles, rivals
@@ -64,6 +64,21 @@ SIZES = {
         (4, 8, 16, 32),
         (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 25.0, 60.0),
         (60, 120, 240),
+    ),
+    "full": Size(
+        4,
+        32,
+        480,
+        64,
+        16,
+        6,
+        8,
+        5,
+        (60, 80, 120, 160, 240, 480),
+        (60, 80, 120, 160, 240),
+        (2, 4, 8, 16, 32, 64),
+        (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 25.0, 40.0, 60.0, 100.0),
+        (60, 120, 240, 480),
     ),
 }
 
@@ -174,20 +189,20 @@ def report(table: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the study in full, which is the default")
-    parser.add_argument("--smoke", action="store_true", help="a few beads and one batch; writes nothing")
-    smoke = parser.parse_args().smoke
-    found = study(SIZES["smoke" if smoke else "quick"])
+    add_sizes(parser)
+    size = parser.parse_args().size
+    found = study(SIZES[size])
     print(report(found["reach"]))
-    if smoke:
+    if size == "smoke":
         return
+    stem = f"particles_{size}"
     panels = [("512 particles, Langevin dynamics", found["rows"])]
     figure = draw_curves(
         panels, x="cost", x_label="evaluations of all pairs (FLOPs)", y_label="RMS error of a coordinate"
     )
-    save_figure(figure, RESULTS / "particles.png")
-    write_table("particles", found["rows"])
-    print("written:", write_results("particles", found))
+    save_figure(figure, RESULTS / f"{stem}.png")
+    write_table(stem, found["rows"])
+    print("written:", write_results(stem, found))
 
 
 if __name__ == "__main__":

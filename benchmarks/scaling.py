@@ -1,8 +1,9 @@
 """Study 5: what a solve takes in seconds, memory and compilation, as it grows.
 
-Run `python benchmarks/scaling.py --quick` on a machine that does nothing else (`--smoke` for the tests); writes
-`benchmarks/results/scaling.json` and `.png`. The shipped ladder and random-feature levels, probability flow and ODE,
-midpoint coins with as many looks at every level as said below: this measures the solver, not the error.
+Run `python benchmarks/scaling.py --quick` (or `--full`) on a machine that does nothing else; `--smoke` is for the tests.
+Writes `benchmarks/results/scaling_quick.json` and `.png` (`scaling_full`). The shipped ladder and random-feature levels,
+probability flow and ODE, midpoint coins with as many looks at every level as said below: this measures the solver, not
+the error.
 
 1. batch: seconds per image against the batch size, ML-EM beside Euler on the finest level with as many looks.
 2. levels: two, three and four of the ladder's levels. 3. steps: 16 to 128, the same looks.
@@ -30,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from _harness import interleaved_seconds, median_ratio, RESULTS, write_results
+from _harness import add_sizes, interleaved_seconds, median_ratio, RESULTS, write_results
 from _hierarchies import Together
 from _ladder_study import tiny_ladder
 from _problems import random_feature_levels
@@ -61,6 +62,7 @@ class Size(NamedTuple):
 SIZES = {
     "smoke": Size((1, 2), 2, (4, 8), 4, 2, 1),
     "quick": Size((1, 4, 16, 64, 256), 16, (16, 32, 64, 128), 64, 6, 3),
+    "full": Size((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), 64, (16, 32, 64, 128, 256, 512), 512, 10, 9),
 }
 
 
@@ -319,19 +321,18 @@ def study(name: str, counts: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the study in full, which is the default")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks; writes nothing")
+    add_sizes(parser)
     parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    name = "smoke" if arguments.smoke else "quick"
+    name = arguments.size
     if arguments.devices is not None:
         print(json.dumps(on_these_devices(ladder_of(name), SIZES[name])))
         return
     found = study(name)
     print(report(found))
-    if not arguments.smoke:
-        save_figure(draw_figure(found), RESULTS / "scaling.png")
-        print("written:", write_results("scaling", found))
+    if name != "smoke":
+        save_figure(draw_figure(found), RESULTS / f"scaling_{name}.png")
+        print("written:", write_results(f"scaling_{name}", found))
 
 
 if __name__ == "__main__":
