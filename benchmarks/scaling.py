@@ -1,9 +1,9 @@
 """Study 5: what a solve takes in seconds, memory and compilation, as it grows.
 
-Run `python benchmarks/scaling.py --quick` (or `--full`) on a machine that does nothing else; `--smoke` is for the tests.
-Writes `benchmarks/results/scaling_quick.json` and `.png` (`scaling_full`). The shipped ladder and random-feature levels,
-probability flow and ODE, midpoint coins with as many looks at every level as said below: this measures the solver, not
-the error.
+Run `python benchmarks/scaling.py --quick` (or `--full`) on a machine that does nothing else; `--smoke` is for tests.
+Writes `benchmarks/results/scaling_quick.json` and `.png` (`scaling_full`). The shipped ladder and random-feature
+levels, probability flow and ODE, midpoint coins with as many looks at every level as said below: this measures the
+solver, not the error.
 
 1. batch: seconds per image against the batch size, ML-EM beside Euler on the finest level with as many looks.
 2. levels: two, three and four of the ladder's levels. 3. steps: 16 to 128, the same looks.
