@@ -1,5 +1,5 @@
 """Every benchmark can be started, and benchmarks/README.md says what it is for. (Smoke runs of studies are in
-test_rivals.py; those of the slower ones are commands of their own, `--smoke`.)"""
+test_rivals.py, test_studies.py and test_study_commands.py; that of scaling.py is a command of its own, `--smoke`.)"""
 
 import importlib
 import sys

@@ -16,10 +16,11 @@ import mlem_jax as ml
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import curvature
+import fashion_mnist
 import gpu
 import guidance
 import scaling
-from _image_methods import OURS
+from _image_methods import DDIM, OURS, SINGLE
 from _ladder_study import best_grid, EULER, INDEPENDENT, MULTISTEP, tiny_ladder
 from _methods import measure
 from _particles import (
@@ -150,6 +151,17 @@ def test_study_of_guidance_runs():
     assert {row["method"] for row in found["reach"]} == set(rows)
     assert len(picture.axes) == 1 + len(rows)
     assert found["references_differ"] < 0.01
+
+
+def test_study_of_all_rivals_runs():
+    """Untrained networks: every rival has finite errors, and Euler with 8 steps costs 8 at the error of its 8 steps."""
+    ladder = tiny_ladder(3)
+    ladder = dataclasses.replace(ladder, calibrations={"ode": plannable(ladder)})
+    found = fashion_mnist.study(ladder, sde=False, name="smoke")["found"]
+    assert all(np.isfinite(row["error"]) for row in found["rows"] if row["method"] in SINGLE[False])
+    assert {*SINGLE[False], DDIM, OURS} <= {row["method"] for row in found["rows"]}
+    (itself,) = (r for r in found["reach"] if r["method"] == DDIM and r["error_of_euler_steps"] == 8)
+    assert itself["evaluations"] == pytest.approx(8)
 
 
 def test_study_for_accelerators_runs(tmp_path, monkeypatch):
