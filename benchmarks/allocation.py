@@ -19,7 +19,7 @@ from _harness import write_results
 from _problems import ends, images, Problem, random_features, Same
 
 import mlem_jax as ml
-from mlem_jax._predict import expected_cost, select, Selection
+from mlem_jax._calibration.linear_model import expected_cost, select, Selection
 from mlem_jax.diffusion import load_ladder
 
 GAMMAS = (1.0, 1.5, 2.5, 4.0, 8.0)

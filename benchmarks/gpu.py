@@ -26,9 +26,9 @@ from _ladder_study import best_grid, compare, Effort, EULER, ladder_problem, MUL
 from _methods import Batch
 from _rivals import Heun, march, Plain
 
-from mlem_jax._methods import Order
+from mlem_jax._solver.method import Order
 from mlem_jax.diffusion import calibrate_ladder, Ladder, MixedPrecision, train_ladder, Training
-from mlem_jax.diffusion._preset import config_text, ladder_of_flops
+from mlem_jax.diffusion._ladder.preset import config_text, ladder_of_flops
 from mlem_jax.plot import samples, save_figure
 
 

@@ -37,7 +37,7 @@ from _methods import run
 from matplotlib.figure import Figure
 
 import mlem_jax as ml
-from mlem_jax._methods import Order
+from mlem_jax._solver.method import Order
 from mlem_jax.diffusion import (
     calibrate_ladder,
     Ladder,

@@ -39,7 +39,7 @@ from _scaling_report import draw_figure, report
 from jaxtyping import Array
 
 import mlem_jax as ml
-from mlem_jax._predict import firing_pattern
+from mlem_jax._calibration.linear_model import firing_pattern
 from mlem_jax.diffusion import Ladder, load_ladder, sample
 from mlem_jax.plot import save_figure
 

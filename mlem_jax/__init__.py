@@ -1,30 +1,33 @@
 """Multilevel Euler-Maruyama for JAX: drop-in for diffrax, drifts at several levels of cost."""
 
 from ._brownian import GridBrownianPath as GridBrownianPath
-from ._budget import expected_evaluations as expected_evaluations, scale_to_budget as scale_to_budget
-from ._calibrate import calibrate as calibrate
-from ._calibration import Calibration as Calibration
-from ._coins import (
+from ._calibration.calibrate import calibrate as calibrate
+from ._calibration.calibration import Calibration as Calibration
+from ._calibration.plan import Plan as Plan
+from ._calibration.planning import make_plan as make_plan
+from ._coins.coins import (
     AbstractCoins as AbstractCoins,
     IndependentCoins as IndependentCoins,
     NestedCoins as NestedCoins,
     StratifiedCoins as StratifiedCoins,
     SystematicCoins as SystematicCoins,
 )
-from ._learn import learn_probabilities as learn_probabilities, LearningHistory as LearningHistory
-from ._multilevel_solver import Firings as Firings, MLEMState as MLEMState
-from ._plan import Plan as Plan
-from ._planning import make_plan as make_plan
-from ._probabilities import (
+from ._learning.learn import learn_probabilities as learn_probabilities, LearningHistory as LearningHistory
+from ._probabilities.budget import (
+    expected_evaluations as expected_evaluations,
+    scale_to_budget as scale_to_budget,
+)
+from ._probabilities.probabilities import (
     AbstractProbabilities as AbstractProbabilities,
     ConstantProbabilities as ConstantProbabilities,
     PowerLaw as PowerLaw,
     Rates as Rates,
     TabulatedProbabilities as TabulatedProbabilities,
 )
-from ._report import evaluation_report as evaluation_report, EvaluationReport as EvaluationReport
-from ._second_order import MLAB2 as MLAB2
-from ._solver import MLEM as MLEM
+from ._solver.base import Firings as Firings, MLEMState as MLEMState
+from ._solver.evaluations import evaluation_report as evaluation_report, EvaluationReport as EvaluationReport
+from ._solver.mlab2 import MLAB2 as MLAB2
+from ._solver.mlem import MLEM as MLEM
 from ._term import MultilevelTerm as MultilevelTerm
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 """`python -m mlem_jax`."""
 
-from ._cli import app
+from ._cli.app import app
 
 app(prog_name="python -m mlem_jax")

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._types import Numbers, RealScalarLike
+from ._custom_types import Numbers, RealScalarLike
 
 _OFF_GRID = (
     "GridBrownianPath was asked for a time that is not on its grid. Let all steps begin and end on the "

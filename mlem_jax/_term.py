@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._batching import any_in_batch
-from ._types import Args, Numbers, RealScalarLike, Y
+from ._custom_types import Args, Numbers, RealScalarLike, Y
 
 
 class LevelControl(eqx.Module):

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 from matplotlib.figure import Figure
 
-from ._calibration import Calibration
-from ._files import write_safely
-from ._methods import SINGLE
-from ._plan import coins_name, Plan
-from ._predict import firing_pattern
-from ._report import EvaluationReport
+from ._calibration.calibration import Calibration
+from ._calibration.linear_model import firing_pattern
+from ._calibration.plan import coins_name, Plan
+from ._io import write_safely
+from ._solver.evaluations import EvaluationReport
+from ._solver.method import SINGLE
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -21,7 +21,8 @@ import jax.random as jr
 import numpy as np
 
 import mlem_jax as ml
-from mlem_jax.diffusion import _sample, _sampler, EDM, NoisePredictor, sample
+from mlem_jax.diffusion import EDM, NoisePredictor, sample
+from mlem_jax.diffusion._sampling import sample as _sample, sampler as _sampler
 
 SHAPE = (3,)
 PROCESS = EDM(s_min=0.1, s_max=10.0)

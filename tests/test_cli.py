@@ -12,8 +12,9 @@ from diffusion_problems import randomised, TINY
 from typer.testing import CliRunner
 
 import mlem_jax as ml
-from mlem_jax import _cli, _demo, plot
-from mlem_jax._demo import equivalent_cost
+from mlem_jax import plot
+from mlem_jax._cli import app as _cli, demo as _demo
+from mlem_jax._cli.demo import equivalent_cost
 from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder
 
 PNG = b"\x89PNG\r\n"

@@ -12,9 +12,9 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import mlem_jax as ml
-from mlem_jax import _cli, _cli_sample
+from mlem_jax._cli import app as _cli, sample as _cli_sample
 from mlem_jax.diffusion import Ladder, save_ladder
-from mlem_jax.diffusion._ladder import as_stored
+from mlem_jax.diffusion._ladder.ladder import as_stored
 
 TEXT = (
     'name = "tiny"\nshape = [4, 4, 1]\n[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n'

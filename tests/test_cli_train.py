@@ -9,10 +9,10 @@ from diffusion_problems import arrays, stand_in, write_idx
 from PIL import Image
 from typer.testing import CliRunner
 
-from mlem_jax import _cli
+from mlem_jax._cli import app as _cli
 from mlem_jax.diffusion import DiTLevel, FlowMatching, Level, load_ladder, read_config, Training
-from mlem_jax.diffusion._ladder import count_flops
-from mlem_jax.diffusion._preset import config_text, ladder_of_flops
+from mlem_jax.diffusion._ladder.ladder import count_flops
+from mlem_jax.diffusion._ladder.preset import config_text, ladder_of_flops
 
 LEVEL = "[[levels]]\nwidth = {}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
 TEXT = (
@@ -23,7 +23,7 @@ TEXT = (
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
+    monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", stand_in)
 
     def run(*arguments):
         return CliRunner().invoke(_cli.app, ["train", *map(str, arguments)], env={"COLUMNS": "300"})

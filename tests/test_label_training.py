@@ -13,7 +13,7 @@ from mlem_jax.diffusion import (
     load_ladder,
     train_ladder,
 )
-from mlem_jax.diffusion._batches import drop_labels
+from mlem_jax.diffusion._training.batches import drop_labels
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_begun(tmp_path, c
 
 
 def test_a_ladder_with_classes_and_two_kinds_of_network_by_commands(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
+    monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", stand_in)
     config, folder = tmp_path / "ladder.toml", tmp_path / "data"
     config.write_text(TEXT)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 4, 4))

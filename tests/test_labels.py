@@ -15,7 +15,7 @@ from problems import as_user, assert_mean
 from sampling_problems import made_plan
 
 import mlem_jax as ml
-from mlem_jax import _cli_sample
+from mlem_jax._cli import sample as _cli_sample
 from mlem_jax.diffusion import (
     calibrate_ladder,
     Ladder,
@@ -23,7 +23,7 @@ from mlem_jax.diffusion import (
     sample,
     save_ladder,
 )
-from mlem_jax.diffusion._ladder import as_stored
+from mlem_jax.diffusion._ladder.ladder import as_stored
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_pilots_of_a_ladder_have_labels_drawn_uniformly(ladder, monkeypatch):
     """z-test at 5 standard errors, n = 4,000, the ladder's own seed."""
     asked = []
     monkeypatch.setattr(
-        "mlem_jax.diffusion._ladder.calibrate", lambda *a, **settings: asked.append((a, settings))
+        "mlem_jax.diffusion._ladder.ladder.calibrate", lambda *a, **settings: asked.append((a, settings))
     )
     with as_user():
         calibrate_ladder(ladder, pilots=4_000, guidance=2.0, sde=True)

@@ -22,8 +22,8 @@ from mlem_jax.diffusion import (
     train_ladder,
     VariancePreserving,
 )
-from mlem_jax.diffusion._batches import held_out_losses, noised
-from mlem_jax.diffusion._train import train_networks
+from mlem_jax.diffusion._training.batches import held_out_losses, noised
+from mlem_jax.diffusion._training.train import train_networks
 
 HEAD = 'name = "tiny"\nshape = [4, 4, 1]\n'
 TRAINING = "[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n"
@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_no_half_a_ladder(ladder, tmp_path, monkeypatch):
 
 def match_on(folder, start, text, monkeypatch):
     """`train_ladder` from an earlier ladder, without the time that calibrations take."""
-    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
+    monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", stand_in)
     (folder / "config.toml").write_text(text)
     images, held_out = tiny_images(64), tiny_images(40, seed=1)
     with as_user():

@@ -12,7 +12,7 @@ import pytest
 from problems import as_user, assert_mean, CountedLevels
 
 import mlem_jax as ml
-from mlem_jax._weight_gradient import gradient_of_error, Problem
+from mlem_jax._learning.weight_gradient import gradient_of_error, Problem
 
 # Linear levels f^k = M_k x, with increments that shrink and whose weight moves in time, and additive noise.
 STEPS, KNOTS = 16, 3

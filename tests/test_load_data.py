@@ -9,8 +9,9 @@ from diffusion_problems import write_idx
 from PIL import Image
 from problems import as_user
 
-from mlem_jax.diffusion import _image_folder, load_data
-from mlem_jax.diffusion._load_data import as_floats
+from mlem_jax.diffusion import load_data
+from mlem_jax.diffusion._data import folder as _image_folder
+from mlem_jax.diffusion._data.load import as_floats
 
 RNG = np.random.default_rng(0)
 

@@ -11,8 +11,8 @@ import pytest
 from problems import as_user, POLICIES
 
 import mlem_jax as ml
-from mlem_jax._calibration_report import kurtosis, memory, regression
-from mlem_jax._predict import predict, select, Selection
+from mlem_jax._calibration.linear_model import predict, select, Selection
+from mlem_jax._calibration.report import kurtosis, memory, regression
 
 DIM, STEPS, PILOTS = 6, 32, 32
 COSTS = (1.0, 6.0, 36.0)

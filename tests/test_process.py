@@ -18,7 +18,7 @@ from mlem_jax.diffusion import (
     ReverseDrift,
     VariancePreserving,
 )
-from mlem_jax.diffusion._adapter import Prediction, training_target
+from mlem_jax.diffusion._predictor.adapter import Prediction, training_target
 
 MU, C = 0.3, 0.5
 PROCESSES = [VariancePreserving(), VariancePreserving(s_min=0.1, s_max=5.0)]

@@ -287,7 +287,7 @@ def test_a_damaged_result_is_named(tmp_path):
 
 
 def test_a_folder_of_other_files_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlem_jax.diffusion._sample.draw_batches", None)
+    monkeypatch.setattr("mlem_jax.diffusion._sampling.sample.draw_batches", None)
     (tmp_path / "samples.npz").write_text("mine")
     (tmp_path / "notes").mkdir()
     with pytest.raises(FileExistsError, match=r"not of a sampling run \(notes, samples.npz\); nothing was"):
@@ -311,7 +311,7 @@ OTHERS = {
 
 def test_a_folder_of_another_run_is_refused(tmp_path, monkeypatch):
     draw(4, batch_size=4, out=tmp_path)
-    monkeypatch.setattr("mlem_jax.diffusion._sample.draw_batches", None)
+    monkeypatch.setattr("mlem_jax.diffusion._sampling.sample.draw_batches", None)
     for name, settings in OTHERS.items():
         with pytest.raises(ValueError, match=rf"another run, which differs in {name}; nothing was written"):
             draw(**{"n": 4, "out": tmp_path, **settings})

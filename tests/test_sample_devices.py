@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from sampling_problems import draw
 
-from mlem_jax.diffusion import _sample
+from mlem_jax.diffusion._sampling import sample as _sample
 
 PROGRAM = str(Path(__file__).with_name("sampling_problems.py"))
 COLLECTIVES = r"all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter|collective-broadcast"

@@ -166,7 +166,7 @@ def test_study_of_all_rivals_runs():
 
 def test_study_for_accelerators_runs(tmp_path, monkeypatch):
     """Training, both calibrations replaced, and curves on the smallest setting; images are bytes that differ."""
-    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", stand_in)
+    monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", stand_in)
     monkeypatch.setattr(gpu, "calibrate_ladder", plannable)
     size = gpu.SIZES["smoke"]._replace(mflops=(0.02, 0.4))
     found, _ = gpu.study(size, tmp_path)

@@ -10,11 +10,11 @@ import orbax.checkpoint as ocp
 import pytest
 from diffusion_problems import arrays, stand_in, tiny_config, tiny_images
 
-from mlem_jax._files import full_disk_explained
+from mlem_jax._io import full_disk_explained
 from mlem_jax.diffusion import calibrate_ladder, load_ladder
-from mlem_jax.diffusion._batches import batch_indices
-from mlem_jax.diffusion._train import train_networks
-from mlem_jax.diffusion._train_ladder import train_ladder
+from mlem_jax.diffusion._training.batches import batch_indices
+from mlem_jax.diffusion._training.train import train_networks
+from mlem_jax.diffusion._training.train_ladder import train_ladder
 
 TOML = """
 name = "tiny"
@@ -45,7 +45,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 import orbax.checkpoint as ocp
 from diffusion_problems import tiny_config, tiny_images
-from mlem_jax.diffusion._train import train_networks
+from mlem_jax.diffusion._training.train import train_networks
 
 save = ocp.CheckpointManager.save
 def slow(self, step, *args, **kwargs):
@@ -205,7 +205,7 @@ def test_a_ladder_from_one_file(tmp_path, monkeypatch):
         measure = calibrate_ladder if settings.keys() <= {"pilots", "progress"} else stand_in
         return measure(ladder, **settings)
 
-    monkeypatch.setattr("mlem_jax.diffusion._train_ladder.calibrate_ladder", one_measured)
+    monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", one_measured)
     (tmp_path / "config.toml").write_text(TOML)
     images, held_out = tiny_images(64), tiny_images(40, seed=1)
     ladder = train_ladder(tmp_path / "config.toml", tmp_path / "out", images, held_out, progress=False)

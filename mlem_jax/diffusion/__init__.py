@@ -1,20 +1,30 @@
 """Diffusion models as ladders of levels: processes, drifts, guidance, UNets, training."""
 
-from ._adapter import NoisePredictor as NoisePredictor, Preconditioned as Preconditioned
-from ._config import (
+from ._data.idx import (
+    FASHION_MNIST as FASHION_MNIST,
+    load_images as load_images,
+    load_labels as load_labels,
+)
+from ._data.load import Data as Data, load_data as load_data
+from ._ladder.config import (
     Config as Config,
     DiTLevel as DiTLevel,
     Level as Level,
     read_config as read_config,
     Training as Training,
 )
-from ._data import (
-    FASHION_MNIST as FASHION_MNIST,
-    load_images as load_images,
-    load_labels as load_labels,
+from ._ladder.ladder import (
+    calibrate_ladder as calibrate_ladder,
+    Ladder as Ladder,
+    load_ladder as load_ladder,
+    save_ladder as save_ladder,
 )
-from ._dit import DiT as DiT
-from ._drift import (
+from ._network.dit import DiT as DiT
+from ._network.layers import AbstractNetwork as AbstractNetwork
+from ._network.precision import MixedPrecision as MixedPrecision
+from ._network.unet import UNet as UNet
+from ._predictor.adapter import NoisePredictor as NoisePredictor, Preconditioned as Preconditioned
+from ._predictor.drift import (
     NoisyTerms as NoisyTerms,
     ProbabilityFlow as ProbabilityFlow,
     reverse_diffusion as reverse_diffusion,
@@ -22,24 +32,14 @@ from ._drift import (
     sampling_terms as sampling_terms,
     StochasticDrift as StochasticDrift,
 )
-from ._guidance import Guided as Guided
-from ._ladder import (
-    calibrate_ladder as calibrate_ladder,
-    Ladder as Ladder,
-    load_ladder as load_ladder,
-    save_ladder as save_ladder,
-)
-from ._layers import AbstractNetwork as AbstractNetwork
-from ._load_data import Data as Data, load_data as load_data
-from ._precision import MixedPrecision as MixedPrecision
-from ._process import (
+from ._predictor.guidance import Guided as Guided
+from ._process.process import (
     AbstractProcess as AbstractProcess,
     EDM as EDM,
     FlowMatching as FlowMatching,
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
 )
-from ._sample import sample as sample, Samples as Samples
-from ._sample_files import save_grid as save_grid
-from ._train_ladder import train_ladder as train_ladder
-from ._unet import UNet as UNet
+from ._sampling.files import save_grid as save_grid
+from ._sampling.sample import sample as sample, Samples as Samples
+from ._training.train_ladder import train_ladder as train_ladder

@@ -1,0 +1,100 @@
+"""What a solve has cost: counts of evaluations, from the solver's own state."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree
+
+from .._custom_types import Numbers
+from .base import MLEMState
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationReport:
+    """Counts of one solve; `print` it for a table.
+
+    - `steps`: number of steps.
+    - `evaluations`: unique evaluations of each level, `(K,)`, cheapest first.
+    - `costs`: cost of one evaluation of each level, in evaluations of the finest one, or `None`.
+    - `firing_times`: for each level, the times of the steps in which its coin came up, in order; `None`
+        unless the solver was `MLEM(..., record=N)`, and then of the last `N` steps.
+    - `evaluation_times`: likewise, the times at which the level was evaluated (where a level and
+        the next finer one fire together, or both always do, the coarser one cancels).
+    """
+
+    steps: int
+    evaluations: Int[np.ndarray, " levels"]
+    costs: Float[np.ndarray, " levels"] | None
+    firing_times: tuple[Float[np.ndarray, " _"], ...] | None
+    evaluation_times: tuple[Float[np.ndarray, " _"], ...] | None
+
+    @property
+    def finest_evaluations(self) -> float:
+        """Cost of the solve in evaluations of the finest level. Raises `ValueError` without costs."""
+        if self.costs is None:
+            raise ValueError(
+                "The cost of a level is not known. Write MultilevelTerm(..., costs=(...)) or "
+                "evaluation_report(solver_state, costs=(...)), one number per level in any unit."
+            )
+        return float(self.evaluations @ self.costs)
+
+    def __str__(self) -> str:
+        lines = [f"{self.steps} steps", "level  evaluations  cost each  finest evaluations"]
+        for k, count in enumerate(self.evaluations):
+            if self.costs is None:
+                lines.append(f"{k + 1:5d}  {count:11d}  {'unknown':>9}")
+            else:
+                lines.append(f"{k + 1:5d}  {count:11d}  {self.costs[k]:9.4f}  {count * self.costs[k]:18.2f}")
+        if self.costs is not None:
+            lines.append(f"total  {'':11}  {'':9}  {self.finest_evaluations:18.2f}")
+        return "\n".join(lines)
+
+
+def evaluation_report(solver_state: PyTree, *, costs: Numbers | None = None) -> EvaluationReport:
+    """The counts in a solve's `solver_state`, saved with `SaveAt(t1=True, solver_state=True)`.
+
+    **Arguments:**
+
+    - `solver_state`: of one solve, or of a `vmap`ed batch with shared coins (whose trajectories have the
+        same counts unless events stopped some earlier; the longest one is reported).
+    - `costs`: cost of one evaluation of each level in any unit; by default those of the
+        `MultilevelTerm`.
+
+    Raises `ValueError` for something else than MLEM's state, or a wrong number of costs.
+    """
+    if not isinstance(solver_state, MLEMState):
+        raise ValueError(
+            f"evaluation_report was given a {type(solver_state).__name__}; it needs the state of an MLEM "
+            "solver: diffeqsolve(..., saveat=SaveAt(t1=True, solver_state=True)).solver_state."
+        )
+    state = jax.tree.map(np.asarray, solver_state)
+    if state.step.ndim:
+        for step in np.unique(state.step):
+            if len(np.unique(state.evaluations[state.step == step], axis=0)) > 1:
+                raise ValueError(
+                    "evaluation_report was given a batch of trajectories with coins of their own. Report on "
+                    "one of them, evaluation_report(jax.tree.map(lambda x: x[i], solver_state)); its counts "
+                    "are what it would have cost alone."
+                )
+        longest = np.unravel_index(np.argmax(state.step), state.step.shape)
+        state = jax.tree.map(lambda x: x[longest], state)
+    num_levels = len(state.evaluations)
+    relative = state.costs if costs is None else np.asarray(costs, float)
+    if relative is not None:
+        if relative.shape != (num_levels,):
+            raise ValueError(f"There are {num_levels} levels and costs of shape {relative.shape}.")
+        relative = np.asarray(relative / relative[-1], float)
+    firing = evaluation = None
+    if state.firings is not None:
+        times, fired, active = state.firings.times, state.firings.fired, state.firings.active
+        # The record is a ring: its oldest entry is the one to be overwritten next.
+        order = np.roll(np.arange(len(times)), -(int(state.step) % len(times)))
+        order = order[np.isfinite(times[order])]
+        firing = tuple(_times_where(times[order], fired[order, k]) for k in range(num_levels))
+        evaluation = tuple(_times_where(times[order], active[order, k]) for k in range(num_levels))
+    return EvaluationReport(int(state.step), state.evaluations, relative, firing, evaluation)
+
+
+def _times_where(times: Float[np.ndarray, " n"], mask: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    return times[mask]

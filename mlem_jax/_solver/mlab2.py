@@ -1,0 +1,238 @@
+"""A multilevel solver whose steps are of second order, as a diffrax solver."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from .._batching import refuse_batch
+from .._coins.coins import AbstractCoins, SystematicCoins
+from .._custom_types import Args, Clock, Numbers, RealScalarLike, Y
+from .._probabilities.probabilities import AbstractProbabilities, EveryStep
+from .._term import find_multilevel_term, LevelControl
+from .base import AbstractMultilevelSolver, BATCHED, LastStep, MLEMState, refuse_not_finite
+
+_CLOCK_STOPS = (
+    "MLAB2 with clock='log' was given a step from, to or across time 0, where the logarithm of the time has no value. "
+    "Begin or end a little beside it, or write clock='time'."
+)
+_NO_BASE = (
+    "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
+    "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
+)
+
+
+class MLAB2(AbstractMultilevelSolver):
+    r"""ML-EM with the two-step Adams-Bashforth method in place of Euler's.
+
+    $$x_{n+1} = x_n + h_n \Bigl[b_n + \tfrac{r_n}{2} (b_n - b_{n-1})
+        + \sum_{k > 1} w_{k,n} D_k(t_n + \tfrac{h_n}{2}, \hat x_n)\Bigr] + g(t_n, x_n) \Delta W_n$$
+    $$D_k = f^k - f^{k-1},\quad b_n = f^1(t_n, \bar x_n),\quad
+        r_n = \frac{c(t_{n+1}) - c(t_n)}{c(t_n) - c(t_{n-1})}$$
+    $$\bar x_n = x_n + \sum_{k > 1} m_{k,n} \tfrac{h_n}{p_{k,n}} \bar D_k,\quad
+        \hat x_n = x_n + \tfrac{h_n}{2} \bigl[b_n + \tfrac{r_n}{4} (b_n - b_{n-1})\bigr]
+        + \sum_{k > 1} \bigl(m_{k,n} + \tfrac{p_{k,n}}{2}\bigr) \tfrac{h_n}{p_{k,n}} \bar D_k$$
+
+    The cheapest level, always looked at (its probability has to be 1), is followed to second order at one evaluation a
+    step, so that far fewer steps are enough than with [`mlem_jax.MLEM`][]: the corrections of the other levels are what
+    evaluations are spent on. They are evaluated, and act, in the middle of a step; the cheapest level runs once more
+    in a step in which the next one fires.
+
+    A correction acts at once for a whole window of steps, before and after which the state is off its path by half of
+    it. The levels do not see that: they are evaluated where the path is, `x` with what the last correction `D_k` found
+    says is due, `m_k = sum p_k - number of looks` of it. So the coins' error, too, is of second order in the window,
+    and on diffusion models it is up to twice as small as without.
+
+    `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
+    the finest level. With the clock `c(t) = t` this
+    is the formula for unequal steps of Hairer, Norsett & Wanner (Solving Ordinary Differential Equations I, section
+    III.5). Where a drift changes by the factor of the time rather than by its difference, as that of a diffusion model
+    does between `s = 80` and `s = 0.01`, `clock="log"` goes straight in `c(t) = log |t|` instead, which for the same
+    steps has half the error or less there (as DPM-Solver++(2M) of Lu et al. 2022 does).
+
+    A drop-in for [`diffrax.Euler`][] like `MLEM`, with the same terms, arguments and state. The first step, and one
+    after a jump, have `r_n = 0`. Of second order in the steps for ODEs; for additive noise of
+    strong order 1 with the least error that a path's increments over the steps allow (a step's noise reaches the
+    drift half a step late on average, which the difference `b_n - b_{n-1}` makes up for).
+    For what corrections and coins contribute see [`mlem_jax.SystematicCoins`][] and `MLEM`.
+
+    Its stability is half of Euler's: for a drift `-a x` steps shorter than `1 / a`.
+
+    **Arguments:** as for [`mlem_jax.MLEM`][], where the first probability must be 1; and `clock`, `"time"` or `"log"`,
+    the function of time in which the drift goes on in a straight line.
+
+    Raises as `MLEM` does, `ValueError` for another clock, and at run time for a first probability below 1 or
+    a time of 0 with `clock="log"`.
+    """
+
+    clock: Clock = eqx.field(static=True)
+
+    def __init__(
+        self,
+        probabilities: Numbers | AbstractProbabilities | Callable[[RealScalarLike], Numbers],
+        *,
+        coins: AbstractCoins = SystematicCoins(offset=0.5),  # noqa: B008 (immutable)
+        key: PRNGKeyArray,
+        clock: Clock = "time",
+        shared: bool = True,
+        record: int = 0,
+        check_finite: bool = True,
+    ):
+        super().__init__(
+            probabilities, coins=coins, key=key, shared=shared, record=record, check_finite=check_finite
+        )
+        if clock not in get_args(Clock):
+            raise ValueError(f"MLAB2 was given clock={clock!r}; one of {get_args(Clock)} is expected.")
+        self.clock = clock
+
+    def order(self, terms: PyTree) -> int:
+        """2, in the length of the steps."""
+        return 2
+
+    def strong_order(self, terms: PyTree) -> float:
+        """1/2 in the length of the steps (1 for additive noise)."""
+        return 0.5
+
+    def init(self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args) -> MLEMState:
+        """Checks the terms and returns the state before the first step."""
+        state = super().init(terms, t0, t1, y0, args)
+        last = self.no_step(t0, t1, y0)
+        return eqx.tree_at(lambda s: s.last, state, last, is_leaf=lambda x: x is None)
+
+    def no_step(self, t0: RealScalarLike, t1: RealScalarLike, y0: Y) -> LastStep:
+        """What is remembered before the first step."""
+        drift = jtu.tree_map(jnp.zeros_like, y0)
+        length = jnp.zeros((), jnp.result_type(t0, t1, float))
+        if isinstance(self.probabilities, EveryStep):
+            return LastStep(drift, length)
+        p = jax.eval_shape(self.probabilities, t0, jnp.asarray(t1) - jnp.asarray(t0))
+        above = p.shape[0] - 1
+        increments = jtu.tree_map(lambda leaf: jnp.zeros((above, *leaf.shape), leaf.dtype), drift)
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(p.dtype, length.dtype)
+        return LastStep(drift, length, increments, jnp.zeros(above, wide))
+
+    def step(
+        self,
+        terms: PyTree,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        args: Args,
+        solver_state: MLEMState,
+        made_jump: Any,
+    ) -> tuple[Y, None, dict[str, Y], MLEMState, diffrax.RESULTS]:
+        """One step; as [`diffrax.AbstractSolver.step`][]."""
+        place, term = find_multilevel_term(terms)
+        members = (terms,) if place is None else terms.terms
+        controls = (terms.contr(t0, t1),) if place is None else terms.contr(t0, t1)
+        ours = 0 if place is None else place
+        drift_term, dt = members[ours], controls[ours]
+        # diffeqsolve runs backward solves in the time -t; probabilities are functions of t itself.
+        t = jnp.where(dt >= 0, t0, -t0)
+        numbers = jnp.arange(len(term.levels), dtype=jnp.int32)
+        increments = [
+            member.vf_prod(t0, y0, args, c)
+            for i, (member, c) in enumerate(zip(members, controls, strict=True))
+            if i != ours
+        ]
+        last = solver_state.last
+        assert last is not None
+        length = self._length(t0, t1).astype(last.length.dtype)
+        ratio = _ratio(length, last, made_jump)
+        if isinstance(self.probabilities, EveryStep):
+            counts = (numbers == len(term.levels) - 1).astype(jnp.int32)
+            fired = jnp.ones(len(term.levels), bool)
+            toss, coins = solver_state.toss, solver_state.coins
+            drift = drift_term.vf(t0, y0, args)
+            now = LastStep(drift, length)
+        else:
+            p, weights, coefficients, _, fired, toss, coins = self._toss(t, jnp.abs(dt), solver_state)
+            p = eqx.error_if(p, p[0] < 1, _NO_BASE)
+            behind = last.behind
+            assert behind is not None
+            above, weights = (x[1:].astype(behind.dtype) for x in (p, weights))
+            windows = jnp.asarray(dt).astype(behind.dtype) / above
+            one, base = jnp.ones((), behind.dtype), numbers == 0
+
+            def on_path(y: Y, due: Array) -> Y:
+                return _add(y, due * windows, last.increments)
+
+            at_path = on_path(y0, behind)
+            drift = drift_term.vf_prod(t0, at_path, args, LevelControl(one, base.astype(one.dtype), base))
+            # What the middle of the step adds to the base, which is subtracted there if the next level fires.
+            runs = jnp.where(base, coefficients - 1, coefficients) != 0
+            runs = refuse_batch(runs, BATCHED) if self.shared else runs
+            counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
+            middle = _advance(0.5, dt, ratio, on_path(y0, behind + above / 2), drift, last.drift)
+            looks = LevelControl(one, _differences(runs), runs)
+            found = drift_term.vf_prod(t0 + 0.5 * (t1 - t0), middle, args, looks)
+            increments.append(_add(None, weights * above * windows, found))
+            seen = jtu.tree_map(
+                lambda new, old: jnp.where(_along(fired[1:], new), new, old), found, last.increments
+            )
+            now = LastStep(drift, length, seen, behind + above * (1 - weights))
+        y1 = _advance(1.0, dt, ratio, y0, drift, last.drift)
+        y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *increments)
+        if self.check_finite:
+            y1 = refuse_not_finite(y1, y0)
+        # A step on the spot, of a trajectory that waits for the others of its batch, is no step.
+        now = jtu.tree_map(lambda new, old: jnp.where(length > 0, new, old), now, last)
+        state = self._next(solver_state, t, counts, fired, toss, coins, now)
+        return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
+
+    def _length(self, t0: RealScalarLike, t1: RealScalarLike) -> Array:
+        """Of a step, by the clock."""
+        if self.clock == "time":
+            return jnp.abs(jnp.asarray(t1) - t0)
+        # In backward solves both times have the other sign.
+        t0, t1 = jnp.asarray(t0), jnp.asarray(t1)
+        return jnp.abs(jnp.log(eqx.error_if(t1, t0 * t1 <= 0, _CLOCK_STOPS) / t0))
+
+
+def _ratio(length: Array, last: LastStep, made_jump: Any) -> Array:
+    """This step's length over the last one's; zero where the last drift is of no use."""
+    useful = (last.length > 0) & ~jnp.asarray(made_jump)
+    return jnp.where(useful, length / jnp.where(useful, last.length, 1), 0)
+
+
+def _differences(runs: Array) -> Array:
+    """What to multiply the levels' drifts with for the increments of all but the cheapest one, `(K - 1, K)`.
+
+    Each is a level that runs less the next cheaper one that does: a level is left out where it fires together with the
+    next finer one at the same weight, whose increment then is that of both."""
+    rows = []
+    for k in range(1, len(runs)):
+        row, free = [jnp.zeros((), bool)] * len(runs), runs[k]
+        for j in reversed(range(k)):
+            row[j] = free & runs[j]
+            free = free & ~runs[j]
+        row = -jnp.stack(row).astype(float)
+        rows.append(row.at[k].set(runs[k].astype(row.dtype)))
+    return jnp.stack(rows) if rows else jnp.zeros((0, 1))
+
+
+def _along(factors: Array, leaf: Array) -> Array:
+    """Factors, one for each entry of the leaf's leading axis, in the leaf's number of axes."""
+    return factors.reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def _add(y: Y | None, factors: Array, increments: PyTree) -> Y:
+    """The sum of all increments times their factors, added to the state if there is one."""
+    sums = jtu.tree_map(lambda d: jnp.sum(_along(factors, d).astype(d.dtype) * d, axis=0), increments)
+    return sums if y is None else jtu.tree_map(jnp.add, y, sums)
+
+
+def _advance(part: float, dt: RealScalarLike, ratio: Array, y: Y, new: Y, old: Y) -> Y:
+    """The state after a part of the step, by the drift's straight line through this step and the last one."""
+
+    def leaf(y: Array, new: Array, old: Array) -> Array:
+        h, slope = (jnp.asarray(x).astype(y.dtype) for x in (dt, ratio))
+        return y + part * h * (new + 0.5 * part * slope * (new - old))
+
+    return jtu.tree_map(leaf, y, new, old)

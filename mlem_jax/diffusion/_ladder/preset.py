@@ -1,0 +1,117 @@
+"""Ladders made to measure: levels of so many FLOPs each, and the file that describes them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.random as jr
+import tomli_w
+
+from .config import Config, KINDS, Level, PROCESSES, Training
+from .ladder import count_flops
+
+# Narrower networks take far more time than their FLOPs say.
+_NARROWEST = 24
+_FINEST_FOLDS = (2, 4, 8)
+# The side at which folding stops.
+_SMALLEST_GRID = 8
+
+
+def ladder_of_flops(
+    shape: tuple[int, int, int],
+    mflops: Sequence[float | int],
+    *,
+    name: str = "ladder",
+    training: Training = Training(),  # noqa: B008 (immutable)
+) -> Config:
+    """A ladder of UNets of about so many million FLOPs per image, cheapest first.
+
+    A level works on the finest grid on which the FLOPs allow 24 channels (or else where they allow most), halves it
+    until it is no more than 8 pixels wide, three grids at most, and doubles the channels after the first. Its width
+    is then the one that comes nearest.
+
+    Raises `ValueError` for targets that are not positive and increasing, or too small or too large for a level.
+    """
+    targets = [float(x) for x in mflops]
+    increasing = all(a < b for a, b in zip(targets, targets[1:], strict=False))
+    if not targets or not all(0 < x < math.inf for x in targets) or not increasing:
+        raise ValueError(
+            f"mflops={targets}; increasing positive numbers are expected, such as 2,15,90: million FLOPs per image of "
+            "each level, cheapest first."
+        )
+    levels = tuple(_level(shape, 1e6 * target) for target in targets)
+    return Config(name=name, shape=shape, levels=levels, training=training)
+
+
+def _level(shape: tuple[int, int, int], target: float) -> Level:
+    templates = [_template(shape, n) for n in _FINEST_FOLDS if not (shape[0] % n or shape[1] % n)]
+    if not templates:
+        raise ValueError(
+            f"Images of {shape[0]} x {shape[1]} cannot be folded in two. Choose a --shape whose sides are multiples "
+            "of 2, better of 8."
+        )
+    levels = [dataclasses.replace(t, width=_width(shape, t, target)) for t in templates]
+    wide = [level for level in levels if level.width >= _NARROWEST]
+    chosen = wide[0] if wide else max(levels, key=lambda level: level.width)
+    if chosen.width < 1:
+        least = min(_flops(shape, template) for template in templates)
+        raise ValueError(
+            f"A level of {target / 1e6:g} million FLOPs is too small for images of {shape[0]} x {shape[1]}; at least "
+            f"{least / 1e6:.2g} are expected."
+        )
+    return chosen
+
+
+def _template(shape: tuple[int, int, int], fold: int) -> Level:
+    """The level of width 1 whose finest grid is the image's by `fold`."""
+    folds, sides = [fold], [side // fold for side in shape[:2]]
+    while len(folds) < 3 and max(sides) > _SMALLEST_GRID and not any(side % 2 for side in sides):
+        folds.append(2)
+        sides = [side // 2 for side in sides]
+    after = (2,) * (len(folds) - 1)
+    return Level(1, tuple(folds), (1, *after), (1, *after))
+
+
+def _width(shape: tuple[int, int, int], template: Level, target: float) -> int:
+    """The width with about so many FLOPs; 0 if even one channel takes more."""
+    if _flops(shape, template) > target:
+        return 0
+    width = 32
+    # FLOPs grow with a power of the width between the first and the second, so that each of these steps at least
+    # halves the distance.
+    for _ in range(8):
+        ratio = target / _flops(shape, dataclasses.replace(template, width=width))
+        before, width = width, max(1, round(width * math.sqrt(ratio)))
+        if width == before:
+            break
+    return width
+
+
+@functools.cache
+def _flops(shape: tuple[int, int, int], level: Level) -> float:
+    # Shapes only: the networks tried are never drawn.
+    return count_flops(eqx.filter_eval_shape(lambda: level.network(shape, None, key=jr.key(0))))
+
+
+def config_text(config: Config) -> str:
+    """The TOML file that [`mlem_jax.diffusion.read_config`][] reads as this configuration. All training settings are
+    in it, to be edited, except those that are off."""
+    kind = next(name for name, (process, _) in PROCESSES.items() if type(config.process) is process)
+    kinds = {level: name for name, level in KINDS.items()}
+    table = {
+        **_settings(config, leave_out=("process", "training", "levels")),
+        "process": {"kind": kind, **_settings(config.process)},
+        "training": _settings(config.training),
+        # Everything, so that a level does not change with the defaults of a later version.
+        "levels": [{"kind": kinds[type(level)], **_settings(level)} for level in config.levels],
+    }
+    return tomli_w.dumps(table)
+
+
+def _settings(described: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    values = {f.name: getattr(described, f.name) for f in dataclasses.fields(described)}
+    # TOML has no word for None, which everywhere is the default.
+    return {k: v for k, v in values.items() if v is not None and k not in leave_out}
