@@ -219,7 +219,7 @@ def planned(
     def solver(key: PRNGKeyArray) -> ml.MLEM | ml.MLAB2:
         if plan.order == 1:
             return ml.MLEM(probabilities, coins=coins, key=key)
-        return ml.MLAB2(probabilities, coins=coins, key=key, clock=plan.clock)
+        return ml.MLAB2(probabilities, coins=coins, key=key, time_variable=plan.clock)
 
     return multilevel(problem, name, setting, solver, ts, plan.levels, random=random)
 

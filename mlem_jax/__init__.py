@@ -5,18 +5,15 @@ from ._calibration.calibrate import calibrate as calibrate
 from ._calibration.calibration import Calibration as Calibration
 from ._calibration.plan import Plan as Plan
 from ._calibration.planning import make_plan as make_plan
-from ._coins.coins import (
+from ._coins import (
     AbstractCoins as AbstractCoins,
+    coins_from_dict as coins_from_dict,
     IndependentCoins as IndependentCoins,
     NestedCoins as NestedCoins,
     StratifiedCoins as StratifiedCoins,
     SystematicCoins as SystematicCoins,
 )
 from ._learning.learn import learn_probabilities as learn_probabilities, LearningHistory as LearningHistory
-from ._probabilities.budget import (
-    expected_evaluations as expected_evaluations,
-    scale_to_budget as scale_to_budget,
-)
 from ._probabilities.probabilities import (
     AbstractProbabilities as AbstractProbabilities,
     ConstantProbabilities as ConstantProbabilities,
@@ -25,7 +22,17 @@ from ._probabilities.probabilities import (
     TabulatedProbabilities as TabulatedProbabilities,
 )
 from ._solver.base import Firings as Firings, MLEMState as MLEMState
+from ._solver.budget import (
+    expected_evaluations as expected_evaluations,
+    scale_to_budget as scale_to_budget,
+)
 from ._solver.evaluations import evaluation_report as evaluation_report, EvaluationReport as EvaluationReport
+from ._solver.method import (
+    AbstractMethod as AbstractMethod,
+    AdamsBashforth as AdamsBashforth,
+    EulerMaruyama as EulerMaruyama,
+    method_from_dict as method_from_dict,
+)
 from ._solver.mlab2 import MLAB2 as MLAB2
 from ._solver.mlem import MLEM as MLEM
 from ._term import MultilevelTerm as MultilevelTerm

@@ -8,8 +8,9 @@ from jaxtyping import Array, ArrayLike, PyTree, Real, Shaped
 
 # What a user may write where an array is meant: an array, a number, or lists of numbers.
 Numbers = ArrayLike | Sequence[Any]
-# Functions of time in which MLAB2's drift goes on in a straight line.
-Clock = Literal["time", "log"]
+# The variable in which MLAB2 extrapolates a drift linearly: the time or its logarithm.
+TimeVariable = Literal["time", "log"]
+Clock = TimeVariable
 
 if TYPE_CHECKING:
     RealScalarLike = int | float | Array | np.ndarray

@@ -102,7 +102,7 @@ SOLVERS = {
     "zero": (lambda: run(p=[1.0, 0.0]), "has a zero: .*Leave the level out of MultilevelTerm"),
     "a class of coins": (
         lambda: run(solver=dict(coins=ml.IndependentCoins)),
-        "given <class 'mlem_jax._coins.coins.IndependentCoins'>. Write the parentheses",
+        "given <class 'mlem_jax._coins.independent.IndependentCoins'>. Write the parentheses",
     ),
     "coins by name": (
         lambda: run(solver=dict(coins="independent")),

@@ -113,7 +113,7 @@ def test_the_clock_may_be_the_logarithm_of_the_time(x64, backward, sign):
     times = times[::-1] if backward else times
     settings = dict(t0=times[0], t1=times[-1], saveat=diffrax.SaveAt(steps=True), max_steps=24)
     controller = diffrax.StepTo(jnp.asarray(times))
-    solver = mlab2([1.0, 1.0], clock="log")
+    solver = mlab2([1.0, 1.0], time_variable="log")
     term = ml.MultilevelTerm(cheap, fine)
     ys = solve(term, solver, Y0, **settings, stepsize_controller=controller).ys
     expected = by_hand(fine, times, Y0, clock=lambda t: np.log(np.abs(t)))
@@ -129,7 +129,7 @@ def test_the_logarithm_of_the_time_is_of_order_two_and_better_where_drifts_chang
             ts = jnp.geomspace(80.0, 0.01, count + 1)
             solution = solve(
                 ml.MultilevelTerm(lambda t, y, args: t * y / (1 + t**2)),
-                mlab2([1.0], clock=clock),
+                mlab2([1.0], time_variable=clock),
                 jnp.asarray(80.0),
                 t0=ts[0],
                 t1=ts[-1],
@@ -143,11 +143,11 @@ def test_the_logarithm_of_the_time_is_of_order_two_and_better_where_drifts_chang
 
 
 def test_a_clock_that_is_none_and_a_time_without_logarithm():
-    with as_user(), pytest.raises(ValueError, match="clock='days'.*'time', 'log'"):
-        mlab2([1.0], clock="days")
+    with as_user(), pytest.raises(ValueError, match="time_variable='days'.*'time', 'log'"):
+        mlab2([1.0], time_variable="days")
     for t0, t1 in ((0.0, 1.0), (-1.0, 1.0), (1.0, 0.0)):
         with as_user(), pytest.raises(Exception, match="logarithm of the time has no value"):
-            solve(ml.MultilevelTerm(cheap), mlab2([1.0], clock="log"), Y0, t0=t0, t1=t1, steps=2)
+            solve(ml.MultilevelTerm(cheap), mlab2([1.0], time_variable="log"), Y0, t0=t0, t1=t1, steps=2)
 
 
 @pytest.mark.parametrize("grid", ["equal", "graded", "backward"])

@@ -61,7 +61,7 @@ def test_predicted_errors_are_measured_on_fresh_states(x64, calibrations, clock,
     plan = calibrations[clock].plan(budget=budget)
     assert plan.order == 2 and plan.clock == clock and len(plan.levels) == 2
     solver = plan.solver(key=jr.key(0))
-    assert isinstance(solver, ml.MLAB2) and solver.clock == clock
+    assert isinstance(solver, ml.MLAB2) and solver.time_variable == clock
     y0s = 20 * jr.normal(jr.key(2), (512, 16))
     exact = y0s * np.sqrt((TS[-1] ** 2 + 1) / (TS[0] ** 2 + 1))
     error = float(jnp.sqrt(jnp.mean((ends(plan, y0s) - exact) ** 2)))

@@ -3,7 +3,7 @@
 import jax.random as jr
 import numpy as np
 
-from .._coins.coins import AbstractCoins
+from .._coins import AbstractCoins
 from .linear_model import expected_cost, is_deterministic, Kicks, toss
 
 FEW_LOOKS = 4

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PRNGKeyArray, PyTree
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .._coins.coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
+from .._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from .._custom_types import Args, Clock, Y
 from .._solver.method import check_method, Order, single_level_solver
 from .._term import find_multilevel_term

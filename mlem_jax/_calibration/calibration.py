@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
-from .._coins.coins import AbstractCoins, SystematicCoins
+from .._coins import AbstractCoins, SystematicCoins
 from .._custom_types import Clock, Y
 from .._io import read_npz, write_safely
 

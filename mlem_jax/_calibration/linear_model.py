@@ -18,7 +18,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from .._coins.coins import AbstractCoins, IndependentCoins, NestedCoins, SystematicCoins
+from .._coins import AbstractCoins, IndependentCoins, NestedCoins, SystematicCoins
 from .._solver.base import AbstractMultilevelSolver
 from .calibration import Calibration
 from .plan import coins_name

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._coins.coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
+from .._coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
 from .._custom_types import Clock
 from .._io import read_npz, write_safely
 from .._probabilities.probabilities import TabulatedProbabilities

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .._coins.coins import AbstractCoins, SystematicCoins
+from .._coins import AbstractCoins, SystematicCoins
 from .allocation import FEW_LOOKS, within
 from .calibration import Calibration
 from .linear_model import corrected, FEW_SEEDS, is_deterministic, MANY_SEEDS, predict, select, Selection

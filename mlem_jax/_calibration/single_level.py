@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._coins.coins import AbstractCoins
+from .._coins import AbstractCoins
 from .calibration import Calibration
 from .plan import Plan
 

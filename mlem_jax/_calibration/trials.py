@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._coins.coins import AbstractCoins
+from .._coins import AbstractCoins
 from .._custom_types import Args, Y
 from .._probabilities.probabilities import TabulatedProbabilities
 from .._solver.method import multilevel_solver

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from .._brownian import GridBrownianPath
 from .._calibration.plan import Plan
-from .._coins.coins import IndependentCoins
+from .._coins import IndependentCoins
 from .._solver.base import AbstractMultilevelSolver
 from .._solver.evaluations import evaluation_report, EvaluationReport
 from ..diffusion import Ladder, reverse_diffusion

@@ -1,0 +1,7 @@
+"""When the levels are looked at: the coin policies."""
+
+from .base import AbstractCoins as AbstractCoins, simulate_counts as simulate_counts
+from .clocked import StratifiedCoins as StratifiedCoins, SystematicCoins as SystematicCoins
+from .from_dict import coins_from_dict as coins_from_dict
+from .independent import IndependentCoins as IndependentCoins
+from .nested import NestedCoins as NestedCoins

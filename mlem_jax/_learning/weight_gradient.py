@@ -32,10 +32,10 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._coins.coins import IndependentCoins
+from .._coins import IndependentCoins
 from .._custom_types import Args, RealScalarLike, Y
-from .._probabilities.budget import expected_evaluations
 from .._probabilities.probabilities import AbstractProbabilities
+from .._solver.budget import expected_evaluations
 from .._term import find_multilevel_term, LevelControl
 
 

@@ -64,6 +64,12 @@ class AbstractProbabilities(eqx.Module):
         **Returns:** an array `(K,)`, cheapest level first, with entries in `(0, 1]`.
         """
 
+    @property
+    def every_step(self) -> bool:
+        """Whether it is known without running anything that all levels have probability 1 in every step. A solve then
+        evaluates the finest level alone."""
+        return False
+
 
 class ConstantProbabilities(AbstractProbabilities):
     """The same probabilities in every step.
@@ -94,6 +100,11 @@ class EveryStep(AbstractProbabilities):
     ones. A solve then needs no coins and no branches."""
 
     num_levels: int = eqx.field(static=True)
+
+    @property
+    def every_step(self) -> bool:
+        """True."""
+        return True
 
     def __call__(self, t: RealScalarLike, h: RealScalarLike) -> Float[Array, " levels"]:
         del t, h

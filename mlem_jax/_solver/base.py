@@ -15,7 +15,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._batching import across_batch, furthest, refuse_batch, refuse_gradient
-from .._coins.coins import AbstractCoins, SystematicCoins
+from .._coins import AbstractCoins, SystematicCoins
 from .._custom_types import Args, Numbers, RealScalarLike, Y
 from .._probabilities.probabilities import AbstractProbabilities, as_probabilities
 from .._term import find_multilevel_term
@@ -85,7 +85,7 @@ class LastStep(eqx.Module):
     """What `MLAB2` remembers.
 
     - `drift`: of the last step, like the state.
-    - `length`: of the last step by the solver's clock; zero before the first one.
+    - `length`: of the last step in the solver's time variable; zero before the first one.
     - `increments`: `f^k - f^{k-1}` when level `k` was last looked at, like the state with a leading axis of `K - 1`;
         zeros before that. `None` where all probabilities are 1.
     - `behind`: looks that each of these levels was due by its probabilities, less those that it had, `(K - 1,)`;

@@ -11,20 +11,28 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._batching import refuse_batch
-from .._coins.coins import AbstractCoins, SystematicCoins
-from .._custom_types import Args, Clock, Numbers, RealScalarLike, Y
-from .._probabilities.probabilities import AbstractProbabilities, EveryStep
+from .._coins import AbstractCoins, SystematicCoins
+from .._custom_types import Args, Numbers, RealScalarLike, TimeVariable, Y
+from .._probabilities.probabilities import AbstractProbabilities
 from .._term import find_multilevel_term, LevelControl
 from .base import AbstractMultilevelSolver, BATCHED, LastStep, MLEMState, refuse_not_finite
 
-_CLOCK_STOPS = (
-    "MLAB2 with clock='log' was given a step from, to or across time 0, where the logarithm of the time has no value. "
-    "Begin or end a little beside it, or write clock='time'."
+_NO_LOGARITHM = (
+    "MLAB2 with time_variable='log' was given a step from, to or across time 0, where the logarithm of the time has no "
+    "value. Begin or end a little beside it, or write time_variable='time'."
 )
 _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
     "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
 )
+
+
+def check_time_variable(name: str, value: str) -> None:
+    """Raises `ValueError` for a time variable that `MLAB2` does not have; the message begins with `name`."""
+    if value not in get_args(TimeVariable):
+        raise ValueError(
+            f"{name} was given time_variable={value!r}; one of {get_args(TimeVariable)} is expected."
+        )
 
 
 class MLAB2(AbstractMultilevelSolver):
@@ -49,11 +57,11 @@ class MLAB2(AbstractMultilevelSolver):
     and on diffusion models it is up to twice as small as without.
 
     `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
-    the finest level. With the clock `c(t) = t` this
+    the finest level. With the time variable `c(t) = t` this
     is the formula for unequal steps of Hairer, Norsett & Wanner (Solving Ordinary Differential Equations I, section
     III.5). Where a drift changes by the factor of the time rather than by its difference, as that of a diffusion model
-    does between `s = 80` and `s = 0.01`, `clock="log"` goes straight in `c(t) = log |t|` instead, which for the same
-    steps has half the error or less there (as DPM-Solver++(2M) of Lu et al. 2022 does).
+    does between `s = 80` and `s = 0.01`, `time_variable="log"` extrapolates linearly in `c(t) = log |t|`
+    instead, which for the same steps has half the error or less there (as DPM-Solver++(2M) of Lu et al. 2022 does).
 
     A drop-in for [`diffrax.Euler`][] like `MLEM`, with the same terms, arguments and state. The first step, and one
     after a jump, have `r_n = 0`. Of second order in the steps for ODEs; for additive noise of
@@ -63,14 +71,14 @@ class MLAB2(AbstractMultilevelSolver):
 
     Its stability is half of Euler's: for a drift `-a x` steps shorter than `1 / a`.
 
-    **Arguments:** as for [`mlem_jax.MLEM`][], where the first probability must be 1; and `clock`, `"time"` or `"log"`,
-    the function of time in which the drift goes on in a straight line.
+    **Arguments:** as for [`mlem_jax.MLEM`][], where the first probability must be 1; and `time_variable`,
+    `"time"` or `"log"`: the variable in which the drift is extrapolated linearly.
 
-    Raises as `MLEM` does, `ValueError` for another clock, and at run time for a first probability below 1 or
-    a time of 0 with `clock="log"`.
+    Raises as `MLEM` does, `ValueError` for another time variable, and at run time for a first probability below 1
+    or a time of 0 with `time_variable="log"`.
     """
 
-    clock: Clock = eqx.field(static=True)
+    time_variable: TimeVariable = eqx.field(static=True)
 
     def __init__(
         self,
@@ -78,7 +86,7 @@ class MLAB2(AbstractMultilevelSolver):
         *,
         coins: AbstractCoins = SystematicCoins(offset=0.5),  # noqa: B008 (immutable)
         key: PRNGKeyArray,
-        clock: Clock = "time",
+        time_variable: TimeVariable = "time",
         shared: bool = True,
         record: int = 0,
         check_finite: bool = True,
@@ -86,9 +94,8 @@ class MLAB2(AbstractMultilevelSolver):
         super().__init__(
             probabilities, coins=coins, key=key, shared=shared, record=record, check_finite=check_finite
         )
-        if clock not in get_args(Clock):
-            raise ValueError(f"MLAB2 was given clock={clock!r}; one of {get_args(Clock)} is expected.")
-        self.clock = clock
+        check_time_variable("MLAB2", time_variable)
+        self.time_variable = time_variable
 
     def order(self, terms: PyTree) -> int:
         """2, in the length of the steps."""
@@ -108,7 +115,7 @@ class MLAB2(AbstractMultilevelSolver):
         """What is remembered before the first step."""
         drift = jtu.tree_map(jnp.zeros_like, y0)
         length = jnp.zeros((), jnp.result_type(t0, t1, float))
-        if isinstance(self.probabilities, EveryStep):
+        if self.probabilities.every_step:
             return LastStep(drift, length)
         p = jax.eval_shape(self.probabilities, t0, jnp.asarray(t1) - jnp.asarray(t0))
         above = p.shape[0] - 1
@@ -145,7 +152,7 @@ class MLAB2(AbstractMultilevelSolver):
         assert last is not None
         length = self._length(t0, t1).astype(last.length.dtype)
         ratio = _ratio(length, last, made_jump)
-        if isinstance(self.probabilities, EveryStep):
+        if self.probabilities.every_step:
             counts = (numbers == len(term.levels) - 1).astype(jnp.int32)
             fired = jnp.ones(len(term.levels), bool)
             toss, coins = solver_state.toss, solver_state.coins
@@ -187,12 +194,12 @@ class MLAB2(AbstractMultilevelSolver):
         return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
 
     def _length(self, t0: RealScalarLike, t1: RealScalarLike) -> Array:
-        """Of a step, by the clock."""
-        if self.clock == "time":
+        """Of a step, in the time variable."""
+        if self.time_variable == "time":
             return jnp.abs(jnp.asarray(t1) - t0)
         # In backward solves both times have the other sign.
         t0, t1 = jnp.asarray(t0), jnp.asarray(t1)
-        return jnp.abs(jnp.log(eqx.error_if(t1, t0 * t1 <= 0, _CLOCK_STOPS) / t0))
+        return jnp.abs(jnp.log(eqx.error_if(t1, t0 * t1 <= 0, _NO_LOGARITHM) / t0))
 
 
 def _ratio(length: Array, last: LastStep, made_jump: Any) -> Array:

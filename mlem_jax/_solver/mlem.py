@@ -8,7 +8,6 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._custom_types import Args, RealScalarLike, Y
-from .._probabilities.probabilities import EveryStep
 from .._term import find_multilevel_term, LevelControl
 from .base import AbstractMultilevelSolver, MLEMState, refuse_not_finite
 
@@ -69,7 +68,7 @@ class MLEM(AbstractMultilevelSolver):
         dt = control if place is None else control[place]
         # diffeqsolve runs backward solves in the time -t; probabilities are functions of t itself.
         t = jnp.where(dt >= 0, t0, -t0)
-        if isinstance(self.probabilities, EveryStep):
+        if self.probabilities.every_step:
             # The finest level in every step: the increments of all others cancel, and the control of
             # time asks the term for just that.
             active = jnp.arange(len(term.levels)) == len(term.levels) - 1

@@ -1,10 +1,8 @@
-r"""Coins: policies that decide in which steps a level is looked at.
+r"""Coins that are coupled over time: one firing in each unit of a level's clock.
 
-Every policy turns probabilities `p_k` into counts `n_k` with `E n_k = p_k`; the increment of level `k`
-then has the weight `n_k / p_k`, of mean 1. The policies differ in how firings are spread over time.
-
-Of a policy's clock $\Lambda_k(t) = \sum p_k$ (the expected number of firings so far) only the last,
-fractional part matters; it is kept apart from the whole part so that long solves stay exact.
+A level's clock $\Lambda_k(t) = \sum p_k$ is the expected number of firings so far, and a unit of it is called a window.
+Only the fractional part of the clock matters for what comes next; it is kept apart from the whole part, so that long
+solves stay exact.
 """
 
 import abc
@@ -19,59 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._custom_types import Numbers
-
-
-class AbstractCoins(eqx.Module):
-    """A policy for when levels are looked at."""
-
-    @abc.abstractmethod
-    def init(self, num_levels: int) -> PyTree[Array]:
-        """The policy's state before the first step."""
-
-    @abc.abstractmethod
-    def toss(
-        self,
-        p: Float[Array, " levels"],
-        state: PyTree[Array],
-        step: Int[Array, ""],
-        key: PRNGKeyArray,
-    ) -> tuple[Int[Array, " levels"], PyTree[Array]]:
-        """**Returns:** how often each level fires in this step (`E = p`; exactly 1 where `p = 1`), and
-        the state for the next step. Deterministic given its arguments."""
-
-
-class IndependentCoins(AbstractCoins):
-    """The paper's coins: Bernoulli, independent over steps and levels (Jacot 2026).
-
-    Given the past, each step's drift is unbiased for the finest level, whatever the probabilities.
-    """
-
-    def init(self, num_levels: int) -> PyTree[Array]:
-        return None
-
-    def toss(
-        self, p: Float[Array, " levels"], state: Any, step: Int[Array, ""], key: PRNGKeyArray
-    ) -> tuple[Int[Array, " levels"], Any]:
-        uniform = jr.uniform(jr.fold_in(key, step), p.shape, p.dtype)
-        return (uniform < p).astype(jnp.int32), state
-
-
-class NestedCoins(AbstractCoins):
-    """One uniform number per step for all levels: level `k` fires where it lies below `p_k`.
-
-    Independent over steps, so unbiased given the past like [`mlem_jax.IndependentCoins`][]. A level
-    then fires only together with all cheaper ones (if `p` decreases), which makes firings cheaper and
-    the increments of a step correlated.
-    """
-
-    def init(self, num_levels: int) -> PyTree[Array]:
-        return None
-
-    def toss(
-        self, p: Float[Array, " levels"], state: Any, step: Int[Array, ""], key: PRNGKeyArray
-    ) -> tuple[Int[Array, " levels"], Any]:
-        uniform = jr.uniform(jr.fold_in(key, step), (), p.dtype)
-        return (uniform < p).astype(jnp.int32), state
+from .base import AbstractCoins
 
 
 class _Clock(eqx.Module):
@@ -81,12 +27,18 @@ class _Clock(eqx.Module):
     phase: Float[Array, " levels"]
 
 
-class _ClockCoins(AbstractCoins):
-    """One firing in each unit interval ("window") of a level's clock, at a position that a subclass
-    decides. Steps with `p = 1` fire once and leave the clock as it is."""
+class _AbstractClockedCoins(AbstractCoins):
+    """One firing in each window, at a position that a subclass decides. Steps with `p = 1` fire once and leave the
+    clock as it is."""
 
     def init(self, num_levels: int) -> PyTree[Array]:
+        """All clocks at zero."""
+        self._check(num_levels)
         return _Clock(jnp.zeros(num_levels, jnp.int32), jnp.zeros(num_levels))
+
+    @abc.abstractmethod
+    def _check(self, num_levels: int) -> None:
+        """Raises `ValueError` where the policy does not fit so many levels."""
 
     @abc.abstractmethod
     def _position(
@@ -97,6 +49,7 @@ class _ClockCoins(AbstractCoins):
     def toss(
         self, p: Float[Array, " levels"], state: _Clock, step: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Int[Array, " levels"], _Clock]:
+        """See [`mlem_jax.AbstractCoins`][]."""
         del step
         always = p >= 1
         phase = state.phase.astype(p.dtype)
@@ -112,15 +65,18 @@ class _ClockCoins(AbstractCoins):
         return jnp.where(always, 1, count), clock
 
 
-class StratifiedCoins(_ClockCoins):
+class StratifiedCoins(_AbstractClockedCoins):
     r"""One firing at a uniformly random place in every unit of a level's clock.
 
-    In the field's terms, stratified sampling of time. A level fires once in every `1 / p_k` steps; what
-    is left of the error is the variation of its increment inside such a window. Unbiased over the coins
-    as a whole where the drift does not depend on the state; elsewhere not, since the state depends on the
-    coins of earlier steps. To first order in the window's length $H$ the bias is that of correcting in Euler
-    steps of that length, $-\tfrac{H}{2} D_k' D_k$ in the drift.
+    In the field's terms, stratified sampling of time. A level fires once in every `1 / p_k` steps; what is left of the
+    error is the variation of its increment inside such a window. Unbiased over the coins as a whole where the drift
+    does not depend on the state; elsewhere not, since the state depends on the coins of earlier steps. To first order
+    in the window's length $H$ the bias is that of correcting in Euler steps of that length,
+    $-\tfrac{H}{2} D_k' D_k$ in the drift.
     """
+
+    def _check(self, num_levels: int) -> None:
+        del num_levels
 
     def _position(
         self, window: Int[Array, " levels"], key: PRNGKeyArray, dtype: Any
@@ -132,8 +88,12 @@ class StratifiedCoins(_ClockCoins):
 
         return jax.vmap(draw)(levels, window)
 
+    def to_dict(self) -> dict[str, Any]:
+        """See [`mlem_jax.AbstractCoins`][]."""
+        return {"type": "StratifiedCoins"}
 
-class SystematicCoins(_ClockCoins):
+
+class SystematicCoins(_AbstractClockedCoins):
     r"""Evenly spaced firings: one at the same place in every unit of a level's clock.
 
     **Arguments:**
@@ -169,13 +129,12 @@ class SystematicCoins(_ClockCoins):
         plain = isinstance(offset, float | int)
         self.offset = float(offset) if plain else jnp.asarray(offset, jnp.result_type(float))
 
-    def init(self, num_levels: int) -> PyTree[Array]:
+    def _check(self, num_levels: int) -> None:
         if self.offset is not None and jnp.shape(self.offset) not in ((), (num_levels,)):
             raise ValueError(
                 f"SystematicCoins has offsets of shape {jnp.shape(self.offset)} for {num_levels} levels. Give a "
                 "number, or one per level."
             )
-        return super().init(num_levels)
 
     def _position(
         self, window: Int[Array, " levels"], key: PRNGKeyArray, dtype: Any
@@ -183,3 +142,24 @@ class SystematicCoins(_ClockCoins):
         if self.offset is None:
             return jr.uniform(key, window.shape, dtype)
         return jnp.broadcast_to(jnp.asarray(self.offset, dtype), window.shape)
+
+    @property
+    def name(self) -> str:
+        """With the offset, if it is given."""
+        if self.offset is None:
+            return "SystematicCoins"
+        return f"SystematicCoins({np.asarray(self.offset).tolist()})"
+
+    @property
+    def deterministic(self) -> bool:
+        """True with an offset."""
+        return self.offset is not None
+
+    def randomised(self) -> AbstractCoins:
+        """The same spacing with random offsets."""
+        return SystematicCoins()
+
+    def to_dict(self) -> dict[str, Any]:
+        """See [`mlem_jax.AbstractCoins`][]."""
+        offset = None if self.offset is None else np.asarray(self.offset).tolist()
+        return {"type": "SystematicCoins", "offset": offset}
