@@ -19,7 +19,6 @@ from sampling_problems import constant, draw, made_plan, networks, PROCESS, SHAP
 
 import mlem_jax as ml
 from mlem_jax.diffusion import (
-    _sample_files,
     EDM,
     FlowMatching,
     Guided,
@@ -30,6 +29,7 @@ from mlem_jax.diffusion import (
     save_grid,
     UNet,
 )
+from mlem_jax.diffusion._sampling.files import RunFolder
 
 QUIET = {"key": jr.key(7), "progress": False}
 
@@ -207,7 +207,7 @@ def test_an_overflow_without_a_guilty_level():
 
 
 def test_other_batches_continue_a_run(twenty, tmp_path):
-    folder = _sample_files.RunFolder(tmp_path / "run", {})
+    folder = RunFolder(tmp_path / "run", {})
     draw_into = {"out": tmp_path / "run"}
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(OSError), _full_after(2):
