@@ -1,5 +1,5 @@
 """`python -m mlem_jax`."""
 
-from ._cli.app import app
+from ._cli.app import main
 
-app(prog_name="python -m mlem_jax")
+main("python -m mlem_jax")

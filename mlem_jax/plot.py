@@ -10,6 +10,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
+
+from ._extras import require
+
+require("mlem_jax.plot", "plot", "matplotlib")
+
 from matplotlib.figure import Figure
 
 from ._calibration.calibration import Calibration

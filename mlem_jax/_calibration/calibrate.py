@@ -1,6 +1,7 @@
 """Measuring levels along real trajectories, and trying ML-EM on them."""
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,6 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, PRNGKeyArray, PyTree
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from .._custom_types import Args, Clock, Y
@@ -225,7 +225,12 @@ def _reference(
 @contextlib.contextmanager
 def _bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
     """A progress bar, as a function of what is being done and of how much work is done since."""
+    if not shown or importlib.util.find_spec("rich") is None:
+        yield lambda what, advance: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("calibrating: {task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, disable=not shown, transient=True) as bar:
+    with Progress(*columns, transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda what, advance: bar.update(task, description=what, advance=advance)

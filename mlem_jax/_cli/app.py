@@ -40,8 +40,13 @@ app = typer.Typer(
 )
 
 
+def main(name: str = "mlem-jax") -> None:
+    """Runs the command line, which calls itself `name` in its help."""
+    app(prog_name=name)
+
+
 @app.callback()
-def main() -> None:
+def _about() -> None:
     """Multilevel Euler-Maruyama for JAX: diffusion models sampled with networks of several sizes.
 
     Without a command, or with options only, this is demo. For a command's options: python -m mlem_jax COMMAND --help

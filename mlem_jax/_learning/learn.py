@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._custom_types import Args, Numbers, RealScalarLike, Y
+from .._extras import require
 from .._probabilities.probabilities import AbstractProbabilities, as_probabilities, TabulatedProbabilities
 from .._term import find_multilevel_term
 from .weight_gradient import gradient_of_error, Problem
@@ -66,7 +66,7 @@ def _limited(logits: Array) -> Array:
 @eqx.filter_jit
 def _iterate(
     problem: Problem,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     state: PyTree,
     logits: Float[Array, "levels knots"],
     y0s: Y,
@@ -84,7 +84,7 @@ def _iterate(
         mu = -jnp.sum(gradient) / jnp.sum(cost_gradient)
     with jax.numpy_dtype_promotion("standard"):  # optax does not do without
         updates, state = optimizer.update(gradient + mu * cost_gradient, state, logits)
-        logits = _limited(jnp.asarray(optax.apply_updates(logits, updates)))
+        logits = _limited(logits + updates)
     if budget is not None:
         logits = _shifted_to_budget(problem, logits, budget)
     return logits, state, (objective, error, cost)
@@ -106,7 +106,7 @@ def learn_probabilities(
     batch_size: int = 16,
     kicks: int = 2,
     unbiased: bool = False,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Any | None = None,
 ) -> tuple[TabulatedProbabilities, LearningHistory]:
     r"""Probabilities for [`mlem_jax.IndependentCoins`][], learned by stochastic gradients (Jacot 2026).
 
@@ -136,7 +136,8 @@ def learn_probabilities(
     - `kicks`: how many coins of each learned level a trajectory differentiates its end state in.
     - `unbiased`: take the derivative that is exact for every drift, not only for those affine in the state. Two solves
         per kick instead of one derivative.
-    - `optimizer`: by default `optax.adam` with a step that falls from 0.2 to 0 along a cosine.
+    - `optimizer`: an `optax.GradientTransformation`; by default `optax.adam` with a step that falls from 0.2 to 0 along
+        a cosine.
 
     **Returns:** the probabilities at all `ts` as a [`mlem_jax.TabulatedProbabilities`][], and a
     [`mlem_jax.LearningHistory`][]. Probabilities from 0.95 on are rounded to 1 in the end, which lets the levels below
@@ -169,6 +170,9 @@ def learn_probabilities(
             )
         logits = _shifted_to_budget(problem, logits, goal)
     if optimizer is None:
+        require("learn_probabilities without an optimizer", "diffusion", "optax")
+        import optax
+
         optimizer = optax.adam(optax.cosine_decay_schedule(0.2, iterations))
     state = optimizer.init(logits)
     weight = None if mu is None else jnp.asarray(mu, logits.dtype)

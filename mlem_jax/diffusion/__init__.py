@@ -1,5 +1,9 @@
 """Diffusion models as ladders of levels: processes, drifts, guidance, UNets, training."""
 
+from .._extras import require
+
+require("mlem_jax.diffusion", "diffusion", "matplotlib", "optax", "orbax", "PIL", "rich", "tomli_w")
+
 from ._data.idx import (
     FASHION_MNIST as FASHION_MNIST,
     load_images as load_images,

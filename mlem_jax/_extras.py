@@ -1,0 +1,14 @@
+"""Optional dependencies: the error of a missing one says which extra to install."""
+
+import importlib.util
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Raises `ModuleNotFoundError`, with the line that installs it, where a module that `what` needs is missing."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{what} needs {', '.join(missing)}, which mlem_jax alone does not install. "
+            f"Write: pip install 'mlem_jax[{extra}]'",
+            name=missing[0],
+        )

@@ -1,0 +1,103 @@
+"""What an installation without extras brings is enough for `import mlem_jax`, and a missing extra is named."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Distributions whose modules are called otherwise.
+MODULES = {"orbax-checkpoint": "orbax", "pillow": "PIL", "tomli-w": "tomli_w"}
+
+
+def modules_of(requirements):
+    """The modules that requirements bring, those of this package's own extras with them."""
+    found = set()
+    for requirement in requirements:
+        name, extras = re.match(r"([\w-]+)(?:\[(.*)\])?", requirement).groups()
+        if name == PROJECT["name"]:
+            for extra in extras.split(","):
+                found |= modules_of(PROJECT["optional-dependencies"][extra])
+        else:
+            found.add(MODULES.get(name, name))
+    return found
+
+
+CORE = modules_of(PROJECT["dependencies"])
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_importing_the_package_loads_its_core_dependencies_only():
+    assert CORE == {"diffrax", "equinox", "jax", "jaxlib", "jaxtyping", "lineax", "numpy"}
+    result = run(
+        f"""
+import sys
+import {", ".join(sorted(CORE))}
+def loaded():
+    return {{name.partition(".")[0] for name in sys.modules}}
+before = loaded()
+import mlem_jax
+print(*sorted(loaded() - before - set(sys.stdlib_module_names)))
+"""
+    )
+    assert result.stdout.split() == ["mlem_jax"], result.stdout + result.stderr
+
+
+def imported(path):
+    """Third-party modules that a file imports anywhere, functions included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        yield from (name.partition(".")[0] for name in names)
+
+
+@pytest.mark.parametrize(("folder", "extra"), [("diffusion", "diffusion"), ("_cli", "cli")])
+def test_an_extra_brings_what_its_folder_imports(folder, extra):
+    wanted = {name for path in (ROOT / "mlem_jax" / folder).rglob("*.py") for name in imported(path)}
+    brought = CORE | modules_of(PROJECT["optional-dependencies"][extra])
+    assert wanted - set(sys.stdlib_module_names) <= brought
+
+
+def test_a_missing_extra_is_named():
+    result = run(
+        """
+import importlib, importlib.util
+find = importlib.util.find_spec
+for module, missing in ("plot", "matplotlib"), ("diffusion", "optax"), ("_cli.app", "typer"):
+    importlib.util.find_spec = lambda name, *rest: None if name == missing else find(name, *rest)
+    try:
+        importlib.import_module(f"mlem_jax.{module}")
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+    )
+    said = result.stdout.splitlines()
+    assert len(said) == 3, result.stderr
+    for line, (extra, missing) in zip(
+        said, (("plot", "matplotlib"), ("diffusion", "optax"), ("cli", "typer")), strict=True
+    ):
+        assert f"needs {missing}," in line and line.endswith(f"pip install 'mlem_jax[{extra}]'")
+
+
+def test_the_console_script_is_the_command_line(monkeypatch, capsys):
+    module, function = PROJECT["scripts"]["mlem-jax"].split(":")
+    monkeypatch.setattr(sys, "argv", ["mlem-jax", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        getattr(importlib.import_module(module), function)()
+    assert "mlem-jax [OPTIONS] COMMAND" in re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+
+
+def test_types_are_marked():
+    assert (ROOT / "mlem_jax" / "py.typed").exists()
