@@ -216,10 +216,8 @@ def planned(
     ts, table = split_plan(plan, np.asarray(problem.ts), parts)
     probabilities = ml.TabulatedProbabilities(ts[:-1], table)
 
-    def solver(key: PRNGKeyArray) -> ml.MLEM | ml.MLAB2:
-        if plan.order == 1:
-            return ml.MLEM(probabilities, coins=coins, key=key)
-        return ml.MLAB2(probabilities, coins=coins, key=key, time_variable=plan.clock)
+    def solver(key: PRNGKeyArray) -> diffrax.AbstractSolver:
+        return plan.method.multilevel_solver(probabilities, coins=coins, key=key)
 
     return multilevel(problem, name, setting, solver, ts, plan.levels, random=random)
 

@@ -13,7 +13,7 @@ from mlem_jax._calibration.report import regression
 
 def measured_gamma(calibration: ml.Calibration) -> dict[str, Any]:
     """Gamma as the calibration fits it, with its standard error, and the report's own words."""
-    fit = regression(calibration)
+    fit = regression(calibration.measurements)
     words = " ".join(line for line in str(calibration).splitlines() if line.startswith("gamma"))
     if fit is None:
         return {"gamma": None, "words": words}

@@ -18,6 +18,8 @@ from mlem_jax.diffusion import Config, Ladder, Level
 
 EULER, MULTISTEP = "Euler (DDIM)", "DPM-Solver++(2M)"
 INDEPENDENT = "ML-EM, independent coins"
+# What a plan of a method is called in tables.
+_OURS = {"MLEM": OURS, "MLAB2": OURS_SECOND}
 METHODS = (EULER, MULTISTEP, INDEPENDENT, OURS, OURS_SECOND)
 _GRIDS = ("karras", "log")
 
@@ -73,7 +75,7 @@ def settings(
     problem: Shared, ladder: Ladder, calibrations: Sequence[ml.Calibration], effort: Effort
 ) -> tuple[list[Method], dict[str, ml.Plan], dict[str, list[float]]]:
     """All methods; the plans by setting; and, by method, the budgets at which the plan was one level alone. The paper's
-    coins go with a calibration of first order, midpoint coins with each."""
+    coins go with a calibration for MLEM, midpoint coins with each."""
     finest = Plain(problem.levels[-1], 1.0)
     methods: list[Method] = []
     for name, step, counts in (
@@ -89,9 +91,9 @@ def settings(
     midpoint = ml.SystematicCoins(offset=0.5)
     ours: list[tuple[str, ml.Calibration, ml.AbstractCoins]] = []
     for calibration in calibrations:
-        if calibration.order == 1:
+        if isinstance(calibration.method, ml.EulerMaruyama):
             ours.append((INDEPENDENT, calibration, ml.IndependentCoins()))
-        ours.append((OURS if calibration.order == 1 else OURS_SECOND, calibration, midpoint))
+        ours.append((_OURS[calibration.method.name], calibration, midpoint))
     for name, calibration, coins in ours:
         alone[name] = []
         for budget in effort.budgets:

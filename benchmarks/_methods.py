@@ -132,7 +132,7 @@ def multilevel(
     problem: Shared,
     name: str,
     setting: str,
-    make_solver: Callable[[PRNGKeyArray], ml.MLEM | ml.MLAB2],
+    make_solver: Callable[[PRNGKeyArray], diffrax.AbstractSolver],
     ts: Any,
     levels: Sequence[int],
     *,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import mlem_jax as ml
-from mlem_jax._calibration.plan import keep_levels
+from mlem_jax._calibration.levels import keep_levels
 from mlem_jax.diffusion import Ladder, NoisyTerms
 
 

@@ -32,18 +32,18 @@ def power_law(
 ) -> np.ndarray:
     """The table of constant probabilities that costs the budget."""
     everything = tuple(range(calibration.num_levels))
-    kicks = select(calibration, Selection(everything, 1))
+    model = select(calibration.measurements, Selection(everything, 1))
     relative = calibration.costs / calibration.costs[0]
     low, high = -20.0, 20.0
     while high - low > 1e-3:
         middle = 0.5 * (low + high)
         p = np.minimum(1.0, np.exp(middle) * relative ** -(1 / gamma + 0.5))
         p[0] = 1.0
-        within = expected_cost(kicks, np.tile(p, (kicks.steps, 1)), coins) <= budget
+        within = expected_cost(model, np.tile(p, (model.steps, 1)), coins) <= budget
         low, high = (middle, high) if within else (low, middle)
     p = np.minimum(1.0, np.exp(low) * relative ** -(1 / gamma + 0.5))
     p[0] = 1.0
-    return np.tile(p, (kicks.steps, 1))
+    return np.tile(p, (model.steps, 1))
 
 
 class Fresh:

@@ -17,7 +17,7 @@ import numpy as np
 from _curves import markdown
 from _harness import write_results
 
-from mlem_jax import Calibration
+from mlem_jax import AdamsBashforth, Calibration
 from mlem_jax.diffusion import load_ladder
 
 LAGS = (1.5, 1.0, 0.7, 0.5, 0.35)
@@ -26,10 +26,11 @@ POINTS = 400
 
 def bends(calibration: Calibration) -> list[dict[str, Any]]:
     """A row for each lag: second differences of the finest drift, and of its distance to every other level."""
-    times = calibration.ts[:-1]
+    measured = calibration.measurements
+    times = measured.ts[:-1]
     # Time runs from large s to small, np.interp's abscissae upwards.
     clock = np.log(times)[::-1]
-    kicks = (times[:, None, None, None] * calibration.kicks)[::-1]
+    kicks = (times[:, None, None, None] * measured.effects)[::-1]
     names = ["finest", *(f"finest - level {k}" for k in range(1, calibration.num_levels))]
     rows = []
     for lag in LAGS:
@@ -49,7 +50,7 @@ def bends(calibration: Calibration) -> list[dict[str, Any]]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
-    rows = bends(load_ladder().calibration(order=2))
+    rows = bends(load_ladder().calibration(method=AdamsBashforth("log")))
     columns = list(rows[0])
     print(markdown(columns, [[f"{row[c]:.3g}" for c in columns] for row in rows]))
     print("written:", write_results("curvature", {"rows": rows}))

@@ -28,6 +28,7 @@ from _rivals import DPMSolver, Euler, Plain, SDEDPMSolver
 
 import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder
+from mlem_jax.diffusion._ladder.ladder import METHODS
 from mlem_jax.plot import save_figure
 
 RIVAL_STEPS = (6, 8, 10, 14, 20)
@@ -58,7 +59,7 @@ def ours(
 ) -> tuple[list[Method], dict[str, ml.Plan]]:
     """Plans of several budgets: of each order in FLOPs, and the better one in seconds."""
     sde = problem.diffusion is not None
-    first, second = (ladder.calibration(sde=sde, order=order) for order in (1, 2))
+    first, second = (ladder.calibration(sde=sde, method=method) for method in METHODS)
     planners = zip(
         OURS,
         (first.plan, second.plan, partial(ladder.plan, sde=sde, in_seconds=True)),
@@ -74,7 +75,7 @@ def ours(
             looks = ", ".join(
                 f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.table.sum(0), strict=True)
             )
-            setting = f"order {plan.order}, {len(plan.ts) - 1} steps, looks {looks}"
+            setting = f"order {plan.method.order}, {len(plan.ts) - 1} steps, looks {looks}"
             if f"{name}, {setting}" not in plans:
                 plans[f"{name}, {setting}"] = plan
                 methods.append(planned(problem, name, plan, MIDPOINT, setting, 1, random=False))
@@ -120,7 +121,7 @@ def with_second_order(ladder: Ladder, sde: bool) -> Ladder:
     kind = "sde_2" if sde else "ode_2"
     if kind in ladder.calibrations:
         return ladder
-    measured = calibrate_ladder(ladder, sde=sde, order=2, pilots=128)
+    measured = calibrate_ladder(ladder, sde=sde, method=METHODS[1], pilots=128)
     return dataclasses.replace(ladder, calibrations={**ladder.calibrations, kind: measured})
 
 

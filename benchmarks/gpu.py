@@ -26,15 +26,16 @@ from _ladder_study import best_grid, compare, Effort, EULER, ladder_problem, MUL
 from _methods import Batch
 from _rivals import Heun, march, Plain
 
-from mlem_jax._solver.method import Order
+import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Ladder, MixedPrecision, train_ladder, Training
+from mlem_jax.diffusion._ladder.ladder import METHODS
 from mlem_jax.diffusion._ladder.preset import config_text, ladder_of_flops
 from mlem_jax.plot import samples, save_figure
 
 
 class Size(NamedTuple):
     """Side of an image, how many, million FLOPs of the levels, training, pilots, steps of the calibration,
-    orders of the plans' steps, and what is compared."""
+    methods of the plans' steps, and what is compared."""
 
     side: int
     images: int
@@ -42,7 +43,7 @@ class Size(NamedTuple):
     training: Training
     pilots: int
     steps: int
-    orders: tuple[Order, ...]
+    methods: tuple[ml.AbstractMethod, ...]
     effort: Effort
 
 
@@ -54,7 +55,7 @@ SIZES = {
         Training(steps=20, match_steps=20, batch_size=16, warmup_steps=5, precision="bfloat16"),
         4,
         16,
-        (1,),
+        METHODS[:1],
         Effort(32, (4, 8), (4,), (3.0, 6.0), {EULER: (4,)}, 2, 1, 1, 1),
     ),
     "full": Size(
@@ -64,7 +65,7 @@ SIZES = {
         Training(steps=8000, match_steps=8000, batch_size=256, precision="bfloat16"),
         64,
         128,
-        (1, 2),
+        METHODS,
         Effort(
             512,
             (8, 16, 32, 64, 128),
@@ -142,8 +143,8 @@ def study(size: Size, out: Path) -> tuple[dict[str, Any], Batch]:
     lap("training")
     ladder = in_bfloat16(whole)
     calibrations = [
-        calibrate_ladder(ladder, order=order, steps=size.steps, pilots=size.pilots, progress=False)
-        for order in size.orders
+        calibrate_ladder(ladder, method=method, steps=size.steps, pilots=size.pilots, progress=False)
+        for method in size.methods
     ]
     print(*calibrations, sep="\n", flush=True)
     lap("calibration")

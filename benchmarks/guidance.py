@@ -37,7 +37,6 @@ from _methods import run
 from matplotlib.figure import Figure
 
 import mlem_jax as ml
-from mlem_jax._solver.method import Order
 from mlem_jax.diffusion import (
     calibrate_ladder,
     Ladder,
@@ -46,6 +45,7 @@ from mlem_jax.diffusion import (
     load_ladder,
     train_ladder,
 )
+from mlem_jax.diffusion._ladder.ladder import METHODS
 from mlem_jax.plot import samples, save_figure
 
 CONFIG = Path(__file__).with_name("guidance.toml")
@@ -95,9 +95,9 @@ def ladder_at(out: Path, given: Path | None) -> Ladder:
     )
 
 
-def calibration_at(out: Path, ladder: Ladder, order: Order) -> ml.Calibration:
+def calibration_at(out: Path, ladder: Ladder, method: ml.AbstractMethod) -> ml.Calibration:
     """The calibration with guidance kept in a folder, or made and kept there if it is of another ladder."""
-    path = out / f"calibration_guidance_{SCALE:g}_order_{order}.npz"
+    path = out / f"calibration_guidance_{SCALE:g}_order_{method.order}.npz"
     if path.is_file():
         kept = ml.Calibration.load(path)
         try:
@@ -105,7 +105,7 @@ def calibration_at(out: Path, ladder: Ladder, order: Order) -> ml.Calibration:
             return kept
         except ValueError as error:
             print(f"{path} is made anew: {error}")
-    made = calibrate_ladder(ladder, pilots=PILOTS, guidance=SCALE, order=order)
+    made = calibrate_ladder(ladder, pilots=PILOTS, guidance=SCALE, method=method)
     made.save(path)
     return made
 
@@ -150,7 +150,7 @@ def main() -> None:
             f"{arguments.ladder} has classes = {ladder.config.classes}; a ladder with 10 is expected."
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    calibrations = [calibration_at(arguments.out, ladder, order) for order in (1, 2)]
+    calibrations = [calibration_at(arguments.out, ladder, method) for method in METHODS]
     print(*calibrations, sep="\n", flush=True)
     found, picture = study(ladder, calibrations, EFFORTS[arguments.size])
     print(report(found["reach"]))

@@ -39,7 +39,6 @@ from _scaling_report import draw_figure, report
 from jaxtyping import Array
 
 import mlem_jax as ml
-from mlem_jax._calibration.linear_model import firing_pattern
 from mlem_jax.diffusion import Ladder, load_ladder, sample
 from mlem_jax.plot import save_figure
 
@@ -75,9 +74,23 @@ def plan_of(ts: Any, levels: tuple[int, ...], costs: Any) -> ml.Plan:
     costs = np.asarray(costs, float)
     unknown = float("nan")
     return ml.Plan(
-        np.asarray(ts, float), levels, table, MIDPOINT, 1, "time", costs[list(levels)] / costs[-1], unknown,
-        unknown, unknown, unknown, unknown, 1.0, unknown, unknown, None, (),
-    )  # fmt: skip
+        ts=np.asarray(ts, float),
+        levels=levels,
+        table=table,
+        coins=MIDPOINT,
+        method=ml.EulerMaruyama(),
+        costs=costs[list(levels)] / costs[-1],
+        cost=unknown,
+        error=unknown,
+        discretisation=unknown,
+        coin_error=unknown,
+        relative_error_of_prediction=unknown,
+        nonlinearity=1.0,
+        speedup_over_finest=unknown,
+        speedup_over_single=unknown,
+        finest_error=None,
+        advice=(),
+    )
 
 
 @eqx.filter_jit
@@ -252,7 +265,7 @@ def loop(name: str, term: ml.MultilevelTerm, ts: Array, y0: Array, rounds: int) 
     """Study 7, for one problem."""
     plan = plan_of(ts, tuple(range(len(term.levels))), term.costs)
     terms, solver, grid = multilevel(term, plan)
-    weights = firing_pattern(plan.coins, plan.table, solver) / plan.table
+    weights = plan.firing_pattern(key=jr.key(0)) / plan.table
     factors = weights - np.pad(weights[:, 1:], ((0, 0), (0, 1)))
     steps = Step(grid[:-1], jnp.diff(grid), jnp.asarray(factors, y0.dtype))
     ours, ends = (lambda: solve(terms, solver, grid, y0)[0]), by_hand(term.levels, steps, y0)

@@ -1,10 +1,12 @@
 """Multilevel Euler-Maruyama for JAX: drop-in for diffrax, drifts at several levels of cost."""
 
 from ._brownian import GridBrownianPath as GridBrownianPath
+from ._calibration.abstract_plan import AbstractPlan as AbstractPlan
 from ._calibration.calibrate import calibrate as calibrate
-from ._calibration.calibration import Calibration as Calibration
+from ._calibration.calibration import Calibration as Calibration, make_plan as make_plan
+from ._calibration.measurements import Measurements as Measurements
 from ._calibration.plan import Plan as Plan
-from ._calibration.planning import make_plan as make_plan
+from ._calibration.trials import Trials as Trials
 from ._coins import (
     AbstractCoins as AbstractCoins,
     coins_from_dict as coins_from_dict,

@@ -18,11 +18,9 @@ require("mlem_jax.plot", "plot", "matplotlib")
 from matplotlib.figure import Figure
 
 from ._calibration.calibration import Calibration
-from ._calibration.linear_model import firing_pattern
-from ._calibration.plan import coins_name, Plan
+from ._calibration.plan import Plan
 from ._io import write_safely
 from ._solver.evaluations import EvaluationReport
-from ._solver.method import SINGLE
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -96,9 +94,10 @@ def increments(calibration: Calibration, *, time_label: str = "t", log_time: boo
     """What a calibration measured, over time: the levels' increments, and by how much they move the end."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    for k in range(calibration.num_levels):
-        for axis, values in zip(axes, (calibration.increment, calibration.effect), strict=True):
-            axis.plot(calibration.ts[:-1], values[:, k], color=f"C{k}", label=f"level {k + 1}")
+    measured = calibration.measurements
+    for k in range(measured.num_levels):
+        for axis, values in zip(axes, (measured.increment_rms, measured.effect_rms), strict=True):
+            axis.plot(measured.ts[:-1], values[:, k], color=f"C{k}", label=f"level {k + 1}")
     for axis, title in zip(axes, ("increment (RMS)", "effect on the end state (RMS)"), strict=True):
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_yscale("log")
@@ -114,14 +113,17 @@ def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> 
     policy), against cost in finest-level evaluations."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for k in range(calibration.num_levels):
-        costs, errors = calibration.single_steps * calibration.costs[k], calibration.single_error[k]
+    measured = calibration.measurements
+    for k in range(measured.num_levels):
+        costs, errors = measured.single_steps * measured.costs[k], measured.single_error[k]
         # A solve that exploded is no point of the curve, and must not set the scale.
         errors = np.where(errors < 1e3 * np.nanmin(errors), errors, np.nan)
-        axis.loglog(costs, errors, ".-", color=f"C{k}", label=f"{SINGLE[calibration.order]}, level {k + 1}")
-    names = dict.fromkeys(coins_name(plan.coins) for plan in plans)
-    for i, name in enumerate(names, start=calibration.num_levels):
-        mine = sorted((p.cost, p.error) for p in plans if coins_name(p.coins) == name)
+        axis.loglog(
+            costs, errors, ".-", color=f"C{k}", label=f"{measured.method.single_level_name}, level {k + 1}"
+        )
+    names = dict.fromkeys(plan.coins.name for plan in plans)
+    for i, name in enumerate(names, start=measured.num_levels):
+        mine = sorted((p.cost, p.error) for p in plans if p.coins.name == name)
         axis.loglog(
             *zip(*mine, strict=True), "--", color=f"C{i}", marker="s", markersize=4, label=f"plan, {name}"
         )
@@ -134,12 +136,12 @@ def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> 
 
 def plan_raster(plan: Plan, *, key: PRNGKeyArray, time_label: str = "t", log_time: bool = False) -> Figure:
     """In which steps a plan's coins fire, for one key (no level is evaluated for it)."""
-    fired = firing_pattern(plan.coins, plan.table, plan.solver(key=key))
+    fired = plan.firing_pattern(key=key)
     figure = Figure(figsize=(8, 0.9 + 0.35 * len(plan.levels)), layout="constrained")
     axis = figure.subplots()
     _raster(axis, [plan.ts[:-1][fired[:, k]] for k in range(len(plan.levels))], plan.levels)
     axis.set_xlabel(time_label)
-    axis.set_title(f"{coins_name(plan.coins)}, predicted error {plan.error:.3g}", fontsize=9, loc="left")
+    axis.set_title(f"{plan.coins.name}, predicted error {plan.error:.3g}", fontsize=9, loc="left")
     if log_time:
         axis.set_xscale("log")
     return figure

@@ -229,12 +229,18 @@ plt.show()
 # ## Without noise: `MLAB2`
 #
 # For an ODE, hand over the bare term; for steps of second order take `MLAB2` in the place of `MLEM`, planned with
-# `order=2`. It is compared with the same method on all stars (Adams-Bashforth) and with Euler.
+# `method=ml.AdamsBashforth()`. It is compared with the same method on all stars (Adams-Bashforth) and with Euler.
 
 # %%
 coarse = fine[::8]
 second = ml.calibrate(
-    levels, coarse, starts(jr.key(2), 16), key=jr.key(3), order=2, trials=(MIDPOINT,), progress=False
+    levels,
+    coarse,
+    starts(jr.key(2), 16),
+    key=jr.key(3),
+    method=ml.AdamsBashforth(),
+    trials=(MIDPOINT,),
+    progress=False,
 )
 
 

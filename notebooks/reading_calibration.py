@@ -191,8 +191,8 @@ print("error as planned:     ", round(plan.error, 4))
 # %% [markdown]
 # ## Steps of second order
 #
-# `order=2` calibrates for `ml.MLAB2`. Its clock says in which variable the drift goes on in a straight line: `"time"`,
-# or `"log"` where times span decades, as in diffusion models. An example of that kind, from $s = 20$ to $0.02$: the
+# `method=ml.AdamsBashforth()` calibrates for `ml.MLAB2`. Its time variable says in which function of time the drift is
+# extrapolated linearly: `"time"`, or `"log"` where times span decades, as in diffusion models. An example of that kind, from $s = 20$ to $0.02$: the
 # probability flow of a Gaussian, and a cheap level with a wobble.
 
 # %%
@@ -209,20 +209,34 @@ def gaussian(s, y, args):
 
 
 flow = ml.MultilevelTerm(wobbly, gaussian, costs=(0.02, 1.0))
-settings = {"Euler": {}, "AB2, time": {"order": 2}, "AB2, log": {"order": 2, "clock": "log"}}
-found = {
-    name: ml.calibrate(flow, decades, 20 * y0s, key=jr.key(3), trials=(MIDPOINT,), progress=False, **setting)
-    for name, setting in settings.items()
+methods = {
+    "Euler": ml.EulerMaruyama(),
+    "AB2, time": ml.AdamsBashforth("time"),
+    "AB2, log": ml.AdamsBashforth("log"),
 }
-print("finest level alone".ljust(20) + "".join(f"{n:9d}" for n in found["Euler"].single_steps) + " steps")
+found = {
+    name: ml.calibrate(
+        flow, decades, 20 * y0s, key=jr.key(3), trials=(MIDPOINT,), progress=False, method=method
+    )
+    for name, method in methods.items()
+}
+print(
+    "finest level alone".ljust(20)
+    + "".join(f"{n:9d}" for n in found["Euler"].measurements.single_steps)
+    + " steps"
+)
 for name, one in found.items():
-    print(f"{name:20s}" + "".join(f"{e:9.4f}" for e in one.single_error[-1]))
+    print(f"{name:20s}" + "".join(f"{e:9.4f}" for e in one.measurements.single_error[-1]))
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
 for (name, one), colour in zip(found.items(), ("k", "C1", "C0"), strict=True):
     axis.loglog(
-        one.single_steps, one.single_error[-1], ".:", color=colour, label=f"{name}: finest level alone"
+        one.measurements.single_steps,
+        one.measurements.single_error[-1],
+        ".:",
+        color=colour,
+        label=f"{name}: finest level alone",
     )
     plans = [one.plan(budget=budget) for budget in (4, 8, 16)]
     axis.loglog(
@@ -236,6 +250,6 @@ axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# A plan remembers order and clock; `plan.solver(key=...)` is the matching `MLEM` or `MLAB2`. Rule of thumb: if *steps*
-# is the larger part of a plan's error, calibrate with `order=2`, or with more steps; if it is *coins*, spend a larger
+# A plan remembers its method; `plan.solver(key=...)` is the matching `MLEM` or `MLAB2`. Rule of thumb: if *steps*
+# is the larger part of a plan's error, calibrate with `ml.AdamsBashforth()`, or with more steps; if it is *coins*, spend a larger
 # budget, or train better cheap levels.

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 
 import mlem_jax as ml
-from mlem_jax._calibration.calibration import level_id, state_id
+from mlem_jax._calibration.fingerprints import level_id, state_id
 from mlem_jax.diffusion import Config, Level, Training
 
 # On 4 x 4 images one fold leaves a 1 x 1 grid: a dense network, which compiles in a second.
@@ -56,25 +56,28 @@ def stand_in(ladder, *, sde=False, guidance=None, **settings):
     own tests."""
     num_levels = len(ladder.networks)
     numbers = np.random.default_rng(sde).uniform(1, 2, (8, num_levels, 3, 1))
-    return ml.Calibration(
+    measured = ml.Measurements(
         ts=np.asarray(ladder.config.process.grid(8), float),
-        increment=numbers[:, :, 0, 0],
-        kicks=numbers.astype(np.float32),
+        increment_rms=numbers[:, :, 0, 0],
+        effects=numbers.astype(np.float32),
         costs=np.linspace(0.1, 1.0, num_levels),
         seconds=np.linspace(0.01, 0.1, num_levels),
         single_steps=np.array([4, 8]),
         single_error=np.ones((num_levels, 2)),
-        single_spread=np.full((num_levels, 2), 0.1),
-        check_budget=np.array([2.0]),
-        check_predicted=np.array([0.1]),
-        check_measured=np.array([0.2]),
-        check_spread=np.array([0.1]),
-        check_coins=("StratifiedCoins",),
+        single_uncertainty=np.full((num_levels, 2), 0.1),
         batch=3,
         device="cpu",
         levels_id=tuple(level_id(level) for level in ladder.term(sde=sde, guidance=guidance).levels),
         state_id=state_id(np.zeros(ladder.config.shape)),
     )
+    tried = ml.Trials(
+        coins=("StratifiedCoins",),
+        budget=np.array([2.0]),
+        predicted=np.array([0.1]),
+        measured=np.array([0.2]),
+        uncertainty=np.array([0.1]),
+    )
+    return ml.Calibration(measured, tried)
 
 
 def idx_bytes(images, *, magic=2051):

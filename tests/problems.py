@@ -2,6 +2,7 @@
 short forms of a solve."""
 
 import contextlib
+import dataclasses
 
 import diffrax
 import jax
@@ -80,6 +81,13 @@ class CountedLevels:
         jax.effects_barrier()
         counts, self._counts[:] = self._counts.tolist(), 0
         return counts
+
+
+def remeasured(calibration, **changes):
+    """The calibration with other measurements."""
+    return dataclasses.replace(
+        calibration, measurements=dataclasses.replace(calibration.measurements, **changes)
+    )
 
 
 def mlem(probabilities, key, coins=POLICIES["independent"], **settings):

@@ -53,11 +53,12 @@ def test_increments_and_effects_of_linear_levels(backward, sensitivity):
         term, ts, y0s, key=jr.key(5), probes=64, sensitivity_level=sensitivity, batch_size=24, **QUIET
     )
     plain, weighted = closed_form(ts, y0s, sensitivity)
-    np.testing.assert_allclose(found.increment, plain, rtol=1e-3)
-    np.testing.assert_allclose(found.effect, weighted, rtol=0.06)
+    found = found.measurements
+    np.testing.assert_allclose(found.increment_rms, plain, rtol=1e-3)
+    np.testing.assert_allclose(found.effect_rms, weighted, rtol=0.06)
     np.testing.assert_allclose(found.costs, [0.04, 0.2, 1.0], rtol=1e-6)
     np.testing.assert_allclose(found.ts, ts)
-    assert found.kicks.shape == (STEPS, 3, 64, 64)
+    assert found.effects.shape == (STEPS, 3, 64, 64)
 
 
 def test_additive_noise_moves_the_trajectories_but_not_the_derivatives():
@@ -67,10 +68,10 @@ def test_additive_noise_moves_the_trajectories_but_not_the_derivatives():
     term = ml.MultilevelTerm(*levels, costs=(1, 10))
     noise = diffrax.ControlTerm(lambda t, y, args: jnp.eye(3), ml.GridBrownianPath(ts, (3,), key=jr.key(0)))
     y0s = jnp.zeros((8, 3))
-    sde = ml.calibrate(diffrax.MultiTerm(term, noise), ts, y0s, key=jr.key(1), **QUIET)
-    ode = ml.calibrate(term, ts, y0s, key=jr.key(1), **QUIET)
-    np.testing.assert_allclose(sde.effect[:, 1], ode.effect[:, 1], rtol=1e-5)
-    assert np.max(np.abs(sde.increment[:, 0] - ode.increment[:, 0])) > 0.1
+    sde = ml.calibrate(diffrax.MultiTerm(term, noise), ts, y0s, key=jr.key(1), **QUIET).measurements
+    ode = ml.calibrate(term, ts, y0s, key=jr.key(1), **QUIET).measurements
+    np.testing.assert_allclose(sde.effect_rms[:, 1], ode.effect_rms[:, 1], rtol=1e-5)
+    assert np.max(np.abs(sde.increment_rms[:, 0] - ode.increment_rms[:, 0])) > 0.1
 
 
 def test_pytree_states_count_every_component_once():
@@ -85,7 +86,7 @@ def test_pytree_states_count_every_component_once():
         **QUIET,
     )
     # At the first time D_2 = -y / 2 with y = (1, 1, 2, 2).
-    np.testing.assert_allclose(split.increment[0, 1], np.sqrt(2.5) / 2, rtol=1e-6)
+    np.testing.assert_allclose(split.measurements.increment_rms[0, 1], np.sqrt(2.5) / 2, rtol=1e-6)
 
 
 def test_noise_of_its_own_for_each_pilot():
@@ -101,15 +102,15 @@ def test_noise_of_its_own_for_each_pilot():
     y0s = jnp.zeros((6, 1))
     own = ml.calibrate(make, ts, y0s, key=jr.key(1), probes=1, **QUIET)
     shared = ml.calibrate(make(jr.key(0)), ts, y0s, key=jr.key(1), probes=1, **QUIET)
-    assert np.std(np.abs(own.kicks[-1, 1]), axis=0) > 0.1
-    assert np.std(np.abs(shared.kicks[-1, 1]), axis=0) < 1e-6
+    assert np.std(np.abs(own.measurements.effects[-1, 1]), axis=0) > 0.1
+    assert np.std(np.abs(shared.measurements.effects[-1, 1]), axis=0) < 1e-6
 
 
 def test_errors_of_single_levels_against_closed_forms():
     # Euler on dy/dt = -y and the exact solution exp(-1) of the finest level.
     ts = jnp.linspace(0.0, 1.0, 65)
     term = ml.MultilevelTerm(lambda t, y, args: -0.9 * y, lambda t, y, args: -y, costs=(1, 10))
-    found = ml.calibrate(term, ts, jnp.ones((2, 3)), key=jr.key(0), **QUIET)
+    found = ml.calibrate(term, ts, jnp.ones((2, 3)), key=jr.key(0), **QUIET).measurements
     assert found.single_steps.tolist() == [8, 16, 32, 64]
     steps = np.array([8, 16, 32, 64])
     for level, rate in enumerate((0.9, 1.0)):
@@ -127,8 +128,10 @@ def test_calibration_file_round_trip_and_what_it_belongs_to(tmp_path):
     calibration = ml.calibrate(term, ts, y0s, key=jr.key(0), **QUIET)
     calibration.save(tmp_path / "c.npz")
     again = ml.Calibration.load(tmp_path / "c.npz")
-    np.testing.assert_array_equal(again.kicks, calibration.kicks)
-    assert again.levels_id == calibration.levels_id and str(again) == str(calibration)
+    np.testing.assert_array_equal(again.measurements.effects, calibration.measurements.effects)
+    assert again.measurements.levels_id == calibration.measurements.levels_id and str(again) == str(
+        calibration
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
     again.require(term.levels, y0s[0])
     with pytest.raises(ValueError, match="measured with a state"):
@@ -169,7 +172,7 @@ def test_costs_are_counted_where_none_are_given():
         ml.MultilevelTerm(cheap, fine), jnp.linspace(0.0, 1.0, 5), jnp.ones((2, 64)), key=jr.key(0), **QUIET
     )
     assert found.costs[1] == 1.0 and 0.0 < found.costs[0] < 0.1
-    assert np.all(found.seconds > 0)
+    assert np.all(found.measurements.seconds > 0)
 
 
 def test_calibrate_says_what_is_missing():
@@ -225,7 +228,9 @@ def test_costs_by_the_clock_and_by_flops():
     term = ml.MultilevelTerm(lambda t, y, args: -y, heavy, costs=(1, 2))
     ts, y0s = jnp.linspace(0.0, 1.0, 5), jr.normal(jr.key(0), (4, 60))
     by_clock = ml.calibrate(term, ts, y0s, key=jr.key(1), costs="seconds", **QUIET)
-    np.testing.assert_allclose(by_clock.costs, by_clock.seconds / by_clock.seconds[-1])
+    np.testing.assert_allclose(
+        by_clock.costs, by_clock.measurements.seconds / by_clock.measurements.seconds[-1]
+    )
     by_flops = ml.calibrate(term, ts, y0s, key=jr.key(1), costs="flops", **QUIET)
     assert by_flops.costs[0] < 0.01
     given = ml.calibrate(term, ts, y0s, key=jr.key(1), **QUIET)
@@ -242,6 +247,7 @@ def test_pilots_that_explode_are_refused_and_coarse_runs_that_explode_are_record
     ):
         ml.calibrate(term, jnp.linspace(0.0, 30.0, 33), y0s, key=jr.key(0), **QUIET)
     found = ml.calibrate(term, jnp.linspace(0.0, 8.0, 257), y0s, key=jr.key(0), **QUIET)
-    assert np.isinf(found.single_error[1, 0]) and np.isfinite(found.single_error[1, -1])
-    assert np.all(np.isfinite(found.single_spread))
-    assert len(found.plan(budget=30.0).ts) - 1 > found.single_steps[0]
+    measured = found.measurements
+    assert np.isinf(measured.single_error[1, 0]) and np.isfinite(measured.single_error[1, -1])
+    assert np.all(np.isfinite(measured.single_uncertainty))
+    assert len(found.plan(budget=30.0).ts) - 1 > measured.single_steps[0]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import mlem_jax as ml
 from mlem_jax._cli import app as _cli, sample as _cli_sample
 from mlem_jax.diffusion import Ladder, save_ladder
-from mlem_jax.diffusion._ladder.ladder import as_stored
+from mlem_jax.diffusion._ladder.ladder import as_stored, METHODS
 
 TEXT = (
     'name = "tiny"\nshape = [4, 4, 1]\n[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n'
@@ -121,7 +121,7 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
     path = tmp_path / "new" / "found.npz"
     result = run(*common, "--sde", "--pilots", 5, "--steps", 8, "--out", path)
     assert result.exit_code == 0, result.output
-    assert asked == [{"sde": True, "steps": 8, "pilots": 5, "order": 1, "guidance": None}]
+    assert asked == [{"sde": True, "steps": 8, "pilots": 5, "method": METHODS[0], "guidance": None}]
     assert "8 steps, 3 pilot" in result.output and "A plan with budget 3:" in result.output
     assert ml.Calibration.load(path).num_levels == 2
     # The line that it ends with is a command that works.

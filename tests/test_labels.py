@@ -142,13 +142,13 @@ def measured(**settings):
 
 def test_every_pilot_of_a_calibration_has_its_own_label():
     labels = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])
-    found = measured(labels=labels)
+    found = measured(labels=labels).measurements
     # Of both levels: the root mean square of the labels, at every step, and pilot by pilot.
-    np.testing.assert_allclose(found.increment, np.sqrt(np.mean(np.square(labels))), rtol=1e-5)
-    for kicks in np.moveaxis(found.kicks, 2, 3).reshape(-1, 5):
-        np.testing.assert_allclose(np.abs(kicks), labels, rtol=1e-5)
+    np.testing.assert_allclose(found.increment_rms, np.sqrt(np.mean(np.square(labels))), rtol=1e-5)
+    for effects in np.moveaxis(found.effects, 2, 3).reshape(-1, 5):
+        np.testing.assert_allclose(np.abs(effects), labels, rtol=1e-5)
     # The trajectories too are the pilots' own: Euler on the cheaper level alone ends half as far.
-    np.testing.assert_allclose(found.single_error[0], found.increment[0, 0], rtol=1e-4)
+    np.testing.assert_allclose(found.single_error[0], found.increment_rms[0, 0], rtol=1e-4)
     with pytest.raises(
         ValueError, match="Give args, the same for all pilots, or labels, one for each; not both"
     ):

@@ -13,7 +13,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from diffusion_problems import arrays, randomised, stand_in, TINY, tiny_config, tiny_images
-from problems import as_user, assert_mean
+from problems import as_user, assert_mean, remeasured
 
 from mlem_jax.diffusion import (
     Ladder,
@@ -22,6 +22,7 @@ from mlem_jax.diffusion import (
     train_ladder,
     VariancePreserving,
 )
+from mlem_jax.diffusion._ladder.ladder import METHODS
 from mlem_jax.diffusion._training.batches import held_out_losses, noised
 from mlem_jax.diffusion._training.train import train_networks
 
@@ -307,8 +308,9 @@ def test_the_shipped_ladder_has_four_levels_of_growing_cost(shipped):
     assert distances == sorted(distances, reverse=True) and distances[-1] == 0
     for kind, calibration in shipped.calibrations.items():
         sde, steps = kind.startswith("sde"), 256 if kind.startswith("sde") else 128
-        assert calibration.increment.shape == (steps, 4) and calibration.kicks.shape[:2] == (steps, 4)
-        assert np.all(np.isfinite(calibration.kicks))
+        measured = calibration.measurements
+        assert measured.increment_rms.shape == (steps, 4) and measured.effects.shape[:2] == (steps, 4)
+        assert np.all(np.isfinite(measured.effects))
         np.testing.assert_allclose(calibration.ts, shipped.config.process.grid(steps), rtol=1e-5)
         calibration.require(shipped.term(sde=sde).levels, jnp.zeros(shipped.config.shape))
 
@@ -316,24 +318,24 @@ def test_the_shipped_ladder_has_four_levels_of_growing_cost(shipped):
 def test_a_ladder_plans_with_the_better_order(ladder):
     first = ladder.calibrations["ode"]
     # Each is better than the other at some step counts.
-    first = dataclasses.replace(first, single_error=np.tile([0.5, 0.2], (2, 1)))
-    second = dataclasses.replace(first, order=2, clock="log", single_error=np.tile([0.4, 0.3], (2, 1)))
+    first = remeasured(first, single_error=np.tile([0.5, 0.2], (2, 1)))
+    second = remeasured(first, method=METHODS[1], single_error=np.tile([0.4, 0.3], (2, 1)))
     both = dataclasses.replace(ladder, calibrations={"ode": first, "ode_2": second})
     for choice in (dict(budget=4, steps=4), dict(budget=9, steps=8)):
         alone = [c.plan(**choice) for c in (first, second)]
         best = both.plan(**choice)
         assert best.error == min(plan.error for plan in alone) < max(plan.error for plan in alone)
-        assert best.order == 1 + int(alone[1].error < alone[0].error)
+        assert best.method == METHODS[int(alone[1].error < alone[0].error)]
     alone = [c.plan(error=0.45) for c in (first, second)]
     assert both.plan(error=0.45).cost == min(plan.cost for plan in alone) < max(plan.cost for plan in alone)
 
 
 def test_a_ladder_without_the_calibration_says_how_to_measure_it(ladder):
     bare = dataclasses.replace(ladder, calibrations={"ode": ladder.calibrations["ode"]})
-    with pytest.raises(ValueError, match=r"no calibration 'sde', only \['ode'\].*sde=True, order=1"):
+    with pytest.raises(ValueError, match=r"no calibration 'sde', only \['ode'\].*method=mlem_jax.EulerM"):
         bare.plan(budget=4, sde=True)
-    with pytest.raises(ValueError, match="order=2"):
-        bare.calibration(order=2)
+    with pytest.raises(ValueError, match="AdamsBashforth"):
+        bare.calibration(method=METHODS[1])
     with pytest.raises(ValueError, match="positive"):
         bare.plan(budget=-1)
     wrong = dataclasses.replace(bare, networks=bare.networks[::-1])

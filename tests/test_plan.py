@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from problems import as_user, POLICIES
+from problems import as_user, POLICIES, remeasured
 
 import mlem_jax as ml
 from mlem_jax._calibration.linear_model import predict, select, Selection
@@ -91,8 +91,8 @@ def test_predicted_coin_error_and_cost_are_what_happens(term, calibration, name,
 def test_probabilities_of_independent_coins_are_the_best(calibration):
     # Moving cost between levels, or between early and late times, must not lower the predicted error.
     plan = calibration.plan(budget=2.5, coins=ml.IndependentCoins(), steps=STEPS, levels=(0, 1, 2))
-    kicks = select(calibration, Selection((0, 1, 2), 1))
-    cost, error, _ = predict(kicks, plan.table, ml.IndependentCoins())
+    model = select(calibration.measurements, Selection((0, 1, 2), 1))
+    cost, error, _ = predict(model, plan.table, ml.IndependentCoins())
     early = (np.arange(STEPS) < STEPS // 2)[:, None]
     for change in (
         np.array([1.0, 1.6, 1.0]),
@@ -100,17 +100,19 @@ def test_probabilities_of_independent_coins_are_the_best(calibration):
         np.where(early, [1.0, 1.6, 1.6], 1.0),
         np.where(early, [1.0, 1 / 1.6, 1 / 1.6], 1.0),
     ):
-        moved_cost, moved, _ = predict(kicks, np.minimum(1.0, plan.table * change), ml.IndependentCoins())
+        moved_cost, moved, _ = predict(model, np.minimum(1.0, plan.table * change), ml.IndependentCoins())
         # Error falls like the root of the cost beyond the cheapest level's.
         base = STEPS * calibration.costs[0]
         assert moved * ((moved_cost - base) / (cost - base)) ** 0.5 > 0.98 * error
 
 
 def test_dropping_a_level_adds_its_increment_to_the_next(calibration):
-    every = select(calibration, Selection((0, 1, 2), 1)).values
-    two = select(calibration, Selection((0, 2), 2))
-    np.testing.assert_allclose(two.values[: STEPS // 2, 2], every[::2, 1:].sum(1))
-    assert two.steps == STEPS // 2 and np.all(two.values[STEPS // 2 :] == 0) and np.all(two.values[:, 0] == 0)
+    every = select(calibration.measurements, Selection((0, 1, 2), 1)).effects
+    two = select(calibration.measurements, Selection((0, 2), 2))
+    np.testing.assert_allclose(two.effects[: STEPS // 2, 2], every[::2, 1:].sum(1))
+    assert (
+        two.steps == STEPS // 2 and np.all(two.effects[STEPS // 2 :] == 0) and np.all(two.effects[:, 0] == 0)
+    )
 
 
 def test_a_useless_level_is_left_out_and_named():
@@ -143,7 +145,7 @@ def test_gamma_below_two_is_measured_and_said():
     # |D_k| falls by 4 for each factor of 6 in cost: gamma = log 6 / log 4 = 1.29, well below 2.
     term = ml.MultilevelTerm(*linear_levels((0.4, 0.1, 0.025)), costs=(1, 6, 36, 216))
     found = ml.calibrate(term, TS, Y0S, key=jr.key(0), probes=8, trials=(), progress=False)
-    fit = regression(found)
+    fit = regression(found.measurements)
     assert fit.gamma == pytest.approx(np.log(6) / np.log(4), rel=0.15)
     assert fit.gamma == pytest.approx(2 * fit.giles_gamma / fit.giles_beta, rel=0.02)
     assert "independent coins do not pay" in str(found)
@@ -154,13 +156,13 @@ def test_gamma_below_two_is_measured_and_said():
 
 
 def test_report_measures_kurtosis_and_memory():
-    # Kicks of the second level are 1 for one pilot of 400 and 0 otherwise: kurtosis 400. The third level's
+    # Effects of the second level are 1 for one pilot of 400 and 0 otherwise: kurtosis 400. The third level's
     # alternate in time: they forget at once.
     steps, pilots = 8, 400
-    kicks = np.ones((steps, 3, pilots, 1), np.float32)
-    kicks[:, 1] = 0
-    kicks[:, 1, 0] = 1
-    kicks[:, 2] *= (-1.0) ** np.arange(steps)[:, None, None]
+    effects = np.ones((steps, 3, pilots, 1), np.float32)
+    effects[:, 1] = 0
+    effects[:, 1, 0] = 1
+    effects[:, 2] *= (-1.0) ** np.arange(steps)[:, None, None]
     base = ml.calibrate(
         ml.MultilevelTerm(*linear_levels((0.1, 0.03)), costs=COSTS),
         TS[:9],
@@ -168,9 +170,9 @@ def test_report_measures_kurtosis_and_memory():
         key=jr.key(0),
         trials=(),
     )
-    found = dataclasses.replace(base, kicks=kicks)
-    np.testing.assert_allclose(kurtosis(found), [1, 400, 1])
-    assert memory(found).tolist() == [8, 8, 1]
+    found = remeasured(base, effects=effects)
+    np.testing.assert_allclose(kurtosis(found.measurements), [1, 400, 1])
+    assert memory(found.measurements).tolist() == [8, 8, 1]
     assert "kurtosis 400 > 100" in str(found)
 
 
@@ -222,17 +224,16 @@ def test_trial_runs_correct_the_linear_prediction():
     found = ml.calibrate(
         ml.MultilevelTerm(cheap, fine, costs=(1, 50)), TS, 1.5 + 0.1 * Y0S, key=jr.key(0), progress=False
     )
-    assert set(found.check_coins) == {
+    assert set(found.trials.coins) == {
         "IndependentCoins",
         "StratifiedCoins",
         "SystematicCoins",
         "SystematicCoins(0.5)",
     }
-    assert np.all(found.check_measured > 0) and np.all(found.check_spread > 0)
+    assert np.all(found.trials.measured > 0) and np.all(found.trials.uncertainty > 0)
     plan = found.plan(budget=5.0, steps=STEPS, levels=(0, 1))
-    numbers = ("check_budget", "check_predicted", "check_measured", "check_spread")
-    untried = dict(check_coins=(), **{name: np.zeros(0) for name in numbers})
-    linear = dataclasses.replace(found, **untried).plan(budget=5.0, steps=STEPS, levels=(0, 1))
+    untried = dataclasses.replace(found, trials=ml.Trials.none())
+    linear = untried.plan(budget=5.0, steps=STEPS, levels=(0, 1))
     assert plan.coin_error == pytest.approx(plan.nonlinearity * linear.coin_error, rel=1e-6)
     assert "were not tried" in str(linear)
 
@@ -258,18 +259,20 @@ def test_a_small_budget_is_spent_on_fewer_steps(calibration):
 
 def test_plans_in_seconds_weigh_levels_by_the_clock(calibration):
     # By the clock the two cheap levels take a third and a half of the finest one's time: hardly worth running.
-    timed = dataclasses.replace(calibration, seconds=np.array([2e-3, 3e-3, 6e-3]))
+    timed = remeasured(calibration, seconds=np.array([2e-3, 3e-3, 6e-3]))
     plan = timed.plan(budget=12.0, levels=(0, 1, 2), in_seconds=True)
     np.testing.assert_allclose(plan.costs, [1 / 3, 1 / 2, 1])
     by_flops = timed.plan(budget=12.0, levels=(0, 1, 2))
     np.testing.assert_allclose(by_flops.costs, np.array(COSTS) / COSTS[-1])
     looks, more_looks = (p.table[:, -1].sum() for p in (plan, by_flops))
     assert looks < 0.8 * more_looks and plan.cost <= 12
-    assert f"by the clock, of batches of {timed.batch}" in str(plan) and "clock" not in str(by_flops)
+    assert f"by the clock, of batches of {timed.measurements.batch}" in str(plan) and "clock" not in str(
+        by_flops
+    )
 
 
 def test_one_level_alone_keeps_the_number_of_steps_asked_for(calibration):
-    found = dataclasses.replace(calibration, single_error=calibration.single_error / 1e3)
+    found = remeasured(calibration, single_error=calibration.measurements.single_error / 1e3)
     assert calibration.plan(budget=20.0).levels != (2,)
     plan = found.plan(budget=20.0, steps=16)
     assert plan.levels == (2,) and len(plan.ts) == 17
@@ -277,17 +280,16 @@ def test_one_level_alone_keeps_the_number_of_steps_asked_for(calibration):
 
 
 def test_single_level_curves_are_not_carried_beyond_what_they_can_say(calibration):
-    steps = calibration.single_steps
-    np.testing.assert_allclose(
-        calibration.single_level_error(0, steps), calibration.single_error[0], rtol=1e-6
-    )
-    assert np.isinf(calibration.single_level_error(2, steps[0] - 1))
-    assert calibration.single_level_error(0, 10 * steps[-1]) == pytest.approx(calibration.single_error[0, -1])
-    first_order = calibration.single_error[2, -1] / 10
-    assert calibration.single_level_error(2, 10 * steps[-1]) == pytest.approx(first_order, rel=0.3)
+    measured = calibration.measurements
+    steps = measured.single_steps
+    np.testing.assert_allclose(measured.single_level_error(0, steps), measured.single_error[0], rtol=1e-6)
+    assert np.isinf(measured.single_level_error(2, steps[0] - 1))
+    assert measured.single_level_error(0, 10 * steps[-1]) == pytest.approx(measured.single_error[0, -1])
+    first_order = measured.single_error[2, -1] / 10
+    assert measured.single_level_error(2, 10 * steps[-1]) == pytest.approx(first_order, rel=0.3)
     # An explosion with few steps says nothing about more.
     curve = np.array([[np.inf, 0.2, 0.3]] * 3)
-    exploded = dataclasses.replace(calibration, single_error=curve)
-    assert exploded.single_level_error(0, steps[1]) == pytest.approx(0.2)
+    exploded = remeasured(calibration, single_error=curve)
+    assert exploded.measurements.single_level_error(0, steps[1]) == pytest.approx(0.2)
     plan = exploded.plan(budget=1e-3 + steps[1] * calibration.costs[0])
     assert plan.levels == (0,) and len(plan.ts) - 1 == steps[1] and plan.error == pytest.approx(0.2)

@@ -29,7 +29,7 @@ def calibrations():
         term = ml.MultilevelTerm(narrow, wide, costs=(0.02, 1.0))
         y0s = 20 * jr.normal(jr.key(0), (24, 16))
         return {
-            clock: ml.calibrate(term, TS, y0s, key=jr.key(1), order=2, clock=clock, progress=False)
+            clock: ml.calibrate(term, TS, y0s, key=jr.key(1), method=ml.AdamsBashforth(clock), progress=False)
             for clock in ("time", "log")
         }
 
@@ -59,7 +59,7 @@ def test_predicted_errors_are_measured_on_fresh_states(x64, calibrations, clock,
     # 512 fresh states; the root mean square over them is known to two per cent. The prediction adds the squares of the
     # steps' and the coins' errors, which in a drift as simple as this one have the same signs for all states.
     plan = calibrations[clock].plan(budget=budget)
-    assert plan.order == 2 and plan.clock == clock and len(plan.levels) == 2
+    assert plan.method == ml.AdamsBashforth(clock) and len(plan.levels) == 2
     solver = plan.solver(key=jr.key(0))
     assert isinstance(solver, ml.MLAB2) and solver.time_variable == clock
     y0s = 20 * jr.normal(jr.key(2), (512, 16))
@@ -82,42 +82,44 @@ def test_coins_are_tried_in_steps_enough_for_their_budget(calibrations, clock):
     # Plans with the log clock want few steps, fewer than evaluations at the largest of the budgets. Without a trial
     # there, predictions for large budgets would carry on with what was measured for small ones.
     calibration = calibrations[clock]
-    midpoint = [name == "SystematicCoins(0.5)" for name in calibration.check_coins]
-    assert calibration.check_budget[midpoint].tolist() == [2, 4, 10, 25]
+    midpoint = [name == "SystematicCoins(0.5)" for name in calibration.trials.coins]
+    assert calibration.trials.budget[midpoint].tolist() == [2, 4, 10, 25]
 
 
 def test_the_linear_model_knows_where_corrections_act(calibrations):
     # For coins that were not tried nothing corrects the linear prediction. With kicks at the start of steps, where
     # MLEM has them, those of the trial with most steps would be a fifth too large.
     for calibration in calibrations.values():
-        midpoint = np.array([name == "SystematicCoins(0.5)" for name in calibration.check_coins])
-        linear, measured = calibration.check_predicted[midpoint][-1], calibration.check_measured[midpoint][-1]
+        midpoint = np.array([name == "SystematicCoins(0.5)" for name in calibration.trials.coins])
+        linear, measured = (
+            calibration.trials.predicted[midpoint][-1],
+            calibration.trials.measured[midpoint][-1],
+        )
         assert abs(linear / measured - 1) < 0.1, (linear, measured)
 
 
 def test_the_clock_of_the_logarithm_is_measured_to_be_better(calibrations):
-    finest = {clock: c.single_error[-1] for clock, c in calibrations.items()}
+    finest = {clock: c.measurements.single_error[-1] for clock, c in calibrations.items()}
     assert np.all(finest["log"] < 0.7 * finest["time"])
 
 
-def test_files_keep_order_and_clock(calibrations, tmp_path):
+def test_files_keep_the_method(calibrations, tmp_path):
     calibration = calibrations["log"]
     calibration.save(tmp_path / "c.npz")
     again = ml.Calibration.load(tmp_path / "c.npz")
-    assert (again.order, again.clock) == (2, "log")
+    assert again.method == ml.AdamsBashforth("log")
     calibration.plan(budget=12).save(tmp_path / "p.npz")
     plan = ml.Plan.load(tmp_path / "p.npz")
     calibration_text = str(again)
-    assert (plan.order, plan.clock) == (2, "log")
+    assert plan.method == ml.AdamsBashforth("log")
     assert "AB2 on the finest level errs" in calibration_text and "MLAB2" in str(plan)
 
 
 def test_methods_that_do_not_exist_are_refused():
     term = ml.MultilevelTerm(narrow, wide)
-    for settings, message in (
-        (dict(order=3), "order=3: 1 for MLEM or 2 for MLAB2"),
-        (dict(order=1, clock="log"), "clock='log' with order=1"),
-        (dict(order=2, clock="days"), "clock='days' with order=2"),
-    ):
-        with as_user(), pytest.raises(ValueError, match=message):
-            ml.calibrate(term, TS, jnp.ones((4, 3)), key=jr.key(0), **settings)
+    for method in (2, "MLAB2", ml.AdamsBashforth):
+        with (
+            as_user(),
+            pytest.raises(ValueError, match=r"method=.*an object is expected, mlem_jax.EulerMaruyama"),
+        ):
+            ml.calibrate(term, TS, jnp.ones((4, 3)), key=jr.key(0), method=method)

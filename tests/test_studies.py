@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from diffusion_problems import stand_in
+from problems import remeasured
 
 import mlem_jax as ml
 
@@ -122,16 +123,17 @@ def test_scaling_by_hand_and_by_the_library_agree():
 def plannable(ladder, **settings):
     """A calibration in which single levels err much and corrections are small, so that plans keep several levels."""
     made = stand_in(ladder, **settings)
+    measured = made.measurements
     steps = np.array([8, 16, 32])
     errors = np.linspace(3.0, 1.0, 3) * np.geomspace(10.0, 1.0, len(ladder.networks))[:, None]
-    return dataclasses.replace(
+    return remeasured(
         made,
         ts=np.asarray(ladder.config.process.grid(32), float),
-        increment=np.repeat(made.increment, 4, axis=0),
-        kicks=1e-3 * np.repeat(made.kicks, 4, axis=0),
+        increment_rms=np.repeat(measured.increment_rms, 4, axis=0),
+        effects=1e-3 * np.repeat(measured.effects, 4, axis=0),
         single_steps=steps,
         single_error=errors,
-        single_spread=np.full(errors.shape, 0.1),
+        single_uncertainty=np.full(errors.shape, 0.1),
     )
 
 

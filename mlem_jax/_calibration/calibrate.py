@@ -11,19 +11,24 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, ArrayLike, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
-from .._custom_types import Args, Clock, Y
-from .._solver.method import check_method, Order, single_level_solver
+from .._custom_types import Args, Y
+from .._solver.method import AbstractMethod, EulerMaruyama
 from .._term import find_multilevel_term
-from .calibration import Calibration, level_id, state_id
+from .calibration import Calibration
 from .costs import check_costs, relative_costs, time_levels
-from .pilots import Only, Own, Planned, rms, root_mean, Same, segmented_ends, squares, sweep
-from .trials import BUDGETS, try_coins
+from .fingerprints import level_id, state_id
+from .measurements import Measurements
+from .pilots import FixedTerms, LevelSubsetTerms, MakeTerms, PilotInputs, Pilots, ReportProgress
+from .single_runs import run_single_levels, strides
+from .sweep import sweep
+from .trial_runs import run_trials, TRIAL_BUDGETS
 
 _TRIED = (IndependentCoins(), StratifiedCoins(), SystematicCoins(), SystematicCoins(offset=0.5))
-_FEWEST_STEPS = 8
+# Of the sweep along one batch, in runs of one level alone, for the progress bar.
+_SWEEP_WORK = 4
 
 
 def calibrate(
@@ -34,8 +39,7 @@ def calibrate(
     *,
     labels: PyTree = None,
     key: PRNGKeyArray,
-    order: Order = 1,
-    clock: Clock = "time",
+    method: AbstractMethod = EulerMaruyama(),  # noqa: B008 (immutable)
     costs: Sequence[float] | Literal["flops", "seconds"] | None = None,
     finest_error: float | None = None,
     probes: int = 2,
@@ -62,8 +66,8 @@ def calibrate(
     - `args`: what every pilot hands to the levels as their `args`; or
     - `labels`: arrays with a leading axis of `P`: what each pilot hands to them instead.
     - `key`: for the random directions, trial coins, and noise; keyword-only.
-    - `order`: of the steps that plans take: 1 for [`mlem_jax.MLEM`][], 2 for [`mlem_jax.MLAB2`][].
-    - `clock`: of `MLAB2`, `"time"` or `"log"`.
+    - `method`: of the steps that plans take: [`mlem_jax.EulerMaruyama`][] for [`mlem_jax.MLEM`][] or
+        [`mlem_jax.AdamsBashforth`][] for [`mlem_jax.MLAB2`][].
     - `costs`: cost of one evaluation of each level, in any unit; or `"flops"`, as compiled; or
         `"seconds"`, by the clock for a batch. By default those of the term, or else the FLOPs.
     - `finest_error`: the finest level's own RMS error at the end, if known; only reported.
@@ -80,92 +84,90 @@ def calibrate(
     of another number than the pilots, for a wrong number of costs, times that are not monotone, or `N` not a
     multiple of 4.
     """
-    check_method(order, clock)
+    if not isinstance(method, AbstractMethod):
+        raise ValueError(
+            f"calibrate was given method={method!r}; an object is expected, mlem_jax.EulerMaruyama() or "
+            'mlem_jax.AdamsBashforth("log").'
+        )
     keys = jr.split(key, 3)
-    pilots = jtu.tree_leaves(y0s)[0].shape[0]
-    make_terms = terms if _makes_terms(terms) else Same(terms)
-    example = make_terms(keys[0])
-    place, term = find_multilevel_term(example)
-    num_levels = len(term.levels)
-    if num_levels < 2:
+    pilots = _pilots(terms, ts, y0s, args, labels, keys[0], batch_size)
+    num_levels, batches = len(pilots.term.levels), pilots.batches
+    y0, inputs = jtu.tree_map(lambda leaf: leaf[0], batches[0])
+    priced = check_costs(pilots.term, costs)
+    runs = num_levels * len(strides(len(pilots.ts) - 1))
+    work = len(batches) * (_SWEEP_WORK + runs) + len(trials) * len(TRIAL_BUDGETS)
+    with _progress_bar(work, progress) as report_progress:
+        report_progress("timing the levels", 0)
+        seconds = time_levels(pilots.term, pilots.ts[0], *batches[0], args)
+        relative = relative_costs(pilots.term, priced, seconds, pilots.ts[0], y0, inputs.args(args))
+        sizes, effects = _sweep(pilots, sensitivity_level % num_levels, probes, keys[1], report_progress)
+        single = run_single_levels(pilots, method, report_progress)
+        measured = Measurements(
+            ts=np.asarray(pilots.ts, float),
+            increment_rms=np.sqrt(np.mean(sizes, axis=2)),
+            effects=np.asarray(effects, np.float32),
+            costs=relative,
+            seconds=seconds,
+            single_steps=single.steps,
+            single_error=single.error,
+            single_uncertainty=single.uncertainty,
+            batch=len(jtu.tree_leaves(batches[0][0])[0]),
+            device=jax.devices()[0].device_kind,
+            levels_id=tuple(level_id(level) for level in pilots.term.levels),
+            state_id=state_id(y0),
+            finest_error=finest_error,
+            method=method,
+        )
+        tried = run_trials(measured, trials, pilots, single.finest_ends, keys[2], report_progress)
+    return Calibration(measured, tried)
+
+
+def _pilots(
+    terms: PyTree | MakeTerms,
+    ts: ArrayLike,
+    y0s: Y,
+    args: Args,
+    labels: PyTree,
+    key: PRNGKeyArray,
+    batch_size: int,
+) -> Pilots:
+    """The pilots in batches. Raises `ValueError` for whatever does not fit together."""
+    count = jtu.tree_leaves(y0s)[0].shape[0]
+    make_terms = terms if _makes_terms(terms) else FixedTerms(terms)
+    place, term = find_multilevel_term(make_terms(key))
+    if len(term.levels) < 2:
         raise ValueError("There is nothing to calibrate with one level; use diffrax.Euler().")
     ts = jnp.asarray(ts, jnp.result_type(float))
     _check_times(ts)
-    _check_labels(labels, args, pilots)
-    labels = jtu.tree_map(jnp.asarray, labels)
-    y0 = jtu.tree_map(lambda leaf: leaf[0], y0s)
-    first_args = Own(keys[0], jtu.tree_map(lambda leaf: leaf[0], labels)).args(args)
-    term.check_levels(ts[0], y0, first_args)
-    priced = check_costs(term, costs)
+    _check_labels(labels, args, count)
+    inputs = PilotInputs(jr.split(key, count), jtu.tree_map(jnp.asarray, labels))
+    y0, first = jtu.tree_map(lambda leaf: leaf[0], (y0s, inputs))
+    term.check_levels(ts[0], y0, first.args(args))
+    batches = [
+        jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, inputs))  # noqa: B023
+        for i in range(0, count, batch_size)
+    ]
+    return Pilots(make_terms, place, term, ts, args, batches)
 
-    own = Own(jr.split(keys[0], pilots), labels)
-    probe_keys = jr.split(keys[1], pilots)
-    starts = range(0, pilots, batch_size)
-    batches = [jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, own)) for i in starts]  # noqa: B023
-    total = len(ts) - 1
-    coarser = [m for m in (8, 16, 32) if total % m == 0 and total // m >= _FEWEST_STEPS]
-    strides = [1, 2, 4, *coarser]
-    work = len(batches) * (4 + num_levels * len(strides)) + len(trials) * len(BUDGETS)
-    with _bar(work, progress) as tell:
-        tell("timing the levels", 0)
-        seconds = time_levels(term, ts[0], batches[0][0], batches[0][1], args)
-        relative = relative_costs(term, priced, seconds, ts[0], y0, first_args)
-        tell("increments along trajectories", 0)
-        found = []
-        for start, (ys, owned) in zip(starts, batches, strict=True):
-            probe = probe_keys[start : start + batch_size]
-            # With one level only, lest the derivatives of all of them be compiled.
-            cheap = Planned(make_terms, (sensitivity_level % num_levels,))
-            found.append(sweep(make_terms, cheap, ts, ys, args, probes, owned, probe))
-            jax.block_until_ready(found[-1])
-            tell("increments along trajectories", 4)
-        sizes, kicks = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
-        _check_finite(kicks, ts)
-        single: dict[tuple[int, int], list[PyTree]] = {}
-        solver = single_level_solver(order, clock)
 
-        def method(part: slice) -> diffrax.AbstractSolver:
-            return solver
-
-        for stride in strides:
-            for level in range(num_levels):
-                alone = Only(make_terms, place, level)
-                single[level, stride] = [
-                    segmented_ends(method, alone, ts[::stride], total // strides[-1], ys, args, owned)
-                    for ys, owned in batches
-                ]
-                jax.block_until_ready(single[level, stride])
-                tell("each level alone", len(batches))
-        reference, left = _reference(single, num_levels - 1, order)
-        rows = [
-            [root_mean(squares(single[k, m], reference) + left**2) for m in reversed(strides)]
-            for k in range(num_levels)
-        ]
-        errors, spreads = np.moveaxis(np.array(rows), 2, 0)
-        calibration = Calibration(
-            ts=np.asarray(ts, float),
-            increment=np.sqrt(np.mean(sizes, axis=2)),
-            kicks=np.asarray(kicks, np.float32),
-            costs=relative,
-            seconds=seconds,
-            single_steps=np.array([total // m for m in reversed(strides)]),
-            single_error=errors,
-            single_spread=spreads,
-            check_budget=np.zeros(0),
-            check_predicted=np.zeros(0),
-            check_measured=np.zeros(0),
-            check_spread=np.zeros(0),
-            check_coins=(),
-            batch=len(jtu.tree_leaves(batches[0][0])[0]),
-            device=jax.devices()[0].device_kind,
-            levels_id=tuple(level_id(level) for level in term.levels),
-            state_id=state_id(y0),
-            finest_error=finest_error,
-            order=order,
-            clock=clock,
-        )
-        alone_ends = {stride: single[num_levels - 1, stride] for stride in strides}
-        return try_coins(calibration, trials, make_terms, batches, args, alone_ends, keys[2], tell)
+def _sweep(
+    pilots: Pilots, sensitivity_level: int, probes: int, key: PRNGKeyArray, report_progress: ReportProgress
+) -> tuple[Float[np.ndarray, "steps levels pilots"], Float[np.ndarray, "steps levels pilots probes"]]:
+    """Squared sizes and effects of the increments on all pilots."""
+    # Terms of that level only, so that the derivatives of the others are not compiled.
+    cheap = LevelSubsetTerms(pilots.make_terms, (sensitivity_level,))
+    batch_size = len(pilots.batches[0][1].noise)
+    keys = jr.split(key, sum(len(inputs.noise) for _, inputs in pilots.batches))
+    found = []
+    report_progress("increments along trajectories", 0)
+    for i, (ys, inputs) in enumerate(pilots.batches):
+        mine = keys[i * batch_size : (i + 1) * batch_size]
+        found.append(sweep(pilots.make_terms, cheap, pilots.ts, ys, pilots.args, probes, inputs, mine))
+        jax.block_until_ready(found[-1])
+        report_progress("increments along trajectories", _SWEEP_WORK)
+    sizes, effects = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
+    _check_finite(effects, pilots.ts)
+    return sizes, effects
 
 
 def _makes_terms(terms: Any) -> bool:
@@ -192,38 +194,19 @@ def _check_times(ts: jax.Array) -> None:
         )
 
 
-def _check_finite(kicks: np.ndarray, ts: Array) -> None:
-    bad = ~np.all(np.isfinite(kicks), axis=(1, 3))
+def _check_finite(effects: np.ndarray, ts: Array) -> None:
+    bad = ~np.all(np.isfinite(effects), axis=(1, 3))
     if np.any(bad):
         steps = len(ts) - 1
         raise ValueError(
-            f"{int(np.sum(np.any(bad, axis=0)))} of {kicks.shape[2]} pilot trajectories of Euler on the finest level "
+            f"{int(np.sum(np.any(bad, axis=0)))} of {effects.shape[2]} pilot trajectories of Euler on the finest level "
             f"with {steps} steps, or the derivatives along them, are not finite. Calibrate with a finer ts, for "
             f"example {4 * steps} steps, or with sensitivity_level=0 if only the derivatives explode."
         )
 
 
-def _reference(
-    single: dict[tuple[int, int], list[PyTree]], finest: int, order: int
-) -> tuple[list[PyTree], float]:
-    """The best guess at the exact solution of the finest level, and the RMS error that it is left with.
-
-    Richardson extrapolation where the method converges at its order (differences that fall by `2**order` when
-    the step is halved). Elsewhere the run with all steps, whose error is then about its distance to half of them:
-    so it is for errors of order 1/2 that are uncorrelated from one halving to the next.
-    """
-    fine, half, quarter = (single[finest, m] for m in (1, 2, 4))
-    last = rms(half, fine)
-    gain = 2**order
-    if rms(quarter, half) < 0.8 * gain * last:
-        return fine, last
-    return [
-        jtu.tree_map(lambda a, b: a + (a - b) / (gain - 1), f, h) for f, h in zip(fine, half, strict=True)
-    ], 0.0
-
-
 @contextlib.contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
+def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
     """A progress bar, as a function of what is being done and of how much work is done since."""
     if not shown or importlib.util.find_spec("rich") is None:
         yield lambda what, advance: None

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from .._custom_types import Args, Y
 from .._term import MultilevelTerm
-from .pilots import Own
+from .pilots import PilotInputs
 
 _CLOCK_REPEATS = 5
 
@@ -59,20 +59,20 @@ def _flops(level: Any, t: Any, y0: Y, args: Args) -> float:
     return float(jitted.lower(t, y0, args).compile().compiled.cost_analysis().get("flops", 0.0))
 
 
-def time_levels(term: MultilevelTerm, t: Any, ys: Y, own: Own, args: Args) -> np.ndarray:
+def time_levels(term: MultilevelTerm, t: Any, ys: Y, inputs: PilotInputs, args: Args) -> np.ndarray:
     """Median seconds of one evaluation of each level on a batch, without compilation."""
     medians = []
     for level in term.levels:
 
-        def on_batch(t: Any, ys: Y, own: Own, args: Args, level: Callable = level) -> Y:
-            return jax.vmap(lambda y, own: level(t, y, own.args(args)))(ys, own)
+        def on_batch(t: Any, ys: Y, inputs: PilotInputs, args: Args, level: Callable = level) -> Y:
+            return jax.vmap(lambda y, inputs: level(t, y, inputs.args(args)))(ys, inputs)
 
         call = eqx.filter_jit(on_batch)
-        jax.block_until_ready(call(t, ys, own, args))
+        jax.block_until_ready(call(t, ys, inputs, args))
         times = []
         for _ in range(_CLOCK_REPEATS):
             start = time.perf_counter()
-            jax.block_until_ready(call(t, ys, own, args))
+            jax.block_until_ready(call(t, ys, inputs, args))
             times.append(time.perf_counter() - start)
         medians.append(float(np.median(times)))
     return np.array(medians)

@@ -1,170 +1,91 @@
-"""From a calibration and one number, a budget or a target error, to everything that a solve needs."""
+"""The plan of a multilevel solver with coins, or of one level alone."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Bool, Float, PRNGKeyArray
 
-from .._coins import AbstractCoins, IndependentCoins, NestedCoins, StratifiedCoins, SystematicCoins
-from .._custom_types import Clock
-from .._io import read_npz, write_safely
+from .._coins import AbstractCoins
 from .._probabilities.probabilities import TabulatedProbabilities
-from .._solver.method import multilevel_solver, SINGLE, single_level_solver
-from .._solver.mlab2 import MLAB2
-from .._solver.mlem import MLEM
-from .._term import find_multilevel_term, MultilevelTerm
-
-_NAMED = {
-    "IndependentCoins": IndependentCoins,
-    "NestedCoins": NestedCoins,
-    "StratifiedCoins": StratifiedCoins,
-}
+from .._solver.base import AbstractMultilevelSolver
+from .._solver.method import AbstractMethod
+from .abstract_plan import AbstractPlan
+from .files import decode_record
+from .linear_model import toss
 
 
-def coins_name(coins: AbstractCoins) -> str:
-    """What a policy is called in files and tables."""
-    if isinstance(coins, SystematicCoins) and coins.offset is not None:
-        return f"SystematicCoins({np.asarray(coins.offset).tolist()})"
-    return type(coins).__name__
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Plan(AbstractPlan):
+    """A plan of [`mlem_jax.MLEM`][] or [`mlem_jax.MLAB2`][], or of one level alone.
 
+    What all plans offer is in [`mlem_jax.AbstractPlan`][]. One level alone means no coins: `advice` says why. `error`
+    is the root of the sum of squares of `discretisation` and `coin_error`.
 
-def coins_named(name: str) -> AbstractCoins:
-    """The policy of that name."""
-    if name in _NAMED:
-        return _NAMED[name]()
-    if name.startswith("SystematicCoins"):
-        rest = name.removeprefix("SystematicCoins").strip("()")
-        return SystematicCoins(json.loads(rest) if rest else None)
-    raise ValueError(f"{name} is not one of mlem_jax's coins; plans with coins of your own cannot be loaded.")
-
-
-def keep_levels(
-    terms: PyTree, levels: tuple[int, ...], *, costs: Float[np.ndarray, " k"] | None = None
-) -> PyTree:
-    """The same terms with some of their levels. Raises `ValueError` if there are fewer."""
-    place, term = find_multilevel_term(terms)
-    if len(term.levels) <= levels[-1]:
-        raise ValueError(
-            f"The plan uses level {levels[-1] + 1} and the MultilevelTerm has {len(term.levels)} "
-            "levels. Pass the terms that were calibrated."
-        )
-    kept = MultilevelTerm(*[term.levels[k] for k in levels], costs=costs)
-    if place is None:
-        return kept
-    return diffrax.MultiTerm(*(kept if i == place else other for i, other in enumerate(terms.terms)))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """How to solve within a budget, and what will come of it. From
-    [`mlem_jax.make_plan`][] or `Calibration.plan`; `print` it.
-
-    !!! example
-
-        ```python
-        plan = calibration.plan(budget=12)
-        diffrax.diffeqsolve(
-            plan.terms(terms), plan.solver(key=key), plan.ts[0], plan.ts[-1], None, y0,
-            stepsize_controller=diffrax.StepTo(plan.ts),
-        )
-        ```
-
-    Errors are root mean squares over trajectories and components of the state.
-
-    - `ts`: times of the steps, `(N + 1,)`.
-    - `levels`: which of the calibrated levels are kept, as indices, cheapest first. One level alone means
-        no coins: `advice` says why.
     - `table`: probability of each kept level in each step, `(N, K)`.
     - `coins`: the policy.
-    - `order`: of the steps: 1 for [`mlem_jax.MLEM`][], on one level alone [`diffrax.Euler`][]; 2 for
-        [`mlem_jax.MLAB2`][], with its `clock`.
-    - `costs`: of one evaluation of each kept level, in finest-level evaluations, `(K,)`.
-    - `cost`: expected cost in finest-level evaluations.
-    - `error`: predicted distance to the exact solution of the finest level: the root of the sum of squares of
-        `discretisation` and `coin_error`.
-    - `relative_error_of_prediction`: its relative standard error, from the spread over pilot trajectories.
+    - `method`: of the steps, [`mlem_jax.EulerMaruyama`][] or [`mlem_jax.AdamsBashforth`][].
+    - `discretisation`: what the finest level alone would err with the same steps.
+    - `coin_error`: what the coins add.
     - `nonlinearity`: `coin_error`, which contains what the calibration's trial runs showed, over what the linear
         model alone would say.
-    - `finest_error`: the finest level's own error, if known; not contained in `error`.
-    - `speedup_over_finest`, `speedup_over_single`: cost, at the same predicted error, of the same order's method on
-        the finest level alone, and on the best single level, over `cost`.
-    - `advice`: remarks in words, one each.
+    - `speedup_over_finest`, `speedup_over_single`: cost, at the same predicted error, of the same method on the
+        finest level alone, and on the best single level, over `cost`.
     """
 
-    ts: Float[np.ndarray, " times"]
-    levels: tuple[int, ...]
+    kind: ClassVar[str] = "plan with coins"
+    version: ClassVar[int] = 1
+
     table: Float[np.ndarray, "steps levels"]
     coins: AbstractCoins
-    order: int
-    clock: Clock
-    costs: Float[np.ndarray, " levels"]
-    cost: float
-    error: float
+    method: AbstractMethod
     discretisation: float
     coin_error: float
-    relative_error_of_prediction: float
     nonlinearity: float
     speedup_over_finest: float
     speedup_over_single: float
-    finest_error: float | None
-    advice: tuple[str, ...]
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether solves with different keys are the same."""
+        return len(self.levels) == 1 or self.coins.deterministic
+
+    @property
+    def expected_looks(self) -> Float[np.ndarray, " levels"]:
+        """The sum of each kept level's probabilities, `(K,)`."""
+        return self.table.sum(axis=0)
 
     @property
     def probabilities(self) -> TabulatedProbabilities:
         """Probabilities of the kept levels as a function of time."""
         return TabulatedProbabilities(self.ts[:-1], self.table)
 
-    def solver(self, *, key: PRNGKeyArray, **settings: Any) -> MLEM | MLAB2 | diffrax.Euler:
-        """The solver for `plan.terms(terms)`: a multilevel one (further settings are passed to it), or where one
-        level alone is best the method of that order."""
+    def firing_pattern(self, *, key: PRNGKeyArray) -> Bool[np.ndarray, "steps levels"]:
+        """In which steps each kept level's coin comes up for a key, without a solve."""
+        solver = self.solver(key=key)
+        if not isinstance(solver, AbstractMultilevelSolver) or len(self.levels) == 1:
+            return np.ones(self.table.shape, bool)
+        return toss(self.coins, self.table, solver.key[None])[0] > 0
+
+    def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
+        """The solver for `plan.terms(terms)`: a multilevel one, to which further settings are passed, or where one
+        level alone is best the method's solver for one level."""
         if len(self.levels) == 1:
-            return single_level_solver(self.order, self.clock)
-        return multilevel_solver(
-            self.order, self.clock, self.probabilities, coins=self.coins, key=key, **settings
-        )
-
-    def terms(self, terms: PyTree) -> PyTree:
-        """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
-        calibrated."""
-        return keep_levels(terms, self.levels, costs=self.costs)
-
-    @property
-    def grid(self) -> Float[Array, " times"]:
-        """`ts` as a JAX array, for `diffrax.StepTo`."""
-        return jnp.asarray(self.ts, jnp.result_type(float))
-
-    def save(self, path: str | Path) -> None:
-        """Writes one `.npz` file, in one step. Raises `OSError` that says so where the disk is full."""
-        path = Path(path)
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["coins"] = coins_name(self.coins)
-        coins_named(str(values["coins"]))
-        arrays = {name: values.pop(name) for name in ("ts", "table", "costs")}
-        text = np.array(json.dumps(values))
-        write_safely(path, lambda file: np.savez_compressed(file, plan=text, **arrays))
+            return self.method.single_level_solver()
+        return self.method.multilevel_solver(self.probabilities, coins=self.coins, key=key, **settings)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Plan":
-        """Reads what `save` wrote. Raises `ValueError` for another or a damaged file."""
-        arrays = read_npz(path, "a plan", "Make it again: calibration.plan(...).save(FILE).")
-        if set(arrays) != {"plan", "ts", "table", "costs"}:
-            raise ValueError(f"{path} is not a plan: it holds {sorted(arrays)}.")
-        values = json.loads(str(arrays.pop("plan")))
-        values["coins"] = coins_named(values["coins"])
-        values["levels"], values["advice"] = tuple(values["levels"]), tuple(values["advice"])
-        return cls(**arrays, **values)
+    def _from_file(cls, values: dict[str, Any], path: str | Path) -> "Plan":
+        return decode_record(cls, values, path)
 
     def __str__(self) -> str:
-        looks, steps = self.table.sum(0), len(self.ts) - 1
-        method, several = SINGLE[self.order], "MLEM" if self.order == 1 else "MLAB2"
+        looks, steps = self.expected_looks, len(self.ts) - 1
+        method = self.method.single_level_name
         alone = f"{method} on level {self.levels[-1] + 1} alone, {steps} steps"
         lines = [
-            alone if len(self.levels) == 1 else f"{several}, {steps} steps, {coins_name(self.coins)}",
+            alone if len(self.levels) == 1 else f"{self.method.name}, {steps} steps, {self.coins.name}",
             "level  cost each  expected looks",
         ]
         for column, level in enumerate(self.levels):

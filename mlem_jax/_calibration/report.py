@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._solver.method import SINGLE
-from .calibration import Calibration
+from .measurements import Measurements
+from .trials import Trials
 
 _KURTOSIS = 100.0
 
@@ -25,15 +25,15 @@ class Regression(NamedTuple):
     giles_gamma: float
 
 
-def regression(calibration: Calibration) -> Regression | None:
+def regression(measured: Measurements) -> Regression | None:
     """Measures gamma from the levels' `mass` (how far their increments could move the end state).
 
     The cheapest level is no correction and takes no part; nor do levels at the cheap end whose increment is
     not smaller than half of what the cheapest level itself moves: that is the plateau before a rate exists.
     `None` with fewer than two levels left.
     """
-    mass, costs = calibration.mass, calibration.costs
-    used = list(range(1, calibration.num_levels))
+    mass, costs = measured.mass, measured.costs
+    used = list(range(1, measured.num_levels))
     while len(used) > 2 and mass[used[0]] > 0.5 * mass[0]:
         used.pop(0)
     if len(used) < 2:
@@ -57,22 +57,22 @@ def regression(calibration: Calibration) -> Regression | None:
     )
 
 
-def kurtosis(calibration: Calibration) -> np.ndarray:
-    """Of the kicks `J D_k` over pilots and directions, averaged over time with weights `h**2 E(J D_k)**2`,
+def kurtosis(measured: Measurements) -> np.ndarray:
+    """Of the effects `J D_k` over pilots and directions, averaged over time with weights `h**2 E(J D_k)**2`,
     `(K,)`. 3 for a Gaussian; large values mean that a few trajectories decide the error."""
-    kicks = calibration.kicks.astype(float)
-    second, fourth = np.mean(kicks**2, axis=(2, 3)), np.mean(kicks**4, axis=(2, 3))
-    weights = np.diff(calibration.ts)[:, None] ** 2 * second
+    effects = measured.effects.astype(float)
+    second, fourth = np.mean(effects**2, axis=(2, 3)), np.mean(effects**4, axis=(2, 3))
+    weights = np.diff(measured.ts)[:, None] ** 2 * second
     return np.sum(weights * fourth / np.maximum(second, 1e-300) ** 2, axis=0) / np.sum(weights, axis=0)
 
 
-def memory(calibration: Calibration) -> np.ndarray:
-    """Over how many steps the kicks `h J D_k` stay alike: the lag at which their autocorrelation along
+def memory(measured: Measurements) -> np.ndarray:
+    """Over how many steps the effects `h J D_k` stay alike: the lag at which their autocorrelation along
     the path falls below one half, `(K,)`. Coupled coins cancel what varies slower than that."""
-    moves = calibration.kicks.astype(float) * np.abs(np.diff(calibration.ts))[:, None, None, None]
+    moves = measured.effects.astype(float) * np.abs(np.diff(measured.ts))[:, None, None, None]
     steps = moves.shape[0]
-    found = np.full(calibration.num_levels, float(steps))
-    for k in range(calibration.num_levels):
+    found = np.full(measured.num_levels, float(steps))
+    for k in range(measured.num_levels):
         x = moves[:, k].reshape(steps, -1)
         for lag in range(1, steps):
             top = np.sum(x[lag:] * x[:-lag])
@@ -83,104 +83,100 @@ def memory(calibration: Calibration) -> np.ndarray:
     return found
 
 
-def telescoping(calibration: Calibration) -> np.ndarray:
+def telescoping(measured: Measurements) -> np.ndarray:
     """z-scores, `(K,)`: the mean effect of `f^k` on one half of the pilots against the sum of the mean effects
     of `D_1, ..., D_k` on the other half. Beyond 4 or so, the levels are not what was differenced."""
     moves = np.einsum(
-        "nkpr,n->kpr", calibration.kicks.astype(float), np.abs(np.diff(calibration.ts)), optimize=True
+        "nkpr,n->kpr", measured.effects.astype(float), np.abs(np.diff(measured.ts)), optimize=True
     )
     total = np.cumsum(np.mean(moves, axis=2), axis=0)
     half = total.shape[1] // 2
     one, other = total[:, :half], total[:, half:]
     variance = np.var(one, axis=1) / max(half, 1) + np.var(other, axis=1) / other.shape[1]
     if half < 2:
-        return np.full(calibration.num_levels, np.nan)
+        return np.full(measured.num_levels, np.nan)
     return (one.mean(1) - other.mean(1)) / np.sqrt(np.maximum(variance, 1e-300))
 
 
-def useless(calibration: Calibration) -> list[int]:
+def useless(measured: Measurements) -> list[int]:
     """Levels (numbers) that cost more than they correct: dropping them leaves a larger increment for the next
     level, but `mass * sqrt(cost)`, what independent coins pay, summed over levels is smaller without."""
 
     def price(levels: list[int]) -> float:
-        kicks = calibration.kicks.astype(float)
+        effects = measured.effects.astype(float)
         total, before = 0.0, levels[0]
         for k in levels[1:]:
-            merged = kicks[:, before + 1 : k + 1].sum(1)
-            mass = np.abs(np.diff(calibration.ts)) @ np.sqrt(np.mean(merged**2, axis=(1, 2)))
-            total += mass * np.sqrt(calibration.costs[k] + calibration.costs[before])
+            merged = effects[:, before + 1 : k + 1].sum(1)
+            mass = np.abs(np.diff(measured.ts)) @ np.sqrt(np.mean(merged**2, axis=(1, 2)))
+            total += mass * np.sqrt(measured.costs[k] + measured.costs[before])
             before = k
         return float(total)
 
-    everything = list(range(calibration.num_levels))
+    everything = list(range(measured.num_levels))
     whole = price(everything)
     return [k + 1 for k in everything[1:-1] if price([j for j in everything if j != k]) < whole]
 
 
-def warnings(calibration: Calibration) -> list[str]:
+def warnings(measured: Measurements, trials: Trials) -> list[str]:
     """Remarks on what will go wrong, in words."""
     found = []
-    for k, value in enumerate(kurtosis(calibration)):
+    for k, value in enumerate(kurtosis(measured)):
         if value > _KURTOSIS:
             found.append(
                 f"Level {k + 1}: kurtosis {value:.0f} > 100: a few trajectories decide the error; use more pilots."
             )
-    for k, z in enumerate(telescoping(calibration)):
+    for k, z in enumerate(telescoping(measured)):
         if abs(z) > 5:
             found.append(
                 f"Level {k + 1}: telescoping check failed (z = {z:.1f}); is the level deterministic?"
             )
-    ratios = calibration.costs[1:] / calibration.costs[:-1]
+    ratios = measured.costs[1:] / measured.costs[:-1]
     for k, ratio in enumerate(ratios):
         if ratio < 2:
             found.append(
                 f"Levels {k + 1} and {k + 2} are close together: their costs differ by a factor of {ratio:.2g} only."
             )
-    for number in useless(calibration):
+    for number in useless(measured):
         found.append(f"Level {number} costs more than it corrects; a plan may leave it out.")
-    fit = regression(calibration)
+    fit = regression(measured)
     if fit is not None and 0 < fit.gamma <= 2:
         found.append(
             f"gamma = {fit.gamma:.2f} is not above 2: independent coins do not pay here (the drift is not "
             "harder than Monte Carlo); coupled coins may."
         )
-    for name, budget, predicted, measured in zip(
-        calibration.check_coins,
-        calibration.check_budget,
-        calibration.check_predicted,
-        calibration.check_measured,
-        strict=True,
+    for name, budget, predicted, found_error in zip(
+        trials.coins, trials.budget, trials.predicted, trials.measured, strict=True
     ):
-        if measured > 2 * predicted:
+        if found_error > 2 * predicted:
             found.append(
-                f"{name} at budget {budget:g}: trial runs erred {measured / predicted:.1f} times the linear "
+                f"{name} at budget {budget:g}: trial runs erred {found_error / predicted:.1f} times the linear "
                 "prediction (strongly nonlinear)."
             )
     return found
 
 
-def calibration_report(calibration: Calibration) -> str:
+def calibration_report(measured: Measurements, trials: Trials) -> str:
     """The report that `print(calibration)` shows."""
-    mass, kurt, lag, z = (f(calibration) for f in (lambda c: c.mass, kurtosis, memory, telescoping))
-    variance = np.mean(calibration.effect**2, axis=0)
-    worth = mass[1:] * np.sqrt(calibration.costs[1:] + calibration.costs[:-1])
+    mass, kurt, lag, z = (f(measured) for f in (lambda c: c.mass, kurtosis, memory, telescoping))
+    variance = np.mean(measured.effect_rms**2, axis=0)
+    worth = mass[1:] * np.sqrt(measured.costs[1:] + measured.costs[:-1])
     share = np.concatenate([[0.0], worth / worth.sum()])
     lines = [
-        f"{calibration.num_levels} levels, {len(calibration.ts) - 1} steps, {calibration.kicks.shape[2]} pilot "
-        f"trajectories; seconds for a batch of {calibration.batch} on {calibration.device}",
+        f"{measured.num_levels} levels, {len(measured.ts) - 1} steps, {measured.effects.shape[2]} pilot "
+        f"trajectories; seconds for a batch of {measured.batch} on {measured.device}",
         "level       cost    seconds  RMS D_k(max)  variance J D_k   mass  kurtosis  memory  telescoping  share",
     ]
-    for k in range(calibration.num_levels):
+    for k in range(measured.num_levels):
         lines.append(
-            f"{k + 1:5d} {calibration.costs[k]:10.4g} {calibration.seconds[k]:10.3g} "
-            f"{calibration.increment[:, k].max():13.4g} {variance[k]:15.3g} {mass[k]:6.3g} {kurt[k]:9.1f} "
+            f"{k + 1:5d} {measured.costs[k]:10.4g} {measured.seconds[k]:10.3g} "
+            f"{measured.increment_rms[:, k].max():13.4g} {variance[k]:15.3g} {mass[k]:6.3g} {kurt[k]:9.1f} "
             f"{lag[k]:7.0f} {z[k]:12.1f} {100 * share[k]:5.0f}%"
         )
     lines.append(
         "(mass: sum of h times RMS of J D_k; memory: steps until kicks decorrelate; telescoping: z-score; share of "
         "the cost-error product of independent coins)"
     )
-    fit = regression(calibration)
+    fit = regression(measured)
     if fit is None:
         lines.append("gamma: needs at least three levels")
     elif not fit.gamma > (2 * fit.standard_error if np.isfinite(fit.standard_error) else 0):
@@ -199,7 +195,7 @@ def calibration_report(calibration: Calibration) -> str:
         )
     finest = ", ".join(
         f"{error:.3g} ({steps})"
-        for steps, error in zip(calibration.single_steps, calibration.single_error[-1], strict=True)
+        for steps, error in zip(measured.single_steps, measured.single_error[-1], strict=True)
     )
-    lines.append(f"{SINGLE[calibration.order]} on the finest level errs (steps): {finest}")
-    return "\n".join([*lines, *warnings(calibration)])
+    lines.append(f"{measured.method.single_level_name} on the finest level errs (steps): {finest}")
+    return "\n".join([*lines, *warnings(measured, trials)])

@@ -5,82 +5,79 @@ from typing import NamedTuple
 import numpy as np
 
 from .._coins import AbstractCoins
-from .calibration import Calibration
+from .measurements import Measurements
 from .plan import Plan
 
 _MOST_STEPS = 1e6
 
 
-class Alone(NamedTuple):
-    """One level with so many steps, its error, and that error's relative standard error."""
+class SingleLevel(NamedTuple):
+    """One level alone: its index, steps, error, and that error's relative standard error."""
 
     level: int
     steps: int
     error: float
-    spread: float
+    uncertainty: float
 
 
-def best_alone(calibration: Calibration, budget: float | int, steps: int | None = None) -> Alone | None:
-    """The best single level within a budget, among the step counts that the calibration has tried and those
-    between them, or with exactly so many steps; `None` if the budget pays for none."""
-    total, found = len(calibration.ts) - 1, []
-    for level, cost in enumerate(calibration.costs):
-        counts = np.arange(calibration.single_steps[0], total + 1) if steps is None else np.array([steps])
+def best_alone(measured: Measurements, budget: float | int, steps: int | None = None) -> SingleLevel | None:
+    """The best single level within a budget, with any number of steps in the measured range, or with
+    exactly `steps`; `None` if the budget pays for none."""
+    total, found = measured.num_steps, []
+    for level, cost in enumerate(measured.costs):
+        counts = np.arange(measured.single_steps[0], total + 1) if steps is None else np.array([steps])
         counts = counts[counts * cost <= budget]
         if len(counts):
-            errors = calibration.single_level_error(level, counts)
+            errors = measured.single_level_error(level, counts)
             best = int(np.argmin(errors))
-            spread = np.interp(counts[best], calibration.single_steps, calibration.single_spread[level])
-            found.append(Alone(level, int(counts[best]), float(errors[best]), float(spread)))
+            uncertainty = np.interp(counts[best], measured.single_steps, measured.single_uncertainty[level])
+            found.append(SingleLevel(level, int(counts[best]), float(errors[best]), float(uncertainty)))
     return min(found, key=lambda alone: alone.error, default=None)
 
 
-def steps_for_error(calibration: Calibration, level: int, error: float | int) -> float:
+def steps_for_error(measured: Measurements, level: int, error: float | int) -> float:
     """Steps on one level alone for this error: the fewest that reach it, infinite if none do."""
-    counts = np.geomspace(calibration.single_steps[0], _MOST_STEPS, 4000)
-    reached = calibration.single_level_error(level, counts) <= error
+    counts = np.geomspace(measured.single_steps[0], _MOST_STEPS, 4000)
+    reached = measured.single_level_error(level, counts) <= error
     return float(counts[np.argmax(reached)]) if np.any(reached) else np.inf
 
 
-def speedups(calibration: Calibration, error: float | int, cost: float) -> tuple[float, float]:
+def speedups(measured: Measurements, error: float | int, cost: float) -> tuple[float, float]:
     """Cost of the finest level alone, and of the best level alone, at this error, over `cost`."""
-    needed = [
-        calibration.costs[k] * steps_for_error(calibration, k, error) for k in range(calibration.num_levels)
-    ]
+    needed = [measured.costs[k] * steps_for_error(measured, k, error) for k in range(measured.num_levels)]
     return float(needed[-1] / cost), float(min(needed) / cost)
 
 
-def alone_plan(
-    calibration: Calibration, coins: AbstractCoins, alone: Alone, multilevel_error: float | None
+def single_level_plan(
+    measured: Measurements, coins: AbstractCoins, alone: SingleLevel, multilevel_error: float | None
 ) -> Plan:
     """The plan that is one level alone."""
-    total = len(calibration.ts) - 1
+    total = measured.num_steps
     # A subset of the calibrated times, so that a noise path on their grid still fits.
-    ts = calibration.ts[np.round(np.linspace(0, total, alone.steps + 1)).astype(int)]
-    cost = alone.steps * float(calibration.costs[alone.level])
+    ts = measured.ts[np.round(np.linspace(0, total, alone.steps + 1)).astype(int)]
+    cost = alone.steps * float(measured.costs[alone.level])
     reason = (
         "no combination of levels fits the budget"
         if multilevel_error is None
         else f"the best combination of levels would err {multilevel_error:.3g}"
     )
-    over_finest, over_single = speedups(calibration, alone.error, cost)
+    over_finest, over_single = speedups(measured, alone.error, cost)
     return Plan(
         ts=ts,
         levels=(alone.level,),
         table=np.ones((alone.steps, 1)),
         coins=coins,
-        order=calibration.order,
-        clock=calibration.clock,
-        costs=calibration.costs[[alone.level]],
+        method=measured.method,
+        costs=measured.costs[[alone.level]],
         cost=cost,
         error=alone.error,
         discretisation=alone.error,
         coin_error=0.0,
-        relative_error_of_prediction=alone.spread,
+        relative_error_of_prediction=alone.uncertainty,
         nonlinearity=1.0,
         speedup_over_finest=over_finest,
         speedup_over_single=over_single,
-        finest_error=calibration.finest_error,
+        finest_error=measured.finest_error,
         advice=(
             f"Use level {alone.level + 1} alone: it errs {alone.error:.3g} at this budget; {reason}. ML-EM does not "
             "pay here.",

@@ -1,131 +1,59 @@
-"""Trial runs of ML-EM on a calibration's pilots: what the linear model leaves out."""
+"""What trial runs of the multilevel method showed on the pilots, and how that corrects the linear model."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
 
-import diffrax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Float
 
-from .._coins import AbstractCoins
-from .._custom_types import Args, Y
-from .._probabilities.probabilities import TabulatedProbabilities
-from .._solver.method import multilevel_solver
-from .calibration import Calibration
-from .linear_model import error_of_counts, is_deterministic, select, Selection, toss
-from .pilots import MakeTerms, Own, Planned, root_mean, segmented_ends, squares
-from .plan import coins_name, Plan
-from .planning import make_plan
-
-BUDGETS = (2.0, 4.0, 10.0, 25.0)
-_SEEDS = 2
+# Errors are clipped to this range before logarithms are taken: a trial may explode, or reproduce the reference exactly.
+_SMALLEST, _LARGEST = 1e-30, 1e30
+# The part of a trial's error that is always taken for a nonlinear one, so that its logarithm exists.
+_LEAST_NONLINEAR = 1e-3
 
 
-def try_coins(
-    calibration: Calibration,
-    coins: Sequence[AbstractCoins],
-    make_terms: MakeTerms,
-    batches: list[PyTree],
-    args: Args,
-    alone: dict[int, list[PyTree]],
-    key: PRNGKeyArray,
-    tell: Callable[[str, int], None],
-) -> Calibration:
-    """Runs ML-EM at a few budgets as a plan would, and compares its distance to the finest level alone with as
-    many steps, whose end states are given for each stride, with the linear prediction."""
-    total = len(calibration.ts) - 1
-    levels = _kept_levels(calibration)
-    kept = Planned(make_terms, levels)
-    segment = int(calibration.single_steps[0])
-    rows = []
-    for policy in coins:
-        seeds = 1 if is_deterministic(policy) else _SEEDS
-        for budget in BUDGETS:
-            tell(f"trial runs of ML-EM, {coins_name(policy)}", 1)
-            plan = _plan(calibration, budget, policy, levels)
-            if plan is None:
-                continue
-            steps = len(plan.ts) - 1
-            kicks = select(calibration, Selection(levels, total // steps))
-            table = np.ones((total, calibration.num_levels))
-            table[:steps, kicks.pad :] = plan.table
-            # Tossed beforehand: so a few seeds are enough to compare.
-            counts = toss(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
-            apart = []
-            for count in counts:
-                fired = count[:steps, kicks.pad :]
-                found = [_run(kept, plan, fired, segment, ys, args, own, key) for ys, own in batches]
-                apart.append(squares(found, alone[total // steps]))
-            predicted = error_of_counts(kicks, table, counts)
-            rows.append((coins_name(policy), budget, predicted, *root_mean(np.mean(apart, axis=0))))
-    if not rows:
-        return calibration
-    names, budgets, predicted, measured, spread = zip(*rows, strict=True)
-    return dataclasses.replace(
-        calibration,
-        check_coins=names,
-        check_budget=np.array(budgets),
-        check_predicted=np.array(predicted),
-        check_measured=np.array(measured),
-        check_spread=np.array(spread),
-    )
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Trials:
+    """Trial runs on the pilot trajectories, one row for each policy and budget, `(T,)`.
 
+    - `coins`: the policies' names.
+    - `budget`: of the run, in evaluations of the finest level.
+    - `predicted`, `measured`: the coins' part of the error (RMS) as the linear model predicts it and as it was.
+    - `uncertainty`: the relative standard error of `measured`, from the differences between pilots.
+    """
 
-def _run(
-    make_terms: MakeTerms,
-    plan: Plan,
-    counts: Int[np.ndarray, "steps levels"],
-    segment: int,
-    ys: Y,
-    args: Args,
-    own: Own,
-    key: PRNGKeyArray,
-) -> Y:
-    """End states of ML-EM, in segments of so many steps: so one compiled solve serves all plans."""
+    coins: tuple[str, ...]
+    budget: Float[np.ndarray, " trials"]
+    predicted: Float[np.ndarray, " trials"]
+    measured: Float[np.ndarray, " trials"]
+    uncertainty: Float[np.ndarray, " trials"]
 
-    def solver(part: slice) -> diffrax.AbstractSolver:
-        probabilities = TabulatedProbabilities(plan.ts[:-1][part], plan.table[part])
-        coins = _Tossed(jnp.asarray(counts[part]))
-        return multilevel_solver(plan.order, plan.clock, probabilities, coins=coins, key=key)
+    @classmethod
+    def none(cls) -> "Trials":
+        """No trial runs at all."""
+        return cls(
+            coins=(), **{name: np.zeros(0) for name in ("budget", "predicted", "measured", "uncertainty")}
+        )
 
-    return segmented_ends(solver, make_terms, plan.grid, segment, ys, args, own)
+    def corrected(
+        self, coins: str, budget: float | int, linear: float, uncertainty: float
+    ) -> tuple[float, float]:
+        """The coins' error at this budget and its relative standard error, from those of the linear model and from
+        what trial runs of the policy showed, if there were any.
 
-
-def _plan(
-    calibration: Calibration, budget: float, coins: AbstractCoins, levels: tuple[int, ...]
-) -> Plan | None:
-    """The plan to try, with at least twice as many steps as evaluations, lest the finest level run in nearly all of
-    them and a trial show nothing of its coins; `None` if there is none."""
-    enough = calibration.single_steps[calibration.single_steps >= 2 * budget].tolist()
-    for steps in (None, *enough[:1]):
-        try:
-            plan = make_plan(calibration, budget=budget, coins=coins, levels=levels, steps=steps)
-        except ValueError:
-            return None
-        if len(plan.ts) - 1 >= 2 * budget:
-            return plan
-    return None
-
-
-def _kept_levels(calibration: Calibration) -> tuple[int, ...]:
-    """The levels that a plan of middling budget keeps; all of them where it would use one alone."""
-    everything = tuple(range(calibration.num_levels))
-    try:
-        levels = make_plan(calibration, budget=BUDGETS[2]).levels
-    except ValueError:
-        return everything
-    return levels if len(levels) > 1 else everything
-
-
-class _Tossed(AbstractCoins):
-    """Coins that have been tossed already."""
-
-    counts: Int[Array, "steps levels"]
-
-    def init(self, num_levels: int) -> None:
-        return None
-
-    def toss(self, p: Array, state: None, step: Array, key: PRNGKeyArray) -> tuple[Array, None]:
-        return self.counts[step], state
+        A trial's squared error beyond the linear model's is due to second-order terms. These depend on the length of
+        the windows between two looks (the budget) and not on how well the linear parts happen to cancel, so they are
+        added; where a trial erred less than predicted, the prediction is multiplied by that ratio. Both are
+        interpolated between budgets on logarithmic axes and constant beyond.
+        """
+        mine = [i for i, name in enumerate(self.coins) if name == coins]
+        if not mine:
+            return linear, uncertainty
+        mine.sort(key=lambda i: self.budget[i])
+        x, here = np.log(self.budget[mine]), np.log(budget)
+        predicted, measured = (
+            np.clip(values[mine], _SMALLEST, _LARGEST) for values in (self.predicted, self.measured)
+        )
+        beyond = np.sqrt(np.maximum(measured**2 - predicted**2, (_LEAST_NONLINEAR * measured) ** 2))
+        factor = np.exp(np.interp(here, x, np.log(np.minimum(1.0, measured / predicted))))
+        error = float(np.hypot(factor * linear, np.exp(np.interp(here, x, np.log(beyond)))))
+        return error, max(uncertainty, float(np.interp(here, x, self.uncertainty[mine])))

@@ -13,6 +13,7 @@ from rich.console import Console
 from .._calibration.calibration import Calibration
 from .._calibration.plan import Plan
 from ..diffusion import calibrate_ladder, Ladder, load_ladder, sample as draw_samples, save_grid
+from ..diffusion._ladder.ladder import METHODS
 
 _BUDGET = 12.0
 _SHOWN = 100
@@ -170,7 +171,7 @@ def calibrate(
         ladder = _load(checkpoint)
         scales = _scales(guidance)
         calibration = calibrate_ladder(
-            ladder, sde=sde, steps=steps, pilots=pilots, order=2 if order == 2 else 1, guidance=scales
+            ladder, sde=sde, steps=steps, pilots=pilots, method=METHODS[order - 1], guidance=scales
         )
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error

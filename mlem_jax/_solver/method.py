@@ -5,7 +5,7 @@ A calibration, a plan and a count of expected evaluations all ask a method; noth
 
 import abc
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args, Literal
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -170,38 +170,3 @@ def method_from_dict(values: Mapping[str, Any]) -> AbstractMethod:
     if kind not in _TYPES:
         raise ValueError(f"type={kind!r} is not a method of mlem_jax; these are {', '.join(_TYPES)}.")
     return _TYPES[kind](**settings)
-
-
-# The pair (order, clock) of calibrations, until these have a method of their own.
-Order = Literal[1, 2]
-SINGLE = {1: "Euler", 2: "AB2"}
-
-
-def method_of(order: int, clock: str) -> AbstractMethod:
-    """The method of an order and a time variable."""
-    return EulerMaruyama() if order == 1 else AdamsBashforth("log" if clock == "log" else "time")
-
-
-def check_method(order: int, clock: str) -> None:
-    """Raises `ValueError` for an order or a clock that no solver has."""
-    if order not in get_args(Order):
-        raise ValueError(
-            f"order={order!r}: 1 for MLEM or 2 for MLAB2 is expected, the order of the solver's steps."
-        )
-    if clock not in get_args(TimeVariable) or (order == 1 and clock != "time"):
-        raise ValueError(
-            f"clock={clock!r} with order={order}: 'time' is expected, or with order=2 also 'log', for drifts that "
-            "change by the factor of the time."
-        )
-
-
-def multilevel_solver(
-    order: int, clock: TimeVariable, probabilities: AbstractProbabilities, **settings: Any
-) -> Any:
-    """The multilevel solver of an order."""
-    return method_of(order, clock).multilevel_solver(probabilities, **settings)
-
-
-def single_level_solver(order: int, clock: TimeVariable) -> Any:
-    """The method for terms with one level."""
-    return method_of(order, clock).single_level_solver()

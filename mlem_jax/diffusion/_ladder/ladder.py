@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ from ..._calibration.calibrate import calibrate
 from ..._calibration.calibration import Calibration
 from ..._calibration.plan import Plan
 from ..._io import full_disk_explained
-from ..._solver.method import Order
+from ..._solver.method import AbstractMethod, AdamsBashforth, EulerMaruyama
 from ..._term import MultilevelTerm
 from .._network.layers import AbstractNetwork
 from .._predictor.adapter import NoisePredictor
@@ -29,6 +29,8 @@ from .._predictor.guidance import Guided
 from .config import Config, read_config
 
 _SHIPPED = Path(__file__).parents[1] / "fashion_mnist"
+# In which a ladder is calibrated. A diffusion model's drift is closer to a straight line in log s than in s.
+METHODS = (EulerMaruyama(), AdamsBashforth("log"))
 _CONFIG, _CARD = "ladder.toml", "card.json"
 # One scale for all levels, or one for each.
 Guidance = float | int | Sequence[float | int]
@@ -41,8 +43,9 @@ class Ladder:
     - `networks`: the levels' networks.
     - `config`: the description they were built from.
     - `card`: what was measured after training (losses, FLOPs and parameters of each level).
-    - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`) in steps of first order, and
-        perhaps of second order (`"ode_2"`, `"sde_2"`), without guidance.
+    - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`) for
+        [`mlem_jax.EulerMaruyama`][], and perhaps for [`mlem_jax.AdamsBashforth`][] (`"ode_2"`, `"sde_2"`), without
+        guidance.
 
     Networks of a ladder with classes take a label, which comes from the `args` of the solve. `guidance`, a scale or
     one for each level, makes each a [`mlem_jax.diffusion.Guided`][] one.
@@ -90,14 +93,18 @@ class Ladder:
             for network, scale in zip(self.networks, scales, strict=True)
         )
 
-    def calibration(self, *, sde: bool = False, order: Order = 1) -> Calibration:
-        """What was measured for steps of an order, without guidance. Raises `ValueError` if the ladder was saved
-        without it."""
-        kind = _kind(sde, order)
+    def calibration(
+        self,
+        *,
+        sde: bool = False,
+        method: AbstractMethod = METHODS[0],  # noqa: B008 (immutable)
+    ) -> Calibration:
+        """What was measured for a method, without guidance. Raises `ValueError` if the ladder was saved without it."""
+        kind = _kind(sde, method)
         if kind not in self.calibrations:
             raise ValueError(
                 f"This ladder has no calibration {kind!r}, only {sorted(self.calibrations)}. Measure it with "
-                f"calibrate_ladder(ladder, sde={sde}, order={order})."
+                f"calibrate_ladder(ladder, sde={sde}, method=mlem_jax.{method})."
             )
         return self.calibrations[kind]
 
@@ -109,13 +116,13 @@ class Ladder:
         sde: bool = False,
         **settings: Any,
     ) -> Plan:
-        """The better of the plans of first and second order that the ladder has calibrations for: the one of smaller
+        """The better of the plans of all methods that the ladder has calibrations for: the one of smaller
         predicted error, or for a wanted `error` the cheaper one. Arguments and errors as for
         [`mlem_jax.make_plan`][]."""
-        there = [order for order in get_args(Order) if _kind(sde, order) in self.calibrations] or [1]
+        there = [method for method in METHODS if _kind(sde, method) in self.calibrations] or METHODS[:1]
         found, refusals = [], []
-        for order in there:
-            calibration = self.calibration(sde=sde, order=order)
+        for method in there:
+            calibration = self.calibration(sde=sde, method=method)
             calibration.require(self._drifts(sde), jnp.zeros(self.config.shape))
             try:
                 found.append(calibration.plan(budget=budget, error=error, **settings))
@@ -134,7 +141,7 @@ def calibrate_ladder(
     ladder: Ladder,
     *,
     sde: bool = False,
-    order: Order = 1,
+    method: AbstractMethod = METHODS[0],  # noqa: B008 (immutable)
     steps: int | None = None,
     pilots: int = 32,
     guidance: Guidance | None = None,
@@ -149,13 +156,11 @@ def calibrate_ladder(
     key = jr.key(ladder.config.training.seed + 2)
     keys = jr.split(key)
     y0s = process.s_max * jr.normal(keys[0], (pilots, *shape))
-    # A drift of a diffusion model changes by the factor of s.
-    clock = "time" if order == 1 else "log"
     # The next key after these two.
     labels = None if classes is None else jr.randint(jr.fold_in(key, 2), (pilots,), 0, classes)
     term = ladder.term(sde=sde, guidance=guidance)
     terms = NoisyTerms(term, ts, shape) if sde else term
-    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], order=order, clock=clock, progress=progress)
+    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, progress=progress)
 
 
 def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:
@@ -263,8 +268,8 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
     return Ladder(tuple(networks), config, card, calibrations)
 
 
-def _kind(sde: bool, order: int) -> str:
-    return ("sde" if sde else "ode") + ("" if order == 1 else f"_{order}")
+def _kind(sde: bool, method: AbstractMethod) -> str:
+    return ("sde" if sde else "ode") + ("" if method == METHODS[0] else f"_{method.order}")
 
 
 def as_stored(network: AbstractNetwork) -> AbstractNetwork:

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..._calibration.linear_model import is_deterministic
 from ..._calibration.plan import Plan
 from ..._custom_types import Numbers
 from ..._term import find_multilevel_term
@@ -117,7 +116,7 @@ def sample(
     if isinstance(levels, Ladder) and levels.config.classes is not None:
         for leaf in jax.tree.leaves((args, labels)):
             check_label_range("The ladder", np.asarray(leaf), levels.config.classes)
-    random_coins = len(plan.levels) > 1 and not is_deterministic(plan.coins)
+    random_coins = not plan.deterministic
     sampler = _sampler(
         predictors, plan, key, shape, stochasticity, args, save_at, coin_group if random_coins else None
     )

@@ -16,8 +16,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..._brownian import GridBrownianPath
-from ..._solver.mlab2 import MLAB2
-from ..._solver.mlem import MLEM
 from ..._term import find_multilevel_term
 from .._mesh import EACH, EVERYWHERE, spread
 from .._predictor.adapter import NoisePredictor
@@ -39,7 +37,7 @@ class Sampler(eqx.Module):
     """
 
     predictors: tuple[NoisePredictor, ...]
-    solver: MLEM | MLAB2 | diffrax.Euler
+    solver: diffrax.AbstractSolver
     ts: Float[Array, " times"]
     save_at: Float[Array, " saved"] | None
     noise_key: PRNGKeyArray
@@ -63,16 +61,16 @@ class Sampler(eqx.Module):
             *self.predictors, stochasticity=self.stochasticity, brownian_motion=path, costs=self.costs
         )
 
-    def group_solver(self, index: Int[Array, ""]) -> MLEM | MLAB2 | diffrax.Euler:
+    def group_solver(self, index: Int[Array, ""]) -> diffrax.AbstractSolver:
         """The solver with the coins of the group to which a sample belongs."""
-        if isinstance(self.solver, diffrax.Euler) or self.coin_group is None:
-            return self.solver
-        key = jr.fold_in(self.solver.key, index // self.coin_group)
-        return eqx.tree_at(lambda solver: solver.key, self.solver, key)
+        solver: Any = self.solver
+        if self.coin_group is None:
+            return solver
+        return eqx.tree_at(lambda s: s.key, solver, jr.fold_in(solver.key, index // self.coin_group))
 
     def solve(
         self,
-        solver: MLEM | MLAB2 | diffrax.Euler,
+        solver: diffrax.AbstractSolver,
         index: Int[Array, ""],
         label: PyTree,
         saveat: diffrax.SaveAt,

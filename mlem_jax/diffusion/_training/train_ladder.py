@@ -17,6 +17,7 @@ from .._ladder.ladder import (
     count_parameters,
     Ladder,
     load_ladder,
+    METHODS,
     save_ladder,
 )
 from .._network.layers import AbstractNetwork
@@ -147,7 +148,7 @@ def train_ladder(
         settings = {"pilots": pilots, "progress": progress}
         calibrations = {
             "ode": calibrate_ladder(ladder, **settings),
-            "ode_2": calibrate_ladder(ladder, order=2, **settings),
+            "ode_2": calibrate_ladder(ladder, method=METHODS[1], **settings),
             "sde": calibrate_ladder(ladder, sde=True, **settings),
         }
         ladder = dataclasses.replace(ladder, calibrations=calibrations)

@@ -1,0 +1,104 @@
+"""What every kind of plan offers: the terms, grid and solver of a solve, and what it promises."""
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import diffrax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .files import read_record, write_record
+from .levels import keep_levels
+
+_Plan = TypeVar("_Plan", bound="AbstractPlan")
+_REMEDY = "Make it again: calibration.plan(...).save(FILE)."
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class AbstractPlan(abc.ABC):
+    """How to solve within a budget, and what will come of it. From `Calibration.plan`; `print` it.
+
+    !!! example
+
+        ```python
+        plan = calibration.plan(budget=12)
+        diffrax.diffeqsolve(
+            plan.terms(terms), plan.solver(key=key), plan.ts[0], plan.ts[-1], None, y0,
+            stepsize_controller=diffrax.StepTo(plan.grid),
+        )
+        ```
+
+    Errors are root mean squares over trajectories and components of the state.
+
+    - `ts`: times of the steps, `(N + 1,)`; `grid` is the same as a JAX array.
+    - `levels`: which of the calibrated levels are kept, as indices, cheapest first.
+    - `costs`: of one evaluation of each kept level, in evaluations of the finest calibrated level, `(K,)`.
+    - `cost`: expected cost of the solve, in evaluations of the finest level.
+    - `error`: predicted distance to the exact solution of the finest level.
+    - `relative_error_of_prediction`: its relative standard error, from the differences between pilot trajectories.
+    - `finest_error`: the finest level's own error, if known; not contained in `error`.
+    - `advice`: remarks in words, one each.
+
+    Subclasses are final dataclasses. Each has a `kind`, the name of its files' format, and that format's `version`.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+
+    ts: Float[np.ndarray, " times"]
+    levels: tuple[int, ...]
+    costs: Float[np.ndarray, " levels"]
+    cost: float
+    error: float
+    relative_error_of_prediction: float
+    finest_error: float | None
+    advice: tuple[str, ...]
+
+    @property
+    @abc.abstractmethod
+    def deterministic(self) -> bool:
+        """Whether solves with different keys for `solver` are the same."""
+
+    @property
+    @abc.abstractmethod
+    def expected_looks(self) -> Float[np.ndarray, " levels"]:
+        """How many times each kept level is looked at in a solve, on average, `(K,)`."""
+
+    @abc.abstractmethod
+    def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
+        """The solver for `plan.terms(terms)`; `settings` are passed to it."""
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """The plan as a table for people."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _from_file(cls: type[_Plan], values: dict[str, Any], path: str | Path) -> _Plan:
+        """The plan whose fields were written to a file."""
+
+    @property
+    def grid(self) -> Float[Array, " times"]:
+        """`ts` as a JAX array, for `diffrax.StepTo`."""
+        return jnp.asarray(self.ts, jnp.result_type(float))
+
+    def terms(self, terms: PyTree) -> PyTree:
+        """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
+        calibrated."""
+        return keep_levels(terms, self.levels, costs=self.costs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one `.npz` file, atomically. Raises `OSError` that says so where the disk is full."""
+        write_record(path, self.kind, self.version, self)
+
+    @classmethod
+    def load(cls: type[_Plan], path: str | Path) -> _Plan:
+        """Reads what `save` wrote: `AbstractPlan.load` a plan of any kind. Raises `ValueError` for another or a damaged
+        file."""
+        classes = {kind.kind: kind for kind in (cls, *cls.__subclasses__()) if hasattr(kind, "kind")}
+        versions = {name: kind.version for name, kind in classes.items()}
+        kind, values = read_record(path, versions, "a plan", _REMEDY)
+        return classes[kind]._from_file(values, path)

@@ -1,0 +1,96 @@
+"""Records of arrays and settings as one `.npz` file that says its kind and version.
+
+Reading ignores what it does not know and takes defaults for what is not there, so that a field can be added to a record
+without a new version. A version changes when the meaning of a field does.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .._coins import AbstractCoins, coins_from_dict
+from .._io import read_npz, write_safely
+from .._solver.method import AbstractMethod, method_from_dict
+
+_SETTINGS = "settings"
+_Record = TypeVar("_Record")
+# Fields of records that are objects, by name.
+_DECODERS = {"coins": coins_from_dict, "method": method_from_dict}
+
+
+def write_record(path: str | Path, kind: str, version: int, record: Any) -> None:
+    """Writes a dataclass of arrays, JSON values, policies and further dataclasses, atomically. Raises `OSError` that
+    says so where the disk is full."""
+    arrays: dict[str, np.ndarray] = {}
+    values = _encode_record(record, "", arrays)
+    arrays["header"] = np.array(json.dumps({"kind": kind, "version": version, _SETTINGS: values}))
+    content: dict[str, Any] = dict(arrays)
+    write_safely(Path(path), lambda file: np.savez_compressed(file, **content))
+
+
+def read_record(
+    path: str | Path, versions: dict[str, int], what: str, remedy: str
+) -> tuple[str, dict[str, Any]]:
+    """The kind of record in a file and its values, nested as they were.
+
+    Raises `FileNotFoundError`, or `ValueError` for a damaged file, a kind that is not in `versions`, or a version other
+    than the one there.
+    """
+    arrays = read_npz(path, what, remedy)
+    try:
+        header = json.loads(str(arrays.pop("header")))
+        kind, version, values = header["kind"], header["version"], header[_SETTINGS]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not {what}: it holds {sorted(arrays)}. {remedy}") from error
+    if kind not in versions:
+        raise ValueError(f"{path} is not {what}: it is a {kind}.")
+    if version != versions[kind]:
+        raise ValueError(
+            f"{path} has version {version} of the format and this version of mlem_jax reads {versions[kind]}. {remedy}"
+        )
+    for name, array in arrays.items():
+        *parents, last = name.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = array
+    return kind, values
+
+
+def decode_record(cls: type[_Record], values: dict[str, Any], path: str | Path) -> _Record:
+    """The record of a class from what `read_record` found. Raises `ValueError` where a field is missing."""
+    fields: tuple[dataclasses.Field, ...] = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    known = {field.name for field in fields}
+    required = {
+        f.name
+        for f in fields
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(values))
+    if missing:
+        raise ValueError(f"{path} is damaged: {', '.join(missing)} missing.")
+    return cls(**{name: _decode(name, value) for name, value in values.items() if name in known})
+
+
+def _decode(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return _DECODERS[name](value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _encode_record(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[prefix + field.name] = value
+        elif isinstance(value, AbstractCoins | AbstractMethod):
+            values[field.name] = value.to_dict()
+        elif dataclasses.is_dataclass(value):
+            values[field.name] = _encode_record(value, f"{prefix}{field.name}.", arrays)
+        else:
+            values[field.name] = value
+    return values

@@ -1,0 +1,90 @@
+"""Each level alone on the pilots, with several numbers of steps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from .._solver.method import AbstractMethod
+from .pilots import (
+    Pilots,
+    ReportProgress,
+    rms_distance,
+    root_mean,
+    segmented_ends,
+    SingleLevelTerms,
+    squared_distances,
+)
+
+# Strides over the finest grid: these, and the longer ones that leave enough steps.
+_STRIDES, _LONGER_STRIDES, _FEWEST_STEPS = (1, 2, 4), (8, 16, 32), 8
+# Differences between step counts count as converging where they fall by this share of what the order promises.
+_CONVERGING = 0.8
+
+
+class SingleRuns(NamedTuple):
+    """Step counts; errors of each level against the reference, and their relative standard errors; and the finest
+    level's end states by stride, for each batch."""
+
+    steps: Int[np.ndarray, " counts"]
+    error: Float[np.ndarray, "levels counts"]
+    uncertainty: Float[np.ndarray, "levels counts"]
+    finest_ends: dict[int, list[PyTree]]
+
+
+def strides(total: int) -> list[int]:
+    """Every how many of the finest grid's steps the single levels take one, shortest first."""
+    return [*_STRIDES, *(m for m in _LONGER_STRIDES if total % m == 0 and total // m >= _FEWEST_STEPS)]
+
+
+def run_single_levels(pilots: Pilots, method: AbstractMethod, report_progress: ReportProgress) -> SingleRuns:
+    """Solves the pilots with each level alone, with all strides."""
+    total, num_levels = len(pilots.ts) - 1, len(pilots.term.levels)
+    every = strides(total)
+    solver = method.single_level_solver()
+    ends: dict[tuple[int, int], list[PyTree]] = {}
+    for stride in every:
+        for level in range(num_levels):
+            alone = SingleLevelTerms(pilots.make_terms, pilots.place, level)
+            ends[level, stride] = [
+                segmented_ends(
+                    method,
+                    lambda part: solver,
+                    alone,
+                    pilots.ts[::stride],
+                    total // every[-1],
+                    ys,
+                    pilots.args,
+                    inputs,
+                )
+                for ys, inputs in pilots.batches
+            ]
+            jax.block_until_ready(ends[level, stride])
+            report_progress("each level alone", len(pilots.batches))
+    finest_ends = {stride: ends[num_levels - 1, stride] for stride in every}
+    reference, left = _reference(finest_ends, method.order)
+    rows = [
+        [root_mean(squared_distances(ends[k, m], reference) + left**2) for m in reversed(every)]
+        for k in range(num_levels)
+    ]
+    errors, uncertainties = np.moveaxis(np.array(rows), 2, 0)
+    return SingleRuns(np.array([total // m for m in reversed(every)]), errors, uncertainties, finest_ends)
+
+
+def _reference(finest_ends: dict[int, list[PyTree]], order: int) -> tuple[list[PyTree], float]:
+    """The best guess at the exact solution of the finest level, and the RMS error that it is left with.
+
+    Richardson extrapolation where the method converges at its order (differences that fall by `2**order` when the step
+    is halved). Elsewhere the run with all steps, whose error is about its distance to the run with half of them where
+    errors fall as the root of the step and are uncorrelated from one halving to the next.
+    """
+    fine, half, quarter = (finest_ends[stride] for stride in _STRIDES)
+    last = rms_distance(half, fine)
+    gain = 2**order
+    if rms_distance(quarter, half) < _CONVERGING * gain * last:
+        return fine, last
+    return [
+        jtu.tree_map(lambda a, b: a + (a - b) / (gain - 1), f, h) for f, h in zip(fine, half, strict=True)
+    ], 0.0

@@ -1,0 +1,88 @@
+"""The sweep back along pilot trajectories: by how much an increment at each step moves the end state."""
+
+from collections.abc import Callable
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+
+from .._custom_types import Args, Y
+from .._term import find_multilevel_term
+from .pilots import MakeTerms, PilotInputs, solve_on_grid
+
+
+@eqx.filter_jit
+def sweep(
+    make_terms: MakeTerms,
+    make_cheap: MakeTerms,
+    ts: Float[Array, " times"],
+    y0s: Y,
+    args: Args,
+    probes: int,
+    inputs: PilotInputs,
+    probe_keys: Key[Array, " pilots"],
+) -> tuple[Float[Array, "steps levels pilots"], Float[Array, "steps levels pilots probes"]]:
+    """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step along Euler on
+    the finest level; `J` is that of the flow of `make_cheap`'s terms. Mean squares over directions are
+    mean squares over the state's components."""
+    components = sum(leaf[0].size for leaf in jtu.tree_leaves(y0s))
+
+    def one_path(y0: Y, inputs: PilotInputs, key: PRNGKeyArray) -> tuple[Array, Array]:
+        terms, cheap_terms = make_terms(inputs.noise), make_cheap(inputs.noise)
+        given = inputs.args(args)
+        _, term = find_multilevel_term(terms)
+        saveat = diffrax.SaveAt(t0=True, steps=True)
+        path = solve_on_grid(diffrax.Euler(), terms, ts, y0, given, saveat).ys
+
+        def back(adjoints: Y, step: Array) -> tuple[Y, tuple[Array, Array]]:
+            y = jtu.tree_map(lambda leaf: leaf[step], path)
+            increments = _increments(term.levels, ts[step], y, given)
+            squares = jnp.stack([_dot(d, d) for d in increments]) / components
+            effects = jnp.stack([jax.vmap(lambda a, d=d: _dot(a, d))(adjoints) for d in increments])
+
+            def advance(y: Y) -> Y:
+                return jtu.tree_map(jnp.add, y, _step(cheap_terms, ts[step], ts[step + 1], y, given))
+
+            _, pull = jax.vjp(advance, y)
+            (adjoints,) = jax.vmap(pull)(adjoints)
+            return adjoints, (squares, effects / components**0.5)
+
+        steps = jnp.arange(ts.shape[0] - 1)
+        _, out = jax.lax.scan(back, _directions(y0, probes, key), steps, reverse=True)
+        return out
+
+    squares, effects = jax.vmap(one_path)(y0s, inputs, probe_keys)
+    return jnp.moveaxis(squares, 0, 2), jnp.moveaxis(effects, 0, 2)
+
+
+def _directions(y0: Y, probes: int, key: PRNGKeyArray) -> PyTree:
+    """Random signs like the state, with a leading axis."""
+    leaves, structure = jtu.tree_flatten(y0)
+    drawn = [
+        jr.rademacher(jr.fold_in(key, i), (probes, *leaf.shape), leaf.dtype) for i, leaf in enumerate(leaves)
+    ]
+    return jtu.tree_unflatten(structure, drawn)
+
+
+def _increments(levels: tuple[Callable, ...], t: Array, y: Y, args: Args) -> list[Y]:
+    drifts = [jtu.tree_map(lambda f, yi: f.astype(yi.dtype), level(t, y, args), y) for level in levels]
+    pairs = zip(drifts[1:], drifts, strict=False)
+    return [drifts[0]] + [jtu.tree_map(jnp.subtract, fine, coarse) for fine, coarse in pairs]
+
+
+def _dot(a: Y, b: Y) -> Array:
+    products = jtu.tree_map(lambda u, v: jnp.sum(u * v), a, b)
+    return jnp.sum(jnp.stack(jtu.tree_leaves(products)))
+
+
+def _step(terms: PyTree, t0: Array, t1: Array, y: Y, args: Args) -> Y:
+    """One Euler increment from `t0` to `t1`, forward or backward in time (a control is only asked for
+    intervals in forward time, as diffrax does it)."""
+    backward = t1 < t0
+    control = terms.contr(jnp.minimum(t0, t1), jnp.maximum(t0, t1))
+    control = jtu.tree_map(lambda c: jnp.where(backward, -c, c), control)
+    return terms.vf_prod(t0, y, args, control)

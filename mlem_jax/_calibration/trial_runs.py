@@ -1,0 +1,144 @@
+"""Runs of the multilevel method on the pilots: what the linear model leaves out."""
+
+from collections.abc import Sequence
+
+import diffrax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from .._coins import AbstractCoins
+from .._custom_types import Args, Y
+from .._probabilities.probabilities import TabulatedProbabilities
+from .linear_model import error_of_counts, select, Selection, toss
+from .measurements import Measurements
+from .pilots import (
+    LevelSubsetTerms,
+    MakeTerms,
+    PilotInputs,
+    Pilots,
+    ReportProgress,
+    root_mean,
+    segmented_ends,
+    squared_distances,
+)
+from .plan import Plan
+from .planning import choose_plan
+from .trials import Trials
+
+TRIAL_BUDGETS = (2.0, 4.0, 10.0, 25.0)
+# That of the plan whose levels are tried.
+_MIDDLING_BUDGET = 10.0
+# Of random coins, for each budget.
+_SEEDS = 2
+
+
+def run_trials(
+    measured: Measurements,
+    policies: Sequence[AbstractCoins],
+    pilots: Pilots,
+    finest_ends: dict[int, list[PyTree]],
+    key: PRNGKeyArray,
+    report_progress: ReportProgress,
+) -> Trials:
+    """Solves the pilots with each policy at a few budgets as a plan would. Compares the distance to the finest level
+    alone in the same steps, whose end states are given for each stride, with what the linear model predicts."""
+    total = measured.num_steps
+    levels = _kept_levels(measured)
+    kept = LevelSubsetTerms(pilots.make_terms, levels)
+    segment = int(measured.single_steps[0])
+    rows: list[tuple[str, float, float, float, float]] = []
+    for policy in policies:
+        seeds = 1 if policy.deterministic else _SEEDS
+        for budget in TRIAL_BUDGETS:
+            report_progress(f"trial runs of ML-EM, {policy.name}", 1)
+            plan = _trial_plan(measured, budget, policy, levels)
+            if plan is None:
+                continue
+            steps = len(plan.ts) - 1
+            model = select(measured, Selection(levels, total // steps))
+            table = np.ones((total, measured.num_levels))
+            table[:steps, model.pad :] = plan.table
+            # The same coins for the prediction and the solve, so that a few seeds are enough to compare.
+            counts = toss(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
+            distances = []
+            for count in counts:
+                fired = count[:steps, model.pad :]
+                ends = [
+                    _solve(kept, plan, fired, segment, ys, pilots.args, inputs, key)
+                    for ys, inputs in pilots.batches
+                ]
+                distances.append(squared_distances(ends, finest_ends[total // steps]))
+            predicted = error_of_counts(model, table, counts)
+            rows.append((policy.name, budget, predicted, *root_mean(np.mean(distances, axis=0))))
+    if not rows:
+        return Trials.none()
+    names, budgets, predictions, measurements, uncertainties = zip(*rows, strict=True)
+    return Trials(
+        coins=names,
+        budget=np.array(budgets),
+        predicted=np.array(predictions),
+        measured=np.array(measurements),
+        uncertainty=np.array(uncertainties),
+    )
+
+
+def _solve(
+    make_terms: MakeTerms,
+    plan: Plan,
+    counts: Int[np.ndarray, "steps levels"],
+    segment: int,
+    ys: Y,
+    args: Args,
+    inputs: PilotInputs,
+    key: PRNGKeyArray,
+) -> Y:
+    """End states of the plan with coins that have been tossed already."""
+
+    def solver(part: slice) -> diffrax.AbstractSolver:
+        probabilities = TabulatedProbabilities(plan.ts[:-1][part], plan.table[part])
+        coins = _Tossed(jnp.asarray(counts[part]))
+        return plan.method.multilevel_solver(probabilities, coins=coins, key=key)
+
+    return segmented_ends(plan.method, solver, make_terms, plan.grid, segment, ys, args, inputs)
+
+
+def _trial_plan(
+    measured: Measurements, budget: float, coins: AbstractCoins, levels: tuple[int, ...]
+) -> Plan | None:
+    """The plan to try, with at least twice as many steps as evaluations: with fewer the finest level would run in
+    nearly all of them, and a trial would show nothing of its coins. `None` if there is none."""
+    enough = measured.single_steps[measured.single_steps >= 2 * budget].tolist()
+    for steps in (None, *enough[:1]):
+        try:
+            plan = choose_plan(
+                measured, Trials.none(), budget=budget, coins=coins, levels=levels, steps=steps
+            )
+        except ValueError:
+            return None
+        if len(plan.ts) - 1 >= 2 * budget:
+            return plan
+    return None
+
+
+def _kept_levels(measured: Measurements) -> tuple[int, ...]:
+    """The levels that a plan of middling budget keeps; all of them where it would use one alone."""
+    everything = tuple(range(measured.num_levels))
+    try:
+        levels = choose_plan(measured, Trials.none(), budget=_MIDDLING_BUDGET).levels
+    except ValueError:
+        return everything
+    return levels if len(levels) > 1 else everything
+
+
+class _Tossed(AbstractCoins):
+    """Coins that have been tossed already."""
+
+    counts: Int[Array, "steps levels"]
+
+    def init(self, num_levels: int) -> None:
+        return None
+
+    def toss(self, p: Array, state: None, step: Array, key: PRNGKeyArray) -> tuple[Array, None]:
+        return self.counts[step], state
