@@ -1,5 +1,6 @@
 """Settings of the whole test run: run-time type checks, strict promotion, one CPU device."""
 
+import gc
 import os
 
 from jaxtyping import install_import_hook
@@ -28,6 +29,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def same_flags_in_other_processes(monkeypatch):
     """Without them numbers would differ in the last digits."""
     monkeypatch.setenv("XLA_FLAGS", _FLAGS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def caches_of_one_file_only():
+    """Compiled functions are shared within a file; kept over all files they would take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
