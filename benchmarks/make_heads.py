@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first one (default 0)")
     parser.add_argument("--check", action="store_true", help="write nothing, see above")
     arguments = parser.parse_args()
-    missing = arguments.count is None or arguments.out is None
-    if missing and not arguments.check:
-        parser.error("how many heads and a folder are expected, such as: make_heads.py 42000 heads")
-    if not missing and (arguments.count < 1 or arguments.first < 0):
-        parser.error("a count of at least 1 and a --first of at least 0 are expected.")
+    count, out, first = arguments.count, arguments.out, arguments.first
+    if not arguments.check and (count is None or out is None or count < 1 or first < 0):
+        parser.error(
+            "how many heads (at least 1) and a folder are expected, such as: make_heads.py 42000 heads"
+        )
     try:
         # Not at the top: numba and anny are needed for rendering only, not for --help.
         from heads.render import assets, render
@@ -69,11 +69,12 @@ def main() -> None:
         same = digest([render(number) for number in range(10)]) == CHECKSUM
         print(f"heads 0 to 9 {'are those of' if same else 'differ from'} the project's set")
         raise SystemExit(not same)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    numbers = range(arguments.first, arguments.first + arguments.count)
+    assert out is not None and count is not None
+    out.mkdir(parents=True, exist_ok=True)
+    numbers = range(first, first + count)
     with multiprocessing.Pool() as pool:
-        done = pool.imap_unordered(functools.partial(save, out=arguments.out), numbers, chunksize=16)
-        for _ in track(done, "rendering", total=arguments.count):
+        done = pool.imap_unordered(functools.partial(save, out=out), numbers, chunksize=16)
+        for _ in track(done, "rendering", total=count):
             pass
 
 
