@@ -16,11 +16,6 @@ from mlem_jax._cli import app as _cli, sample as _cli_sample
 from mlem_jax.diffusion import Ladder, save_ladder
 from mlem_jax.diffusion._ladder.ladder import as_stored, METHODS
 
-TEXT = (
-    'name = "tiny"\nshape = [4, 4, 1]\n[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n'
-    + "".join(f"[[levels]]\nwidth = {w}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n" for w in (4, 8))
-)
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -33,7 +28,7 @@ def checkpoint(tmp_path_factory):
     ladder = dataclasses.replace(
         bare, calibrations={k: stand_in(bare, sde=k == "sde") for k in ("ode", "sde")}
     )
-    save_ladder(folder / "ladder", ladder, TEXT)
+    save_ladder(folder / "ladder", ladder)
     return folder
 
 
@@ -87,7 +82,7 @@ def test_sample_refuses(checkpoint, tmp_path, monkeypatch):
     bare = Ladder(TINY.networks(), TINY, {}, {})
     stand_in(bare).save(tmp_path / "foreign.npz")
     bare_ladder = tmp_path / "bare"
-    save_ladder(bare_ladder, bare, TEXT)
+    save_ladder(bare_ladder, bare)
     for arguments, message in (
         (("--budget", 3, "--error", 1), "not both"),
         (("--budget", 1e-9), "larger budget"),

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from mlem_jax._cli import app as _cli
 from mlem_jax.diffusion import DiTLevel, FlowMatching, Level, load_ladder, read_config, Training
 from mlem_jax.diffusion._ladder.ladder import count_flops
-from mlem_jax.diffusion._ladder.preset import config_text, ladder_of_flops
+from mlem_jax.diffusion._ladder.preset import ladder_of_flops
+from mlem_jax.diffusion._ladder.toml import config_text
 
 LEVEL = "[[levels]]\nwidth = {}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
 TEXT = (

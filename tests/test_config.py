@@ -147,7 +147,7 @@ def test_a_part_of_a_table_keeps_the_other_defaults(tmp_path):
         ),
         (
             HEAD + '[[levels]]\nkind = "dit"\nwidth = 4\nfolds = [4]\n',
-            r"\['folds'\], which is not known; known are \['width', 'patch', 'depth', 'heads'\]",
+            r"\['folds'\], which is not known; known are \['width', 'patch', 'depth', 'heads', 'input_skip'\]",
         ),
         (
             "classes = 0\n" + SMALLEST,

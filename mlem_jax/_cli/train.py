@@ -22,7 +22,8 @@ from ..diffusion import (
     Training,
 )
 from ..diffusion._ladder.ladder import level_sizes
-from ..diffusion._ladder.preset import config_text, ladder_of_flops
+from ..diffusion._ladder.preset import ladder_of_flops
+from ..diffusion._ladder.toml import config_text
 
 _CONFIG = Path(__file__).parents[1] / "diffusion" / "fashion_mnist" / "ladder.toml"
 _STEPS = 10_000

@@ -10,20 +10,18 @@ from ._data.idx import (
     load_labels as load_labels,
 )
 from ._data.load import Data as Data, load_data as load_data
-from ._ladder.config import (
-    Config as Config,
-    DiTLevel as DiTLevel,
-    Level as Level,
-    read_config as read_config,
-    Training as Training,
-)
+from ._ladder.config import Config as Config
 from ._ladder.ladder import (
     calibrate_ladder as calibrate_ladder,
     Ladder as Ladder,
     load_ladder as load_ladder,
     save_ladder as save_ladder,
 )
+from ._ladder.level import DiTLevel as DiTLevel, Level as Level
+from ._ladder.toml import read_config as read_config
+from ._ladder.training import Training as Training
 from ._network.dit import DiT as DiT
+from ._network.input_skip import InputSkip as InputSkip
 from ._network.layers import AbstractNetwork as AbstractNetwork
 from ._network.precision import MixedPrecision as MixedPrecision
 from ._network.unet import UNet as UNet

@@ -26,7 +26,8 @@ from .._network.layers import AbstractNetwork
 from .._predictor.adapter import NoisePredictor
 from .._predictor.drift import NoisyTerms, ProbabilityFlow, ReverseDrift
 from .._predictor.guidance import Guided
-from .config import Config, read_config
+from .config import Config
+from .toml import config_text, read_saved_config
 
 _SHIPPED = Path(__file__).parents[1] / "fashion_mnist"
 # In which a ladder is calibrated. A diffusion model's drift is closer to a straight line in log s than in s.
@@ -198,7 +199,7 @@ def _has_shape(x: Any) -> bool:
     return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
-def save_ladder(directory: str | Path, ladder: Ladder, config_text: str) -> None:
+def save_ladder(directory: str | Path, ladder: Ladder) -> None:
     """Writes `ladder.toml`, `card.json`, one `level_k.eqx` (float16) per level and the calibrations.
 
     Everything is written beside the target and renamed into place. Raises `FileExistsError` rather than
@@ -211,7 +212,7 @@ def save_ladder(directory: str | Path, ladder: Ladder, config_text: str) -> None
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         with full_disk_explained(directory):
-            (temporary / _CONFIG).write_text(config_text)
+            (temporary / _CONFIG).write_text(config_text(ladder.config))
             (temporary / _CARD).write_text(json.dumps(ladder.card, indent=2) + "\n")
             for kind, calibration in ladder.calibrations.items():
                 calibration.save(temporary / f"calibration_{kind}.npz")
@@ -238,7 +239,7 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
             f"{directory} is not a ladder: it has no {_CONFIG}. 'python -m mlem_jax train --out DIR' "
             "makes one in DIR/ladder."
         )
-    config = read_config(directory / _CONFIG)
+    config = read_saved_config(directory / _CONFIG)
     networks = []
     # Shapes only: drawing random parameters, to be replaced at once, takes many seconds.
     for k, network in enumerate(eqx.filter_eval_shape(config.networks)):

@@ -1,17 +1,17 @@
-"""Ladders made to measure: levels of so many FLOPs each, and the file that describes them."""
+"""Ladders by FLOPs: UNets of given cost for a given image shape."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax.random as jr
-import tomli_w
 
-from .config import Config, KINDS, Level, PROCESSES, Training
+from .config import Config
 from .ladder import count_flops
+from .level import Level
+from .training import Training
 
 # Narrower networks take far more time than their FLOPs say.
 _NARROWEST = 24
@@ -27,11 +27,12 @@ def ladder_of_flops(
     name: str = "ladder",
     training: Training = Training(),  # noqa: B008 (immutable)
 ) -> Config:
-    """A ladder of UNets of about so many million FLOPs per image, cheapest first.
+    """A ladder of UNets of about `mflops` million FLOPs per image each, cheapest first.
 
     A level works on the finest grid on which the FLOPs allow 24 channels (or else where they allow most), halves it
     until it is no more than 8 pixels wide, three grids at most, and doubles the channels after the first. Its width
-    is then the one that comes nearest.
+    is then the one that comes nearest. Where that is too narrow to represent an image, the level has an
+    [`mlem_jax.diffusion.InputSkip`][].
 
     Raises `ValueError` for targets that are not positive and increasing, or too small or too large for a level.
     """
@@ -94,24 +95,3 @@ def _width(shape: tuple[int, int, int], template: Level, target: float) -> int:
 def _flops(shape: tuple[int, int, int], level: Level) -> float:
     # Shapes only: the networks tried are never drawn.
     return count_flops(eqx.filter_eval_shape(lambda: level.network(shape, None, key=jr.key(0))))
-
-
-def config_text(config: Config) -> str:
-    """The TOML file that [`mlem_jax.diffusion.read_config`][] reads as this configuration. All training settings are
-    in it, to be edited, except those that are off."""
-    kind = next(name for name, (process, _) in PROCESSES.items() if type(config.process) is process)
-    kinds = {level: name for name, level in KINDS.items()}
-    table = {
-        **_settings(config, leave_out=("process", "training", "levels")),
-        "process": {"kind": kind, **_settings(config.process)},
-        "training": _settings(config.training),
-        # Everything, so that a level does not change with the defaults of a later version.
-        "levels": [{"kind": kinds[type(level)], **_settings(level)} for level in config.levels],
-    }
-    return tomli_w.dumps(table)
-
-
-def _settings(described: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    values = {f.name: getattr(described, f.name) for f in dataclasses.fields(described)}
-    # TOML has no word for None, which everywhere is the default.
-    return {k: v for k, v in values.items() if v is not None and k not in leave_out}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from .input_skip import InputSkip, needs_input_skip
 from .layers import (
     AbstractNetwork,
     Attention,
@@ -84,6 +85,8 @@ class DiT(AbstractNetwork):
     - `heads`: of the attention in each block.
     - `classes`: how many labels the network tells apart; by default it takes no label. Label number
         `classes` stands for "no label": `Guided(network, scale, null=classes)`.
+    - `input_skip`: whether an [`mlem_jax.diffusion.InputSkip`][] leads from the input to the output; by default
+        where `width` is at most `channels * patch**2`, see [`mlem_jax.diffusion.UNet`][].
     - `key`: keyword-only random key for the initial parameters.
 
     Where a patch is in the image is told by learned vectors, one per patch. The initial output is 0.
@@ -100,6 +103,7 @@ class DiT(AbstractNetwork):
     blocks: list[DiTBlock]
     modulation: Linear
     head: Linear
+    input_skip: InputSkip | None
     shape: tuple[int, int, int] = eqx.field(static=True)
     patch: int = eqx.field(static=True)
     classes: int | None = eqx.field(static=True)
@@ -113,6 +117,7 @@ class DiT(AbstractNetwork):
         depth: int = 4,
         heads: int = 4,
         classes: int | None = None,
+        input_skip: bool | None = None,
         key: PRNGKeyArray,
     ):
         check_dit_sizes(shape, width, patch, depth, heads, classes)
@@ -126,17 +131,25 @@ class DiT(AbstractNetwork):
         self.blocks = [DiTBlock(width, heads, key=k) for k in blocks]
         self.modulation = Linear(width, 2 * width, scale=0.0, key=modulation)
         self.head = Linear(width, pixels, scale=0.0, key=head)
+        if input_skip is None:
+            input_skip = needs_input_skip(width, channels, patch)
+        # Its weights begin at 0, so any key will do.
+        self.input_skip = InputSkip(channels, patch, width, key=head) if input_skip else None
 
     def __call__(
         self, x: Float[Array, "*n h w c"], noise_level: Float[Array, "*m"], label: ArrayLike | None = None
     ) -> Float[Array, "*n h w c"]:
         check_call(self, x, noise_level, label)
         embedding = self.embedding(noise_level, label, x.dtype)
-        patches = space_to_depth(x.reshape(-1, *self.shape), self.patch)
+        images = x.reshape(-1, *self.shape)
+        patches = space_to_depth(images, self.patch)
         n, rows, columns, pixels = patches.shape
         hidden = self.stem(patches.reshape(n, rows * columns, pixels)) + self.positions[None]
         for block in self.blocks:
             hidden = block(hidden, embedding)
         shift, scale = jnp.split(self.modulation(embedding)[:, None, :], 2, axis=-1)
         out = self.head(rms_norm(hidden) * (1 + scale) + shift)
-        return depth_to_space(out.reshape(patches.shape), self.patch).reshape(x.shape)
+        out = depth_to_space(out.reshape(patches.shape), self.patch)
+        if self.input_skip is not None:
+            out = out + self.input_skip(images, embedding)
+        return out.reshape(x.shape)

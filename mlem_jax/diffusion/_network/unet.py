@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from .input_skip import InputSkip, needs_input_skip
 from .layers import (
     AbstractNetwork,
     Attention,
@@ -133,6 +134,9 @@ class UNet(AbstractNetwork):
         by default none.
     - `classes`: how many labels the network tells apart; by default it takes no label. Label number
         `classes` stands for "no label": `Guided(network, scale, null=classes)`.
+    - `input_skip`: whether an [`mlem_jax.diffusion.InputSkip`][] leads from the input to the output; by default
+        where `width` is at most `channels * folds[0]**2`, without which such a network could not represent an
+        image. `False` is for networks that were trained without it.
     - `key`: keyword-only random key for the initial parameters.
 
     Raises `ValueError` if the image cannot be folded that way, the lengths differ or a number is not a
@@ -152,6 +156,7 @@ class UNet(AbstractNetwork):
     head: Conv
     # One for the way down and one for the way up at each resolution, or None.
     attend: list[tuple[AttentionBlock, AttentionBlock] | None]
+    input_skip: InputSkip | None
     shape: tuple[int, int, int] = eqx.field(static=True)
     folds: tuple[int, ...] = eqx.field(static=True)
     classes: int | None = eqx.field(static=True)
@@ -166,6 +171,7 @@ class UNet(AbstractNetwork):
         blocks: tuple[int, ...] = (1, 2),
         attention: tuple[bool, ...] | None = None,
         classes: int | None = None,
+        input_skip: bool | None = None,
         key: PRNGKeyArray,
     ):
         check_sizes(shape, width, folds, multipliers, blocks, attention, classes)
@@ -200,6 +206,10 @@ class UNet(AbstractNetwork):
         self.head = Conv(
             widths[0], channels * folds[0] ** 2, sizes[0], scale=0.1, unfold=unfold[0], key=next(keys)
         )
+        if input_skip is None:
+            input_skip = needs_input_skip(width, channels, folds[0])
+        # Its weights begin at 0: no key is needed, and the other parameters do not depend on it.
+        self.input_skip = InputSkip(channels, folds[0], embedding, key=key) if input_skip else None
         self.attend = []
         for i, attends in enumerate(attention or (False,) * len(folds)):
             down, up = (AttentionBlock(widths[i], key=k) for k in attention_keys[2 * i : 2 * i + 2])
@@ -209,7 +219,8 @@ class UNet(AbstractNetwork):
         self, x: Float[Array, "*n h w c"], noise_level: Float[Array, "*m"], label: ArrayLike | None = None
     ) -> Float[Array, "*n h w c"]:
         check_call(self, x, noise_level, label)
-        hidden = space_to_depth(x.reshape(-1, *self.shape), self.folds[0])
+        images = x.reshape(-1, *self.shape)
+        hidden = space_to_depth(images, self.folds[0])
         embedding = self.embedding(noise_level, label, x.dtype)
 
         hidden = self.stem(hidden)
@@ -229,5 +240,7 @@ class UNet(AbstractNetwork):
                 hidden = block(hidden, embedding)
             if pair := self.attend[i]:
                 hidden = pair[1](hidden)
-        out = self.head(jax.nn.silu(rms_norm(hidden)))
-        return depth_to_space(out, self.folds[0]).reshape(x.shape)
+        out = depth_to_space(self.head(jax.nn.silu(rms_norm(hidden))), self.folds[0])
+        if self.input_skip is not None:
+            out = out + self.input_skip(images, embedding)
+        return out.reshape(x.shape)

@@ -30,7 +30,8 @@ from rich.progress import (
 
 from ..._io import full_disk, full_disk_explained
 from .._data.load import as_floats, Images
-from .._ladder.config import Config, Training
+from .._ladder.config import Config
+from .._ladder.training import Training
 from .._mesh import keep_everywhere, put_everywhere, spread, take_home, training_mesh
 from .._network.layers import AbstractNetwork
 from .._network.precision import MixedPrecision

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from ..._io import write_text_safely
 from .._data.load import Images
-from .._ladder.config import Config, read_config
+from .._ladder.config import Config
 from .._ladder.ladder import (
     as_stored,
     calibrate_ladder,
@@ -20,6 +20,7 @@ from .._ladder.ladder import (
     METHODS,
     save_ladder,
 )
+from .._ladder.toml import read_config
 from .._network.layers import AbstractNetwork
 from .batches import check_labels, held_out_losses
 from .sheets import Sheets
@@ -152,7 +153,7 @@ def train_ladder(
             "sde": calibrate_ladder(ladder, sde=True, **settings),
         }
         ladder = dataclasses.replace(ladder, calibrations=calibrations)
-    save_ladder(out / "ladder", ladder, text)
+    save_ladder(out / "ladder", ladder)
     return load_ladder(out / "ladder")
 
 
