@@ -87,7 +87,7 @@ def accurate(problem: Shared, drift: Any, batch: Batch) -> Array:
 
 def fall(coins: str, gamma: float, sde: bool) -> float:
     """By which power of two the best probabilities fall from level to level (theory.md, sections 2 and 3): for a
-    level's error `E_k(H)` between looks `H` apart, where `C_k / H + lambda E_k(H)` is least."""
+    level's error `E_k(H)` between evaluations `H` apart, where `C_k / H + lambda E_k(H)` is least."""
     if coins == "independent":
         return 1 + gamma / 2
     if coins == "stratified" and not sde:
@@ -115,7 +115,7 @@ def methods(
     steps_of_level: tuple[int, ...],
 ) -> list[Method]:
     """All methods in all settings: for ML-EM on K levels `steps_of_level * 2**K` steps (about `2**(K/2)` for a base of
-    second order), so many expected `looks` at level K, and probabilities that fall by the theory's power, or one
+    second order), `looks` expected evaluations of level K, and probabilities that fall by the theory's power, or one
     `steeper` by so much."""
     count, sde, fine = len(problem.levels), problem.diffusion is not None, np.asarray(problem.ts)
     found = []

@@ -187,7 +187,7 @@ def two_models(problem: Shared, grid: Any, effort: Effort) -> list[Method]:
 
 def split_plan(plan: ml.Plan, fine: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
     """The plan's steps, each cut into parts along the fine grid, and their probabilities: levels that always run do
-    so still, the others look as often as before."""
+    so still, the others fire as often as before."""
     places = places_in(fine, plan.ts)
     ts = fine[
         np.concatenate(

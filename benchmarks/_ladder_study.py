@@ -113,7 +113,7 @@ def settings(
 
 
 def best_grid(rows: Sequence[Row]) -> list[Row]:
-    """Of the rivals' grids the one with the smaller error, for each number of steps, chosen in hindsight."""
+    """Of the rivals' grids the one with the smaller error, for each number of steps, chosen after the fact."""
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
         key = (row["method"], row["setting"].split(",")[0])
@@ -159,7 +159,7 @@ def compare(
 
 
 def reach(rows: Sequence[Row], targets: dict[str, tuple[int, ...]]) -> list[Row]:
-    """What each method costs until it errs as little as a single-model sampler with so many steps, batch by batch."""
+    """What each method costs at the error of a single-model sampler with a given number of steps, batch by batch."""
     table = []
     best = best_grid(rows)
     for target, counts in targets.items():

@@ -103,10 +103,10 @@ class OneTrajectory(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray) -> diffrax.MultiTerm:
         noise = ml.GridBrownianPath(self.ts, self.shape, key=key)
-        kick = lx.DiagonalLinearOperator(jnp.full(self.shape, (2 * TEMPERATURE) ** 0.5))
+        strength = lx.DiagonalLinearOperator(jnp.full(self.shape, (2 * TEMPERATURE) ** 0.5))
         levels = [lambda t, y, args, force=force: force.one(y) for force in self.forces]
         term = ml.MultilevelTerm(*levels, costs=self.costs)
-        return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: kick, noise))
+        return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: strength, noise))
 
 
 def particles(rings_to_a_side: int, beads: int, steps: int) -> Shared:
@@ -137,7 +137,7 @@ def rivals(
     problem: Shared, steps: tuple[int, ...], stages: tuple[int, ...], intervals: tuple[int, ...]
 ) -> list[Method]:
     """Euler on all pairs and on the middle level, diffrax's solvers of higher order on all pairs, and a cheap level
-    with the last seen distance to all pairs held."""
+    with its last difference to all pairs held."""
     (near, middle, finest), fine = problem.levels, np.asarray(problem.ts)
     found = []
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 def report(found: dict[str, Any]) -> str:
     """The tables."""
-    header = ["", "ML-EM, ms per image", "Euler with as many looks", "finest evaluations", "promise kept"]
+    header = ["", "ML-EM, ms per image", "Euler, equal evaluations", "finest evaluations", "promise kept"]
     lines = []
     for part, field in (("batch", "batch"), ("levels", "levels"), ("steps", "steps")):
         for row in found[part]:
@@ -61,7 +61,7 @@ def draw_figure(found: dict[str, Any]) -> Figure:
         x = [len(row[part]) if part == "levels" else row[part] for row in found[part]]
         for key, label in (
             ("seconds_per_sample", "ML-EM"),
-            ("euler_seconds_per_sample", "Euler, as many looks"),
+            ("euler_seconds_per_sample", "Euler, equal evaluations"),
         ):
             axis.plot(x, [1e3 * row[key] for row in found[part]], ".-", label=label)
         axis.set(xlabel=f"{part} of the ladder" if part == "levels" else part, ylabel="ms per image")

@@ -1,4 +1,4 @@
-"""Why larger steps and fewer looks end where they do: how the finest drift bends, and what smaller networks know of it.
+"""What limits plans with few evaluations: how much of the finest drift's second difference smaller networks share.
 
 Run `python benchmarks/curvature.py` (seconds; it reads the shipped calibration of the probability flow). Prints a table
 and writes `benchmarks/results/curvature.json`.

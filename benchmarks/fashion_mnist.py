@@ -8,9 +8,9 @@ need the Debian package dataset-fashion-mnist.
 Every method of `_image_methods.py` is tuned on one batch of images: of all its settings (steps, grid, time to switch
 at, interval, budget) those that no cheaper one beats are kept. They run again on fresh batches, from the same noise
 and on the same Brownian path, against a fine solution of the finest network. What is quoted are those fresh runs: the
-cost, by evaluations and by the clock, at which a method reaches the error that Euler (DDIM) with 50, 100 or 250 steps
-on the default grid has on the same images; median and range over batches. Seconds are without compilation, all methods
-in turn.
+cost, in evaluations and in wall-clock seconds, at which a method reaches the error that Euler (DDIM) with 50, 100 or
+250 steps on the default grid has on the same images; median and range over batches. Seconds are without compilation,
+all methods in turn.
 
 A small error path by path is not the only aim: the second table compares distributions of many images with held-out
 real ones, beside what real training images score.
@@ -141,7 +141,7 @@ def study(ladder: Ladder, *, sde: bool, name: str) -> dict[str, Any]:
     """All of the study for the probability flow or the reverse SDE; pictures are the caller's."""
     size, problem = SIZES[name], image_problem(ladder, sde)
     calibration = ladder.calibration(sde=sde)
-    # First of all, lest they turn out to be missing when all else is done.
+    # First, so that missing data is noticed before the long work.
     data = load_real() if size.images else None
     judged = []
 

@@ -5,11 +5,11 @@ reverse SDE). Writes `benchmarks/results/frontier_ode.json` (`_sde`) and a pictu
 
 At the errors that DPM-Solver++(2M) reaches with 6, 8, 10, 14 and 20 evaluations of the finest network, and Euler with
 50 and 100 steps, on fresh noise: how many finest evaluations (FLOPs) and seconds does a plan of the shipped
-calibrations need? Each rival takes the better of Karras' and the logarithmic grid at every step count, in hindsight.
-Plans are made beforehand: of first order (MLEM) and of second (MLAB2) with FLOPs as the levels' costs, and the better
-of the two with the calibrations' seconds. The costs of ours at a given error are those of its curve of error against
-cost over budgets, for each batch on its own; median and range over three batches of 64 images. Seconds are medians
-of interleaved runs on one batch, without compilation.
+calibrations need? Each rival takes the better of Karras' and the logarithmic grid at every step count, chosen after
+the fact. Plans are made beforehand: of first order (MLEM) and of second (MLAB2) with FLOPs as the levels' costs, and
+the better of the two with the calibrations' seconds. The costs of ours at a given error are those of its curve of
+error against cost over budgets, for each batch on its own; median and range over three batches of 64 images. Seconds
+are medians of interleaved runs on one batch, without compilation.
 """
 
 import argparse

@@ -4,16 +4,17 @@ Run `python benchmarks/gamma.py --quick` (about 40 minutes on two cores) or `--f
 tests. Writes `benchmarks/results/gamma_quick.json`, `.csv` and `.png` (`gamma_full`).
 
 Drifts are sums of random-feature fields in 64 dimensions: field k has size `2**-k` and its width grows by `2**gamma`
-a level, so a level is matrix work that costs `2**gamma` times the one before and errs half as much. The truth that all
-errors are measured against is the limit of the levels: the finest level plus one field of the size of the whole
-rest, solved by a second-order method (for the SDE on the same Brownian path, order 3/2). So an error has two parts, of
-the level and of the steps or coins, and the best level for an error is part of the question.
+a level, so a level is matrix work that costs `2**gamma` times the one before and errs half as much. The truth that
+all errors are measured against is the limit of the levels: the finest level plus one field of the size of the whole
+rest, solved by a second-order method (for the SDE on the same Brownian path, order 3/2). So an error has two parts,
+of the level and of the steps or coins, and the best level for an error is part of the question.
 
-Each method is tuned on one batch: level K, number of steps, looks at level K, and the power by which probabilities fall
-from level to level: what theory.md says is best for the coins, or steeper. Settings on the lower envelope run again on
-fresh initial states, noise and coins; the cost to reach 1.25 times the error that each level itself has is read off
-those runs, and the exponent is the slope of log cost in log 1/error, for each random hierarchy: over the errors of all
-levels but the cheapest, and over those of the finest three; the standard error is that of the mean over hierarchies.
+Each method is tuned on one batch: level K, number of steps, evaluations of level K, and the power by which
+probabilities fall from level to level: what theory.md says is best for the coins, or steeper. Settings on the lower
+envelope run again on fresh initial states, noise and coins; the cost to reach 1.25 times the error that each level
+itself has is read off those runs, and the exponent is the slope of log cost in log 1/error, for each random
+hierarchy: over the errors of all levels but the cheapest, and over those of the finest three; the standard error is
+that of the mean over hierarchies.
 """
 
 import argparse

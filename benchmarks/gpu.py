@@ -5,7 +5,7 @@ been run on one yet); `--smoke` is the same with tiny networks and 8 x 8 images,
 `benchmarks/results/gpu.json`, `_cost.png` and `_seconds.png`; with `--smoke` nothing.
 
 The images are synthetic: discs and boxes of random colours before a shaded background, drawn here. Training is
-in bfloat16 (`precision = "bfloat16"`), in `--out`, and goes on there after an interruption. Then the networks compute
+in bfloat16 (`precision = "bfloat16"`), in `--out`, and continues there after an interruption. Then the networks compute
 in bfloat16 while sampling too, with a float32 state: gamma and plans come from a calibration of just these levels, and
 errors are distances to a fine solution of the finest one as it is, in bfloat16. How far that is from the same
 solution in float32 is reported beside: below it, errors mean little.

@@ -2,15 +2,15 @@
 
 Run `python benchmarks/guidance.py --quick` (or `--full`; `--smoke` for the tests). It trains the three networks of
 `benchmarks/guidance.toml` on Fashion-MNIST (Debian package dataset-fashion-mnist) in `--out`, where the same command
-goes on after an interruption and finds them when it is run again, or takes `--ladder DIR`; calibrates them with
+continues after an interruption and finds them when it is run again, or takes `--ladder DIR`; calibrates them with
 guidance 3 on 64 pilots with labels, for steps of either order; and runs all methods on fresh noise, with the same
 labels for all. Writes `benchmarks/results/guidance_quick.json`, `.csv`, `_cost.png`, `_seconds.png` and
 `_images.png` (`guidance_full`).
 
 A guided evaluation is two of the network, one with the label and one without, at every level. Errors are distances to
 a fine solution of the guided finest level from the same noise. Single-model samplers take the better of two grids at
-every step count, in hindsight; plans are made beforehand. Mean and spread over three batches of 20 images, two of each
-class, and for the paper's independent coins over 3 coin seeds too.
+every step count, chosen after the fact; plans are made beforehand. Mean and spread over three batches of 20 images,
+two of each class, and for the paper's independent coins over 3 coin seeds too.
 """
 
 import argparse

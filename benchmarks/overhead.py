@@ -27,7 +27,7 @@ EVALUATIONS = 20
 
 @eqx.filter_jit
 def evaluate(level, y0):
-    """The drift's own cost: so many evaluations in a row on a batch, in one compiled program."""
+    """The drift's own cost: several evaluations in a row on a batch, in one compiled program."""
 
     def body(y, _):
         return y - 0.01 * jax.vmap(lambda y: level(jnp.asarray(1.0), y, None))(y), None

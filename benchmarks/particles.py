@@ -4,7 +4,7 @@ Run `python benchmarks/particles.py --quick` (or `--full`; `--smoke` for the tes
 `benchmarks/results/particles_quick.json`, `.csv` and `.png` (`particles_full`).
 
 The system of `notebooks/particles.py`: 512 charged beads on 16 rings, stiff springs, thermal noise. Euler on all pairs
-and on the middle level, diffrax's SEA and ShARK, a cheap level with its last seen distance to all pairs held (the
+and on the middle level, diffrax's SEA and ShARK, a cheap level with its last difference to all pairs held (the
 settings that no cheaper one beats on other noise), and plans with the midpoint pattern and with the paper's
 independent coins, all with the same initial states and Brownian paths. Errors are distances to ShARK on all pairs with
 twice the finest steps compared. Mean and spread over three batches of initial states and noise, for independent coins
@@ -142,7 +142,7 @@ def study(size: Size) -> dict[str, Any]:
 
 
 def reach(rows: list[Row], targets: tuple[int, ...]) -> list[Row]:
-    """What each method costs at the error of Euler on all pairs with so many steps, batch by batch."""
+    """What each method costs at the error of Euler on all pairs with a given number of steps, batch by batch."""
     table = []
     for row in by_method(rows).get(BASELINE, []):
         steps = int(row["setting"].split()[0])

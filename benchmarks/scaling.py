@@ -2,11 +2,11 @@
 
 Run `python benchmarks/scaling.py --quick` (or `--full`) on a machine that does nothing else; `--smoke` is for tests.
 Writes `benchmarks/results/scaling_quick.json` and `.png` (`scaling_full`). The shipped ladder and random-feature
-levels, probability flow and ODE, midpoint coins with as many looks at every level as said below: this measures the
+levels, probability flow and ODE, midpoint coins with a fixed number of evaluations of every level: this measures the
 solver, not the error.
 
-1. batch: seconds per image against the batch size, ML-EM beside Euler on the finest level with as many looks.
-2. levels: two, three and four of the ladder's levels. 3. steps: 16 to 128, the same looks.
+1. batch: seconds per image against the batch size, ML-EM beside Euler with as many finest evaluations.
+2. levels: two, three and four of the ladder's levels. 3. steps: 16 to 128, with the same evaluations.
 4. devices: `diffusion.sample` on one and two host devices, in processes of their own; and their peak memory.
 5. memory: what the compiled solve needs beside its arguments, as XLA counts it.
 6. compile: seconds of tracing and compiling against the number of levels.
@@ -126,7 +126,7 @@ def multilevel(terms: Any, plan: ml.Plan) -> tuple[Any, Any, Array]:
 
 
 def measured(term: ml.MultilevelTerm, plan: ml.Plan, y0: Array, rounds: int) -> dict[str, Any]:
-    """Seconds per trajectory of ML-EM and of Euler on the finest level with as many looks."""
+    """Seconds per trajectory of ML-EM and of Euler on the finest level with as many evaluations of it."""
     arguments, size, calls_timed = multilevel(term, plan), len(y0), 5
     counts = ml.evaluation_report(solve(*arguments, y0)[1])
     looks = int(counts.evaluations[-1])

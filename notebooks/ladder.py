@@ -17,7 +17,7 @@
 # # A ladder of networks, from data to samples
 #
 # Three tiny UNets of growing size learn to draw blobs; ML-EM then samples from all three at the price of a few
-# evaluations of the largest. In quick mode: half a minute of training.
+# evaluations of the largest. Quick mode trains for half a minute.
 
 # %%
 import dataclasses
@@ -58,8 +58,8 @@ print("training:", data.images.shape, "held out:", data.held_out.shape)
 # %% [markdown]
 # ## The ladder's file
 #
-# One TOML file says everything: the levels, cheapest first, and the training. The finest level learns from the data;
-# the smaller ones then learn to imitate it (`match_steps`), which makes their corrections small.
+# One TOML file describes the levels, cheapest first, and the training. The finest level learns from the data; the smaller
+# ones are then distilled from it (`match_steps`), which makes their corrections small.
 
 # %%
 (folder / "blobs.toml").write_text("""
@@ -98,8 +98,8 @@ print(read_config(folder / "blobs.toml").process)
 # %% [markdown]
 # ## Train
 #
-# `train_ladder` goes on where it was stopped. At its end it would calibrate on 128 images, for the probability flow and
-# the reverse SDE; `pilots=0` leaves that for later. From a shell the same is `python -m mlem_jax train`.
+# `train_ladder` continues where it was stopped. At its end it would calibrate on 128 images, for the probability flow and
+# the reverse SDE; `pilots=0` leaves that for later. From a shell the same is `mlem-jax train`.
 
 # %%
 ladder = train_ladder(
@@ -137,8 +137,8 @@ print(calibration)
 plot.increments(calibration, time_label="s", log_time=True)
 
 # %% [markdown]
-# `s` is the noise level, and sampling goes from right to left. Costs are FLOPs: networks this small take about as many
-# seconds as each other (third column), so that here nobody saves time. With real ones FLOPs and seconds agree better.
+# `s` is the noise level, and sampling goes from right to left. Costs are FLOPs: networks this small all take about as many
+# seconds (third column), so that nothing is saved in time here. For larger ones FLOPs and seconds agree better.
 #
 # ## Plan
 #
@@ -154,7 +154,7 @@ plot.error_against_cost(calibration, list(plans.values()))
 # %% [markdown]
 # ## Sample
 #
-# `sample` draws any number of images, on all devices, in batches; with `out=` it goes on after a crash. Sample `i`
+# `sample` draws any number of images, on all devices, in batches; with `out=` it continues after a crash. Sample `i`
 # begins with the same noise whatever the plan, so that rows can be compared. The first row is Euler on the largest
 # network with 64 steps; a plan may be edited, and one that keeps a single level is just that.
 
@@ -185,18 +185,18 @@ for name, drawn in shown.items():
 plot.samples(list(shown.items()), columns=12)
 
 # %% [markdown]
-# And real ones, for comparison:
+# Real images, for comparison:
 
 # %%
 plot.samples([("held out", data.held_out[:12, ..., 0] / 127.5 - 1)], columns=12)
 
 # %% [markdown]
-# When was each network looked at? The largest one only where it matters:
+# When was each network evaluated? The largest one only where it matters:
 
 # %%
 plot.plan_raster(plans[8], key=jr.key(0), time_label="s", log_time=True)
 
 # %% [markdown]
 # For images worth showing train longer, and space the levels by a factor of 5 or so in cost:
-# `mlem_jax/diffusion/fashion_mnist/ladder.toml` is the file of the shipped ladder, and `MODEL_CARD.md` beside it says
-# what came of it.
+# `mlem_jax/diffusion/fashion_mnist/ladder.toml` is the file of the shipped ladder, and `MODEL_CARD.md` beside it describes
+# the result.

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Your own SDE or ODE
 #
-# You have diffrax code, an expensive drift, and something cheaper that is nearly right. Here: probes that fly
-# through a galaxy of 16384 stars, with drag and random kicks.
+# You have diffrax code, an expensive drift, and a cheaper one that is nearly right. Here, probes fly through
+# a galaxy of 16384 stars, with drag and random accelerations.
 #
 # $$dx = v\,dt \qquad dv = \big(g(x) - 0.2\,v\big)\,dt + 0.1\,dW$$
 #
@@ -74,12 +74,12 @@ class Galaxy(eqx.Module):
 expensive = Galaxy(jnp.asarray(stars), jnp.full(STARS, 1 / STARS))
 STEPS, END = 512, 4.0
 fine = jnp.linspace(0.0, END, 2 * STEPS + 1)
-kick = jnp.concatenate([jnp.zeros((2, 2)), 0.1 * jnp.eye(2)])
+strength = jnp.concatenate([jnp.zeros((2, 2)), 0.1 * jnp.eye(2)])
 
 
 def with_noise(term, key):
     path = ml.GridBrownianPath(fine, (2,), key=key)
-    return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: kick, path))
+    return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: strength, path))
 
 
 y0 = jnp.array([1.5, 0.0, 0.0, 1.3])
@@ -106,12 +106,12 @@ print("end:", multi.ys[0])
 print("evaluations:", multi.solver_state.evaluations)
 
 # %% [markdown]
-# Nearly the same end, with 32 looks at all stars instead of 512. Both runs saw the same Brownian path, and so does a
-# run with any other step that fits its grid: that is what `GridBrownianPath` is for.
+# Nearly the same end, with 32 evaluations of all stars instead of 512. Both runs use the same Brownian path, and so does a
+# run with any other step that fits the grid. That is what `GridBrownianPath` is for.
 #
 # ## Calibrate, plan
 #
-# How often should the stars be looked at? Measure along 16 pilot trajectories, each with noise of its own:
+# How often should all stars be evaluated? Measure along 16 pilot trajectories, each with noise of its own:
 
 
 # %%
@@ -143,8 +143,8 @@ print(plans[1])
 # %% [markdown]
 # ## Solve: 32 fresh probes
 #
-# `vmap` over the start and the noise; the solver stays outside, so that all probes share their looks. Errors are path
-# by path, against a second-order method on all stars with 1024 steps (what `MLAB2` is where every probability is 1).
+# `vmap` over the start and the noise; the solver stays outside, so that all probes share their coins. Errors are path
+# by path, against a second-order method on all stars with 1024 steps (`MLAB2` with all probabilities 1).
 
 # %%
 y0s, keys = starts(jr.key(4), 32), jr.split(jr.key(5), 32)
@@ -198,12 +198,12 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The smallest budget buys no plan with stars, and the plan takes the lumps alone. In the middle one the error is half as
-# large again as predicted, more than the ± in the plan allows: 16 pilots are few, and so are 14 looks.
+# The smallest budget cannot pay for all stars, so that plan uses the lumps alone. The error of the middle plan is 1.5 times
+# the predicted one, more than the ± in the plan allows: 16 pilots are few, and so are 14 evaluations.
 #
 # ## It stays diffrax
 #
-# Save along the way, and stop a probe that comes too close to the centre: `SaveAt(ts=...)` and `Event` as ever.
+# Save along the way, and stop a probe that comes too close to the centre: `SaveAt(ts=...)` and `Event` work as in diffrax.
 
 # %%
 plan = plans[-1]
@@ -222,13 +222,13 @@ for i in range(8):
     axis.plot(*np.asarray(truth.ys[i, :, :2]).T, color="0.45", lw=4, alpha=0.5)
     axis.plot(*np.asarray(flown.ys[i, :, :2]).T, color=f"C{i}", lw=1.2)
 axis.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), aspect="equal", xticks=[], yticks=[])
-axis.set_title("eight probes: ML-EM (coloured) on Euler with 512 looks (grey)", fontsize=9)
+axis.set_title("eight probes: ML-EM (coloured) on Euler with 512 evaluations (grey)", fontsize=9)
 plt.show()
 
 # %% [markdown]
 # ## Without noise: `MLAB2`
 #
-# For an ODE, hand over the bare term; for steps of second order take `MLAB2` in the place of `MLEM`, planned with
+# For an ODE pass the bare term. For steps of second order use `MLAB2` instead of `MLEM`, planned with
 # `method=ml.AdamsBashforth()`. It is compared with the same method on all stars (Adams-Bashforth) and with Euler.
 
 # %%
@@ -280,7 +280,7 @@ for name, cost, value in rows:
     print(f"{name:24s} cost {cost:5.1f}  error {value:.4f}")
 
 # %% [markdown]
-# Far cheaper than Euler, and yet little is gained: the better the single-level method, the harder it is to
-# beat. With steps of second order a smooth orbit needs few looks at anything, and Adams-Bashforth on all stars is nearly
-# as cheap. Where the lumps alone are exact enough, or no plan beats all stars in every step, the plan says so;
+# The plans are far cheaper than Euler but only a little cheaper than Adams-Bashforth on all stars: a smooth orbit needs few
+# evaluations of anything with steps of second order, so little is left to save. Where the lumps alone are accurate enough, or
+# no plan beats all stars in every step, the plan says so;
 # `reading_calibration` shows how.

@@ -122,9 +122,9 @@ class MakeTerms(eqx.Module):
 
     def __call__(self, key):
         noise = ml.GridBrownianPath(self.ts, SHAPE, key=key)
-        kick = lineax.DiagonalLinearOperator(jnp.full(SHAPE, (2 * TEMPERATURE) ** 0.5))
+        strength = lineax.DiagonalLinearOperator(jnp.full(SHAPE, (2 * TEMPERATURE) ** 0.5))
         return diffrax.MultiTerm(
-            ml.MultilevelTerm(*self.levels), diffrax.ControlTerm(lambda t, y, args: kick, noise)
+            ml.MultilevelTerm(*self.levels), diffrax.ControlTerm(lambda t, y, args: strength, noise)
         )
 
 
@@ -152,9 +152,9 @@ calibration = ml.calibrate(MakeTerms(LEVELS, ts), ts, pilots, key=jr.key(1), pro
 print(calibration)
 
 # %% [markdown]
-# Costs are compiled FLOPs; by the clock (third column) level 1 is less cheap than that. The corrections move the
+# Costs are compiled FLOPs; in wall-clock seconds (third column) level 1 is less cheap than that. The corrections move the
 # end state two and ten times less than the cheap level does, and hardly change from step to step (memory).
-# That is what evenly spaced looks exploit and independent coins do not; hence the warning about gamma.
+# Evenly spaced evaluations profit from that and independent coins do not; hence the warning about gamma.
 
 # %%
 plot.increments(calibration)
@@ -257,7 +257,7 @@ print(f"{single / multilevel:.1f} times fewer seconds, {needs / cost:.1f} times 
 # %% [markdown]
 # ## Where it does not pay
 #
-# A budget that hardly pays for stable steps of the cheap level leaves nothing to look with. The plan says so:
+# A budget that barely pays for stable steps of the cheap level leaves nothing for corrections. The plan says so:
 
 # %%
 small = calibration.plan(budget=0.4)
@@ -302,10 +302,10 @@ plt.show()
 # %% [markdown]
 # ## What to conclude
 #
-# The gain comes from a scale separation: springs that need many steps, and a far field that needs few looks. It is
+# The gain comes from a scale separation: springs that need many steps, and a far field that needs few evaluations. It is
 # bounded by the price of the cheap level in every step, and smaller in seconds than in evaluations, because noise
-# and stepping cost time too. Without stiffness Euler would take few steps as well, and the gain would go. The
+# and stepping cost time too. Without stiffness Euler would take few steps as well, and nothing would be gained. The
 # comparison is with Euler only: for springs alone, an implicit or exponential step is another remedy. Evenly
-# spaced looks at a slow force are what molecular dynamics knows as multiple time stepping (RESPA); what is added
-# here is that the levels, the looks and the predicted error come from a measurement. Errors are path by path and
+# spaced evaluations of a slow force are known as multiple time stepping (RESPA) in molecular dynamics; what is added
+# here is that the levels, their frequencies and the predicted error come from a measurement. Errors are path by path and
 # over a short time, and 16 pilots give the prediction to ten per cent or so.

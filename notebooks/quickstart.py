@@ -15,8 +15,8 @@
 # # mlem_jax in ten minutes
 #
 # Some drifts exist at several levels of accuracy and cost: networks of growing size, force fields with and
-# without the far field. Multilevel Euler-Maruyama (ML-EM) steps with the cheap level nearly everywhere, looks at
-# the expensive one only now and then, and weights those looks so that the result is that of the expensive one.
+# without the far field. Multilevel Euler-Maruyama (ML-EM) steps with the cheap level nearly everywhere, evaluates
+# the expensive one in a few steps only, and weights those so that the result is that of the expensive one.
 #
 # First a toy SDE, then four UNets that draw clothes.
 
@@ -65,7 +65,7 @@ solution = diffrax.diffeqsolve(terms, diffrax.Euler(), 0.0, 2.0, 2.0 / STEPS, y0
 reference = solution.ys[-1]
 
 # %% [markdown]
-# The multilevel solve changes two words: `ODETerm(expensive)` becomes `MultilevelTerm(cheap, expensive)`, and
+# The multilevel solve changes two expressions: `ODETerm(expensive)` becomes `MultilevelTerm(cheap, expensive)`, and
 # `Euler()` becomes `MLEM(...)`. Here the cheap level runs in every step and the correction in one of 32.
 
 # %%
@@ -141,15 +141,15 @@ print("cost:", [round(c / term.costs[-1], 4) for c in term.costs], "of a finest 
 
 # %% [markdown]
 # How large are the corrections, and where do they matter? `calibrate` measured both along trajectories of the
-# finest network: the increments, and how far a kick of that size moves the final image.
+# finest network: the increments, and how far an increment in one step moves the final image.
 
 # %%
 calibration = ladder.calibration()
 plot.increments(calibration, time_label="s", log_time=True)
 
 # %% [markdown]
-# `print(calibration)` says the same in numbers, with the measured gamma, kurtosis and warnings. And one number, a
-# budget or a target error, turns it into a plan: which levels, how many steps, when to look, and what error
+# `print(calibration)` says the same in numbers, with the measured gamma, kurtosis and warnings. One number, a budget or
+# a target error, turns it into a plan: which levels, how many steps, when each level is evaluated, and the error
 # to expect.
 
 # %%
@@ -193,11 +193,11 @@ figure = plot.samples([(name, np.asarray(run.ys[0])[..., 0]) for name, run in ro
 figure
 
 # %% [markdown]
-# And when each level was looked at (sampling goes from right to left):
+# When was each level evaluated? (Sampling goes from right to left.)
 
 # %%
 plot.firings([("default coins", report)], levels=[plan.levels], time_label="s", log_time=True)
 
 # %% [markdown]
-# Next: `python -m mlem_jax --help`, `benchmarks/README.md`, and the docstrings of `ml.MLEM` and of the coins,
-# which say plainly where each is unbiased and where not.
+# Next: your own SDE (`own_sde`), the command line (`mlem-jax --help`), and the documentation's page about coins, which says
+# in what sense each policy is unbiased.

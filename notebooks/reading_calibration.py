@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Reading a calibration
 #
-# `print(calibration)` and `print(plan)` put much into few lines. Here is what each column and warning means, on four
+# What each column and warning of `print(calibration)` and `print(plan)` means, on four
 # hierarchies: the networks that the package ships, one that suits coupled coins only, one with a useless level, and
 # one solved with steps of second order.
 
@@ -47,9 +47,9 @@ print(calibration)
 # | column | meaning | what to look for |
 # |---|---|---|
 # | cost | of one evaluation, the finest level being 1 (FLOPs, unless you say otherwise) | factors of 4 to 8 |
-# | seconds | the same by the clock, for a whole batch | the same factors; if not, calibrate with `costs="seconds"` |
+# | seconds | wall-clock seconds of one evaluation of a batch | the same factors; if not, calibrate with `costs="seconds"` |
 # | RMS D_k (max) | the level's correction $D_k = f^k - f^{k-1}$, where it is largest | falls from level to level |
-# | variance J D_k | how much a correction in one step moves the *end*, squared ($J$: derivative of the end) | falls faster |
+# | variance J D_k | mean square movement of the *end* by a correction in one step ($J$: derivative of the end) | falls faster |
 # | mass | the same summed over the solve: how far the level could move the end | what gamma is fitted to |
 # | kurtosis | 3 for a Gaussian; large: a few trajectories decide the error | below 100, or more pilots |
 # | memory | for how many steps a correction stays alike | long: coupled coins gain much |
@@ -62,8 +62,8 @@ print(calibration)
 #
 # ### When does a level matter?
 #
-# Left, the size of each correction; right, what it does to the final image. Noise level on the axis, so that
-# sampling goes from right to left.
+# Left, the size of each correction; right, what it does to the final image. The axis is the noise level, so sampling
+# goes from right to left.
 
 # %%
 plot.increments(calibration, time_label="s", log_time=True)
@@ -78,28 +78,28 @@ plan = calibration.plan(budget=12)
 print(plan)
 
 # %% [markdown]
-# - **expected looks**: how many times each kept level's coin comes up; *cost each* times looks is about the cost.
-# - **predicted error**: distance to the exact solution of the finest level; ± from the spread over pilots. It is
-#   the root of two squares: **steps**, what the finest level alone would err with as many steps, and **coins**.
-#   The larger one says what to spend on.
-# - **nonlinearity**: what trial runs erred over what the linear model said. Near 1 all is well.
+# - **expected looks**: how many times each kept level fires; times *cost each* it is about the level's cost.
+# - **predicted error**: distance to the exact solution of the finest level; ± is its standard error over pilots. It has
+#   two parts: **steps**, the error of the finest level alone with as many steps, and **coins**. The larger one says
+#   what to spend on.
+# - **nonlinearity**: the error of trial runs over that of the linear model. Near 1 the linear model can be trusted.
 # - **speed-up**: cost at the same error without ML-EM, on the finest level and on the best level alone.
 #
-# When are the networks looked at?
+# When is each network evaluated?
 
 # %%
 plot.plan_raster(plan, key=jr.key(0), time_label="s", log_time=True)
 
 # %% [markdown]
-# Which budget? Draw a few, beside each level alone:
+# Which budget? Compare a few plans with each level alone:
 
 # %%
 plans = [calibration.plan(budget=budget) for budget in (3, 6, 12, 24)]
 plot.error_against_cost(calibration, plans)
 
 # %% [markdown]
-# Take the budget where the line of plans bends, or ask for an error. If `error=` is out of reach, you are told what is
-# within it:
+# Take the budget where the line of plans bends, or ask for an error. If `error=` cannot be reached, the message says what
+# can:
 
 # %%
 wanted = calibration.plan(error=0.05)
@@ -112,7 +112,7 @@ except ValueError as refusal:
     print(refusal)
 
 # %% [markdown]
-# And with too little to spend, the answer is not ML-EM at all:
+# With too small a budget the plan is one level alone:
 
 # %%
 print(calibration.plan(budget=1))
@@ -159,7 +159,7 @@ print(shallow)
 
 # %% [markdown]
 # The warning says what follows: noise from the cheap levels alone costs independent coins more than they save. Evenly
-# spaced looks need less (`theory_in_pictures` has the reason). Same budget, two policies; for
+# spaced evaluations need less (`theory_in_pictures` has the reason). Same budget, two policies; for
 # the first the best plan is one level alone:
 
 # %%
@@ -181,8 +181,8 @@ plan = useless.plan(budget=12)
 print(plan)
 
 # %% [markdown]
-# Two warnings, no gamma (effects that do not fall with the cost are no power law), and the plan draws the conclusion:
-# the level is left out. To see what the level would have cost, name all:
+# There are two warnings and no gamma (effects that do not fall with the cost are no power law), and the plan leaves the
+# level out. To see what the level would have cost, name all:
 
 # %%
 print("error with all levels:", round(useless.plan(budget=12, levels=(0, 1, 2)).error, 4))

@@ -17,11 +17,11 @@
 # # The theory in pictures
 #
 # ML-EM steps with drifts $f^1, \dots, f^K$ of growing cost. Their increments $D_k = f^k - f^{k-1}$ add up to the
-# finest drift, and most of them are small. So a small one is looked at rarely, and weighs more when it is:
+# finest drift, and most of them are small. A small one is evaluated rarely, and then counts more:
 #
 # $$x_{n+1} = x_n + h \sum_k \frac{B_{k,n}}{p_k}\, D_k(t_n, x_n) + \text{noise}, \qquad E\,B_{k,n} = p_k.$$
 #
-# The $B$ are *coins*. This notebook is about them alone: no network, a minute of your time for each picture.
+# The $B$ are *coins*. This notebook is about them alone, without networks.
 
 # %%
 import diffrax
@@ -59,10 +59,10 @@ def fires(coins, table, key):
 
 
 # %% [markdown]
-# ## Five ways to toss
+# ## Five coin policies
 #
 # Three levels over 128 steps: the first always, the second in one step of 8, the third in one of 32. The same
-# number of looks on average, five patterns.
+# number of evaluations on average, five patterns.
 
 # %%
 table = jnp.tile(jnp.array([1.0, 1 / 8, 1 / 32]), (128, 1))
@@ -82,12 +82,12 @@ plt.show()
 
 # %% [markdown]
 # Independent coins leave gaps and clusters. Nested ones use one random number for all levels, so that level 3
-# fires only where level 2 does: cheaper, equally uneven. The other three spread their looks.
+# fires only where level 2 does: cheaper, equally uneven. The other three spread their evaluations.
 #
-# ## The clock
+# ## The expected count
 #
-# How do they spread them when $p$ changes with time? Each level has a clock, $\Lambda(t) = \sum p$, the number of
-# looks expected so far. One look falls into each unit of the clock: at a random place of each (*stratified*), at the
+# How do they spread them when $p$ changes with time? Each level has $\Lambda(t) = \sum p$, the number of evaluations
+# expected so far. One evaluation falls into each unit of $\Lambda$: at a random place of each (*stratified*), at the
 # same random place of all (*systematic*), in the middle (*midpoint*).
 
 # %%
@@ -95,35 +95,35 @@ STEPS = 400
 t = (np.arange(STEPS) + 0.5) / STEPS
 p = 0.004 + 0.056 * np.exp(-(((t - 0.35) / 0.16) ** 2))
 p = p * 8 / p.sum()
-clock = np.cumsum(p)
+expected = np.cumsum(p)
 figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-axis.plot(t, clock, color="0.4")
+axis.plot(t, expected, color="0.4")
 for whole in range(9):
     axis.axhline(whole, color="0.85", lw=0.8, zorder=0)
 shown = ["independent (the paper)", "stratified", "systematic", "midpoint (default)"]
 for row, name in enumerate(shown):
     when = np.flatnonzero(np.asarray(fires(COINS[name], jnp.asarray(p)[:, None], jr.key(8)))[:, 0])
-    axis.plot(t[when], clock[when], "o", ms=5, color=COLOUR[name])
+    axis.plot(t[when], expected[when], "o", ms=5, color=COLOUR[name])
     axis.plot(t[when], np.full(len(when), -1.0 - 0.7 * row), "|", ms=9, mew=1.6, color=COLOUR[name])
     axis.text(1.02, -1.0 - 0.7 * row, f"{name}: {len(when)}", color=COLOUR[name], va="center", fontsize=8)
-axis.set(xlabel="time", ylabel="clock: looks expected so far", xlim=(0, 1), ylim=(-3.7, 8.3), yticks=range(9))
+axis.set(xlabel="time", ylabel="evaluations expected so far", xlim=(0, 1), ylim=(-3.7, 8.3), yticks=range(9))
 plt.show()
 
 # %% [markdown]
-# Where $p$ is large the clock runs fast and looks are dense. Between two grey lines there is one look of each
-# coupled policy; the independent coins know nothing of that.
+# Where $p$ is large $\Lambda$ grows fast and evaluations are dense. Between two grey lines each coupled policy has one
+# evaluation; independent coins have any number.
 #
-# ## What evenness buys
+# ## What even spacing is worth
 #
 # A solve adds up $\sum_n h\,w_n D(t_n)$ with weights $w_n = B_n / p$. How far is that from
-# $\sum_n h\,D(t_n)$, for a smooth $D$ and for a rough one (a Brownian path)? Root mean square over 100 tosses.
+# $\sum_n h\,D(t_n)$, for a smooth $D$ and for a rough one (a Brownian path)? Root mean square over 100 draws of the coins.
 
 # %%
 STEPS, SEEDS = 3**8, 100
 t = (jnp.arange(STEPS) + 0.5) / STEPS
 smooth = 1 + jnp.sin(5 * t) + 2 * t
 rough = jnp.cumsum(jr.normal(jr.key(1), (SEEDS, STEPS)), 1) / STEPS**0.5
-looks = 3 ** np.arange(1, 6)  # Windows of an odd number of steps have a step in their middle.
+evaluations = 3 ** np.arange(1, 6)  # Windows of an odd number of steps have a step in their middle.
 
 
 @jax.jit
@@ -141,24 +141,24 @@ for name, coins in COINS.items():
     for axis, D in zip(axes, (smooth, rough), strict=True):
         rms = [
             float(jnp.sqrt(jnp.mean(weighted_sums(coins, n / STEPS, jr.split(jr.key(5), SEEDS), D) ** 2)))
-            for n in looks
+            for n in evaluations
         ]
-        slopes.append(np.polyfit(np.log(looks), np.log(rms), 1)[0])
-        axis.loglog(looks, rms, ".-", color=COLOUR[name], label=f"{name}: {slopes[-1]:.2f}")
+        slopes.append(np.polyfit(np.log(evaluations), np.log(rms), 1)[0])
+        axis.loglog(evaluations, rms, ".-", color=COLOUR[name], label=f"{name}: {slopes[-1]:.2f}")
     print(f"{name:26s} {slopes[0]:6.2f} {slopes[1]:7.2f}")
 for axis, title in zip(axes, ("smooth increment", "rough increment (Brownian)"), strict=True):
     axis.set_title(title, loc="left", fontsize=10)
-    axis.set_xlabel("looks")
-    axis.set_xticks(looks, looks)
+    axis.set_xlabel("evaluations")
+    axis.set_xticks(evaluations, evaluations)
     axis.set_xticks([], minor=True)
     axis.legend(title="slope", fontsize=8, loc="lower left")
 axes[0].set(ylabel="RMS error of the sum", ylim=(2e-7, 2))
 plt.show()
 
 # %% [markdown]
-# With $H$ the time between looks, theory says $H^{1/2}$ for independent coins, whatever $D$. The coupled ones only
-# leave the variation of $D$ between looks: stratified $H^{3/2}$ if $D$ is smooth, $H$ if it is rough; midpoint
-# $H^2$ and $H$; systematic $H$ (its one random phase moves all looks together).
+# With $H$ the time between evaluations, theory says $H^{1/2}$ for independent coins, whatever $D$. The coupled ones only
+# leave the variation of $D$ between evaluations: stratified $H^{3/2}$ if $D$ is smooth, $H$ if it is rough; midpoint
+# $H^2$ and $H$; systematic $H$ (its one random phase moves all evaluations together).
 #
 # ## A solve whose error is known exactly
 #
@@ -226,7 +226,7 @@ plt.show()
 # %% [markdown]
 # ## Unbiased, or not
 #
-# Is the mean over many tosses that of Euler on the finest level? Same solves, 8 looks at the third level:
+# Is the mean over many draws of the coins that of Euler on the finest level? Same solves, 8 evaluations of the third level:
 
 # %%
 print("coins".ljust(26) + "bias of the end state      in standard errors")
@@ -239,15 +239,15 @@ for name, (bias, error) in mean.items():
 # | coins | unbiased? |
 # |---|---|
 # | independent, nested | each step's drift, given the past: always. The end state: if the drift is linear, as here |
-# | stratified, systematic | over the coins as a whole, if the drift does not depend on the state; else a bias that vanishes with the time between looks |
+# | stratified, systematic | over the coins as a whole, if the drift does not depend on the state; else a bias that vanishes with the time between evaluations |
 # | midpoint | no; deterministic, so that all of its error is bias |
 #
-# The coupled coins trade a little bias for much variance: look at the picture above for the sum of both.
+# Coupled coins trade a little bias for much variance; the picture above shows the sum of both.
 #
 # ## Why independent coins ask for $\gamma > 2$
 #
-# Suppose that level $k$ costs $2^{\gamma k}$ and corrects $2^{-k}$, and choose all times between looks $H_k$ at
-# best. Independent coins must keep $\sum_k 4^{-k} H_k$ below $\varepsilon^2$, stratified ones
+# Suppose that level $k$ costs $2^{\gamma k}$ and corrects $2^{-k}$, and choose all times between evaluations $H_k$
+# optimally. Independent coins must keep $\sum_k 4^{-k} H_k$ below $\varepsilon^2$, stratified ones
 # $\sum_k 4^{-k} H_k^3 / 12$. Lagrange gives the cost:
 
 
