@@ -52,6 +52,7 @@ def euler(noise, ts, y):
     return y
 
 
+@pytest.mark.slow
 @every_process
 def test_all_predictions_and_conditionings_follow_the_exact_trajectories(name, x64):
     # One step function for all, uncompiled: 25 networks take longer to compile than to run.
@@ -72,6 +73,7 @@ def every_process_at_once(data):
     return diffrax.ODETerm(lambda s, ys, args: [f(s, y, args) for f, y in zip(levels, ys, strict=True)])
 
 
+@pytest.mark.slow
 def test_all_processes_end_at_the_closed_form_for_a_gaussian(x64):
     y0, ts = starts(), PROCESSES["edm"].grid(400)
     ends = run(every_process_at_once(GAUSSIAN), diffrax.Heun(), ts, [y0] * len(PROCESSES))
@@ -83,6 +85,7 @@ def test_all_processes_end_at_the_closed_form_for_a_gaussian(x64):
         np.testing.assert_allclose(end, mean + (np.asarray(y0) - mean) @ shrink, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_have_the_mean_and_covariance_of_the_mixture():
     """z-tests at 5 standard errors, n = 8,000 for each process, seeds 0 to 5."""
     y0s = [MIXTURE.draw(jr.key(i), 8_000, S_MAX) for i in range(len(PROCESSES))]

@@ -156,6 +156,7 @@ def test_adaptive_controllers_are_refused_by_diffrax():
         run(stepsize_controller=controller, dt0=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_drift_that_is_not_finite_is_an_error_where_it_first_is(bad):
     def breaks(t, y, args):

@@ -129,6 +129,7 @@ def test_coins_and_noise_of_one_key_are_independent():
 # --- gradients ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_gradients_under_every_adjoint_are_those_of_a_plain_scan(backward, x64):
     # No adjoint refuses the path (as they do UnsafeBrownianPath), and all see the same noise.

@@ -40,6 +40,7 @@ def closed_form(ts, y0s, sensitivity):
     return np.array(plain[::-1]), np.array(weighted[::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("sensitivity", [1, 2])
 def test_increments_and_effects_of_linear_levels(backward, sensitivity):
@@ -61,6 +62,7 @@ def test_increments_and_effects_of_linear_levels(backward, sensitivity):
     assert found.effects.shape == (STEPS, 3, 64, 64)
 
 
+@pytest.mark.slow
 def test_additive_noise_moves_the_trajectories_but_not_the_derivatives():
     # D_2 is constant here, so its effect does not depend on the noise; D_1 = -y does.
     ts = jnp.linspace(0.0, 1.0, STEPS + 1)
@@ -74,6 +76,7 @@ def test_additive_noise_moves_the_trajectories_but_not_the_derivatives():
     assert np.max(np.abs(sde.increment_rms[:, 0] - ode.increment_rms[:, 0])) > 0.1
 
 
+@pytest.mark.slow
 def test_pytree_states_count_every_component_once():
     ts = jnp.linspace(0.0, 1.0, 5)
     half = lambda t, y, args: jax.tree.map(lambda x: -0.5 * x, y)  # noqa: E731
@@ -89,6 +92,7 @@ def test_pytree_states_count_every_component_once():
     np.testing.assert_allclose(split.measurements.increment_rms[0, 1], np.sqrt(2.5) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_of_its_own_for_each_pilot():
     # D_2 = 1 - 2 y sees the noise; without noise all pilots are alike.
     ts = jnp.linspace(0.0, 1.0, STEPS + 1)
@@ -106,6 +110,7 @@ def test_noise_of_its_own_for_each_pilot():
     assert np.std(np.abs(shared.measurements.effects[-1, 1]), axis=0) < 1e-6
 
 
+@pytest.mark.slow
 def test_errors_of_single_levels_against_closed_forms():
     # Euler on dy/dt = -y and the exact solution exp(-1) of the finest level.
     ts = jnp.linspace(0.0, 1.0, 65)
@@ -163,6 +168,7 @@ def test_a_calibration_knows_the_numbers_inside_its_levels():
         found.require((levels[0], Linear(jnp.asarray(1.1))), jnp.ones(1))
 
 
+@pytest.mark.slow
 def test_costs_are_counted_where_none_are_given():
     big = jr.normal(jr.key(0), (64, 64)) / 64
     small = big[:8, :8]
@@ -187,6 +193,7 @@ def test_calibrate_says_what_is_missing():
         ml.calibrate(diffrax.ODETerm(LEVELS[0]), ts, y0s, key=jr.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [(1.0, 0.3, 0.05), (1.0, 1.0, 0.2), (0.5, 0.5, 1.0)])
 def test_expected_evaluations_are_the_mean_of_the_counts(p):
     # 400 coin seeds of 50 steps each; 5 standard errors.
@@ -222,6 +229,7 @@ def test_scale_to_budget():
         )
 
 
+@pytest.mark.slow
 def test_costs_by_the_clock_and_by_flops():
     # 300 matrix products against none: any clock sees that.
     heavy = lambda t, y, args: -y + 0 * jnp.linalg.matrix_power(jnp.outer(y, y) / 1e3, 300)[0]  # noqa: E731
@@ -237,6 +245,7 @@ def test_costs_by_the_clock_and_by_flops():
     np.testing.assert_allclose(given.costs, [0.5, 1.0])
 
 
+@pytest.mark.slow
 def test_pilots_that_explode_are_refused_and_coarse_runs_that_explode_are_recorded():
     # Explicit Euler on dy = -y^3 with y0 = 3 is stable for steps below 2 / 9 and explodes for large ones.
     levels = [lambda t, y, args: -0.9 * y**3, lambda t, y, args: -(y**3)]

@@ -40,6 +40,7 @@ def run(ladder, monkeypatch):
     return lambda *arguments: CliRunner().invoke(_cli.app, list(map(str, arguments)), env={"COLUMNS": "200"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [(), ("--sde",)])
 def test_main_job(run, tmp_path, sde):
     out, numbers = tmp_path / "out", tmp_path / "numbers.json"
@@ -88,6 +89,7 @@ def test_main_job(run, tmp_path, sde):
         assert shown in result.output
 
 
+@pytest.mark.slow
 def test_main_job_for_a_target_error(run, tmp_path):
     # More than what the plan of the smallest cost errs: met by Euler on the cheapest level, with no coin to
     # toss and too little for independent coins on both levels.

@@ -45,6 +45,7 @@ def images(folder):
         return file["images"]
 
 
+@pytest.mark.slow
 def test_sample_command(checkpoint, tmp_path):
     common = ("sample", "--checkpoint", checkpoint, "--batch-size", 3, "--budget", 3)
     first = run(*common, "--n", 5, "--out", tmp_path / "a")
@@ -104,6 +105,7 @@ def test_sample_refuses(checkpoint, tmp_path, monkeypatch):
     assert result.exit_code == 1 and "No space is left to write" in result.output
 
 
+@pytest.mark.slow
 def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
     asked = []
 

@@ -42,6 +42,7 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 def test_from_idx_files_and_from_an_earlier_ladder(run, tmp_path):
     (tmp_path / "ladder.toml").write_text(TEXT)
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 4))
@@ -73,6 +74,7 @@ def test_from_idx_files_and_from_an_earlier_ladder(run, tmp_path):
     assert [level.width for level in read_config(tmp_path / "one" / "config.toml").levels] == [6]
 
 
+@pytest.mark.slow
 def test_from_pictures_by_flops(run, tmp_path, pictures):
     out = tmp_path / "run"
     arguments = ("--data", pictures, "--shape", "8,8,3", "--mflops", "0.1,0.2", "--steps", 4, "--out", out)
