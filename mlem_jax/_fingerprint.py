@@ -199,7 +199,7 @@ class _Walk:
 def _text(value: Any) -> str:
     """What a setting prints as, but for the addresses of objects, which differ from run to run."""
     if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__
+        return str(value.__qualname__)
     return _ADDRESS.sub("", repr(value))
 
 
@@ -225,6 +225,8 @@ def _is_function(node: Any) -> bool:
 def _fields(node: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(node):
         return {field.name: getattr(node, field.name, None) for field in dataclasses.fields(node)}
-    if hasattr(node, "__dict__"):
-        return {str(name): value for name, value in sorted(vars(node).items(), key=lambda item: str(item[0]))}
+    slots = [name for kind in type(node).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = sorted({*getattr(node, "__dict__", {}), *slots} - {"__dict__", "__weakref__"}, key=str)
+    if names or hasattr(node, "__dict__"):
+        return {str(name): getattr(node, str(name), None) for name in names}
     return None

@@ -1,8 +1,9 @@
-"""Writing files so that none is ever there in part, and so that a full disk says what to do."""
+"""Files: atomic writes, errors of full disks and read-only places that say what to do, locks."""
 
 import contextlib
 import errno
 import os
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Not on Windows.
+    fcntl = None
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -36,7 +42,7 @@ def full_disk_explained(path: Path) -> Iterator[None]:
 
 
 def write_safely(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file in one step: whatever happens, the place has the old content or the new.
+    """Writes a file atomically: whatever happens, the path has the old content or the new.
 
     Raises `OSError` that says so where the disk is full.
     """
@@ -67,3 +73,37 @@ def read_npz(path: str | Path, what: str, remedy: str) -> dict[str, np.ndarray]:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, OSError, KeyError) as error:
         raise ValueError(f"{path} is not {what}, or damaged ({error}). {remedy}") from error
+
+
+def make_writable(folder: Path, advice: str) -> None:
+    """Makes a folder, and a file in it for a moment. Raises `OSError` with the advice where that is not possible; to be
+    called before long work rather than after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"Cannot write to {folder}: {error.strerror}. {advice}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, shared: bool, message: str) -> Iterator[None]:
+    """Holds a folder for this process, or with `shared` for processes that all ask for it so.
+
+    The system drops the lock when the process ends, however it ends. Raises `BlockingIOError` with the message where
+    another process has the folder. Does nothing on systems or disks without such locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, message) from error
+        except OSError:  # Some network disks have no locks.
+            pass
+        yield
+    finally:
+        os.close(handle)

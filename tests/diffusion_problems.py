@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 
 import mlem_jax as ml
-from mlem_jax._calibration.fingerprints import level_id, state_id
+from mlem_jax._fingerprint import level_id, state_id
 from mlem_jax.diffusion import Config, Level, Training
 
 # On 4 x 4 images one fold leaves a 1 x 1 grid: a dense network, which compiles in a second.

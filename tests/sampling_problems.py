@@ -22,7 +22,7 @@ import numpy as np
 
 import mlem_jax as ml
 from mlem_jax.diffusion import EDM, NoisePredictor, sample
-from mlem_jax.diffusion._sampling import sample as _sample, sampler as _sampler
+from mlem_jax.diffusion._sampling import batches as _batches, sample as _sample
 
 SHAPE = (3,)
 PROCESS = EDM(s_min=0.1, s_max=10.0)
@@ -85,7 +85,7 @@ def draw(n=20, **settings):
 def _devices(file):
     devices, texts = jax.devices(), []
     assert len(devices) == 8
-    program = _sampler.draw
+    program = _batches.draw
 
     def inspected(*arguments):
         compiled = program.lower(*arguments).compile()
@@ -93,7 +93,7 @@ def _devices(file):
         return compiled(*arguments)
 
     found = {str(k): draw(20, batch_size=4, devices=devices[:k]).images for k in (1, 2)}
-    _sampler.draw = inspected
+    _batches.draw = inspected
     found["8"] = draw(20, batch_size=4, devices=devices).images
     np.savez(file, hlo=np.array(texts[-1]), **found)
 

@@ -12,9 +12,9 @@ from diffusion_problems import randomised, TINY
 from typer.testing import CliRunner
 
 import mlem_jax as ml
-from mlem_jax import plot
-from mlem_jax._cli import app as _cli, demo as _demo
-from mlem_jax._cli.demo import equivalent_cost
+from mlem_jax import diffusion, plot
+from mlem_jax._cli import app as _cli, comparison as _demo
+from mlem_jax._cli.comparison import equivalent_cost
 from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder
 
 PNG = b"\x89PNG\r\n"
@@ -33,7 +33,7 @@ def ladder():
 
 @pytest.fixture
 def run(ladder, monkeypatch):
-    monkeypatch.setattr(_cli, "load_ladder", lambda *folder: load_ladder(*folder) if folder else ladder)
+    monkeypatch.setattr(diffusion, "load_ladder", lambda *folder: load_ladder(*folder) if folder else ladder)
     monkeypatch.setattr(_demo, "FINE_STEPS", {False: 32, True: 32})
     monkeypatch.setattr(_demo, "EULER_STEPS", (4, 8, 16))
     monkeypatch.setattr(_demo, "COIN_SEEDS", 2)
@@ -112,7 +112,7 @@ def test_main_job_for_a_target_error(run, tmp_path):
 
 def test_what_cannot_work_is_said_before_long_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(_cli, "compare", None)
+    monkeypatch.setattr(_demo, "compare", None)
     for option, place in (("--out", "file"), ("--json", "file/numbers.json")):
         result = run("--out", tmp_path / "out", option, tmp_path / place)
         assert result.exit_code == 2 and f"Choose another {option}" in result.output

@@ -12,7 +12,8 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import mlem_jax as ml
-from mlem_jax._cli import app as _cli, sample as _cli_sample
+from mlem_jax import diffusion
+from mlem_jax._cli import app as _cli
 from mlem_jax.diffusion import Ladder, save_ladder
 from mlem_jax.diffusion._ladder.ladder import as_stored, METHODS
 
@@ -68,7 +69,7 @@ def test_sample_command(checkpoint, tmp_path):
     assert more.exit_code == 0, more.output
     np.testing.assert_allclose(images(tmp_path / "b")[:5], before, atol=1e-5)
     # Another seed, and the SDE, are other images, and no part of this run.
-    for other, differs in (("--seed=1", "key"), ("--sde", "stochasticity"), ("--n=6", "n")):
+    for other, differs in (("--seed=1", "key"), ("--sde", "stochasticity"), ("--format=uint8", "format")):
         result = run(*common, "--n", 5, other, "--out", tmp_path / "a")
         assert result.exit_code == 2 and f"which differs in {differs};" in result.output
     sde = run(*common, "--n", 5, "--sde", "--out", tmp_path / "c")
@@ -113,7 +114,7 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
         asked.append(settings)
         return stand_in(ladder, **settings)
 
-    monkeypatch.setattr(_cli_sample, "calibrate_ladder", measured)
+    monkeypatch.setattr(diffusion, "calibrate_ladder", measured)
     common = ("calibrate", "--checkpoint", checkpoint, "--budget", 3)
     path = tmp_path / "new" / "found.npz"
     result = run(*common, "--sde", "--pilots", 5, "--steps", 8, "--out", path)

@@ -15,7 +15,7 @@ from problems import as_user, assert_mean
 from sampling_problems import made_plan
 
 import mlem_jax as ml
-from mlem_jax._cli import sample as _cli_sample
+from mlem_jax import diffusion
 from mlem_jax.diffusion import (
     calibrate_ladder,
     Ladder,
@@ -182,7 +182,7 @@ def test_labels_and_guidance_by_commands(ladder, tmp_path, monkeypatch):
         asked.append(settings["guidance"])
         return stand_in(ladder, sde=settings["sde"], guidance=settings["guidance"])
 
-    monkeypatch.setattr(_cli_sample, "calibrate_ladder", pretend)
+    monkeypatch.setattr(diffusion, "calibrate_ladder", pretend)
     found = command(
         "calibrate",
         "--checkpoint",

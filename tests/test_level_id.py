@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from diffusion_problems import stand_in, TINY
 
-from mlem_jax._calibration.fingerprints import level_id
+from mlem_jax._fingerprint import level_id
 from mlem_jax.diffusion import (
     EDM,
     FlowMatching,
@@ -85,7 +85,7 @@ def test_a_calibration_for_another_prediction_is_refused():
 
 PROGRAM = """
 import jax
-from mlem_jax._calibration.fingerprints import level_id
+from mlem_jax._fingerprint import level_id
 from mlem_jax.diffusion import NoisePredictor, EDM, ProbabilityFlow
 print(level_id(ProbabilityFlow(NoisePredictor(jax.nn.silu, EDM(), "x0", lambda s: s))), object())
 """

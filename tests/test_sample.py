@@ -29,7 +29,7 @@ from mlem_jax.diffusion import (
     save_grid,
     UNet,
 )
-from mlem_jax.diffusion._sampling.files import RunFolder
+from mlem_jax.diffusion._sampling.run_folder import RunFolder
 
 QUIET = {"key": jr.key(7), "progress": False}
 
@@ -298,7 +298,6 @@ def test_a_folder_of_other_files_is_refused_before_anything_is_drawn(tmp_path, m
 
 
 OTHERS = {
-    "n": {"n": 5},
     "key": {"key": jr.key(8)},
     "plan": {"plan": made_plan(p=0.5)},
     "stochasticity": {"stochasticity": 0.5},

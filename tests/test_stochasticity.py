@@ -76,7 +76,7 @@ def test_terms_of_the_ends_of_the_family_are_flow_and_reverse_sde():
 
 
 def test_calibrations_of_different_stochasticities_are_told_apart():
-    from mlem_jax._calibration.fingerprints import level_id
+    from mlem_jax._fingerprint import level_id
 
     ids = {level_id(StochasticDrift(exact(MIXTURE), eta)) for eta in (0.2, 0.3)}
     assert len(ids) == 2

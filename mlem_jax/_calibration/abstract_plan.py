@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._custom_types import Y
 from .files import read_record, write_record
+from .fingerprints import mismatch
 from .levels import keep_levels
 
 _Plan = TypeVar("_Plan", bound="AbstractPlan")
@@ -41,6 +44,7 @@ class AbstractPlan(abc.ABC):
     - `relative_error_of_prediction`: its relative standard error, from the differences between pilot trajectories.
     - `finest_error`: the finest level's own error, if known; not contained in `error`.
     - `advice`: remarks in words, one each.
+    - `levels_id`, `state_id`: for which levels and which shape of state the plan was made; empty in one made by hand.
 
     Subclasses are final dataclasses. Each has a `kind`, the name of its files' format, and that format's `version`.
     """
@@ -56,6 +60,8 @@ class AbstractPlan(abc.ABC):
     relative_error_of_prediction: float
     finest_error: float | None
     advice: tuple[str, ...]
+    levels_id: tuple[str, ...] = ()
+    state_id: str = ""
 
     @property
     @abc.abstractmethod
@@ -89,6 +95,15 @@ class AbstractPlan(abc.ABC):
         """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
         calibrated."""
         return keep_levels(terms, self.levels, costs=self.costs)
+
+    def require(self, levels: Sequence[Any], y0: Y) -> None:
+        """Raises `ValueError` unless the plan was made for these levels (all that were calibrated: their types,
+        settings and all numbers inside them) and a state of these shapes. A plan made by hand is for any."""
+        if not self.levels_id:
+            return
+        found = mismatch("This plan was made for", self.levels_id, self.state_id, levels, y0)
+        if found is not None:
+            raise ValueError(f"{found} Make a plan from a calibration of these levels.")
 
     def save(self, path: str | Path) -> None:
         """Writes one `.npz` file, atomically. Raises `OSError` that says so where the disk is full."""

@@ -1,7 +1,6 @@
 """Measuring levels along real trajectories, and trying ML-EM on them."""
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -15,11 +14,12 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from .._custom_types import Args, Y
+from .._fingerprint import level_id, state_id
+from .._progress import show_progress
 from .._solver.method import AbstractMethod, EulerMaruyama
 from .._term import find_multilevel_term
 from .calibration import Calibration
 from .costs import check_costs, relative_costs, time_levels
-from .fingerprints import level_id, state_id
 from .measurements import Measurements
 from .pilots import FixedTerms, LevelSubsetTerms, MakeTerms, PilotInputs, Pilots, ReportProgress
 from .single_runs import run_single_levels, strides
@@ -208,12 +208,5 @@ def _check_finite(effects: np.ndarray, ts: Array) -> None:
 @contextlib.contextmanager
 def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
     """A progress bar, as a function of what is being done and of how much work is done since."""
-    if not shown or importlib.util.find_spec("rich") is None:
-        yield lambda what, advance: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("calibrating: {task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda what, advance: bar.update(task, description=what, advance=advance)
+    with show_progress("calibrating", total=total, unit="runs", shown=shown) as display:
+        yield lambda what, advance: display.advance(advance, what)

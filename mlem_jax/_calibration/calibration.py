@@ -1,6 +1,7 @@
 """A calibration: what was measured, what was tried, and the plans that follow from it."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from .._coins import AbstractCoins
 from .._custom_types import Y
 from .._solver.method import AbstractMethod
 from .files import decode_record, read_record, write_record
-from .fingerprints import level_id, state_id
+from .fingerprints import mismatch
 from .measurements import Measurements
 from .plan import Plan
 from .planning import choose_plan, MIDPOINT
@@ -96,23 +97,19 @@ class Calibration:
             in_seconds=in_seconds,
         )
 
-    def require(self, levels: tuple[Any, ...], y0: Y) -> None:
+    def mismatch(self, levels: Sequence[Any], y0: Y) -> str | None:
+        """A sentence that says how these levels or this state differ from those that were measured, or `None`."""
+        measured = self.measurements
+        return mismatch(
+            "This calibration was measured with", measured.levels_id, measured.state_id, levels, y0
+        )
+
+    def require(self, levels: Sequence[Any], y0: Y) -> None:
         """Raises `ValueError` unless the calibration was measured with these levels (their types, settings and all
         numbers inside them) and a state of these shapes."""
-        measured = self.measurements
-        ids = tuple(level_id(level) for level in levels)
-        if ids != measured.levels_id:
-            differ = [k + 1 for k, (a, b) in enumerate(zip(ids, measured.levels_id, strict=False)) if a != b]
-            raise ValueError(
-                f"This calibration was measured with {self.num_levels} levels and is used with {len(ids)}"
-                + (f", of which number {', '.join(map(str, differ))} differ." if differ else ".")
-                + " Calibrate again: mlem_jax.calibrate(terms, ts, y0s, key=key)."
-            )
-        if state_id(y0) != measured.state_id:
-            raise ValueError(
-                f"This calibration was measured with a state {measured.state_id} and is used with {state_id(y0)}. "
-                "Calibrate again with initial states of that shape."
-            )
+        found = self.mismatch(levels, y0)
+        if found is not None:
+            raise ValueError(f"{found} Calibrate again: mlem_jax.calibrate(terms, ts, y0s, key=key).")
 
     def save(self, path: str | Path) -> None:
         """Writes one `.npz` file, atomically. Raises `OSError` that says so where the disk is full."""

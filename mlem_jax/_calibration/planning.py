@@ -68,8 +68,8 @@ def _plan_for_error(search: Search, error: float | int) -> Plan:
     if plan is None or plan.error > error:
         least = "unknown" if plan is None else f"{plan.error:.3g}"
         raise ValueError(
-            f"error={error:g} cannot be reached: with the calibration's {measured.num_steps} steps the "
-            f"predicted error is at least {least}. Calibrate with a finer ts, or accept a larger error."
+            f"An error of {error:g} cannot be reached: with the calibration's {measured.num_steps} steps the "
+            f"predicted error is at least {least}. Calibrate with more steps, or accept a larger error."
         )
     while high - low > _BRACKET:
         middle = 0.5 * (low + high)
@@ -116,6 +116,8 @@ def _plan_for_budget(search: Search, budget: float | int) -> Plan:
         speedup_over_finest=over_finest,
         speedup_over_single=over_single,
         finest_error=measured.finest_error,
+        levels_id=measured.levels_id,
+        state_id=measured.state_id,
         advice=tuple(advice),
     )
 

@@ -78,6 +78,8 @@ def single_level_plan(
         speedup_over_finest=over_finest,
         speedup_over_single=over_single,
         finest_error=measured.finest_error,
+        levels_id=measured.levels_id,
+        state_id=measured.state_id,
         advice=(
             f"Use level {alone.level + 1} alone: it errs {alone.error:.3g} at this budget; {reason}. ML-EM does not "
             "pay here.",

@@ -1,5 +1,21 @@
 """The command line, `mlem-jax` or `python -m mlem_jax`."""
 
+import sys
+
 from .._extras import require
 
-require("The command line of mlem_jax", "cli", "typer", "rich", "matplotlib")
+try:
+    require(
+        "The command line of mlem_jax",
+        "all",
+        "typer",
+        "rich",
+        "matplotlib",
+        "optax",
+        "orbax",
+        "PIL",
+        "tomli_w",
+    )
+except ModuleNotFoundError as error:
+    # Nobody imports this package but the two ways to start it, whose users want no traceback.
+    sys.exit(str(error))

@@ -1,211 +1,95 @@
-"""The main job: images by ML-EM beside Euler on the finest level, from the same noise.
+"""The command `demo`, the main job."""
 
-Only the comparison is here; tables, pictures and files are `_cli.py`'s.
-"""
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
-import dataclasses
-import time
-from collections.abc import Callable
-from typing import Any
+import typer
+from rich.console import Console
 
-import diffrax
-import equinox as eqx
-import jax
-import jax.random as jr
-import numpy as np
-from jaxtyping import Array, Float
-
-from .._brownian import GridBrownianPath
-from .._calibration.plan import Plan
-from .._coins import IndependentCoins
-from .._solver.base import AbstractMultilevelSolver
-from .._solver.evaluations import evaluation_report, EvaluationReport
-from ..diffusion import Ladder, reverse_diffusion
-
-FINE_STEPS = {False: 256, True: 1024}
-EULER_STEPS = (8, 16, 32, 64, 128)
-COIN_SEEDS = 5
-_REPEATS = 3
+from .._io import write_text_safely
+from .errors import check_place, errors_explained
+from .options import Budget, InSeconds, one_of, Sde, Seed, TargetError
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One solve: `error` is the root mean square distance to the reference over all pixels of all
-    images (pixels have values in [-1, 1]); `median_error`, the median over images of each image's own;
-    `predicted`, the error that the plan promised, if there was one; `finest_evaluations` counts FLOPs in units
-    of the finest level's; `seconds` is without compilation, the mean of several runs."""
-
-    method: str
-    error: float
-    median_error: float
-    predicted: float | None
-    finest_evaluations: float
-    seconds: float
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """All that the main job found. `images`, `reports` and `levels` (those kept) are by method, for the first
-    seed; `plan` is that of the default coins. `speedup` compares errors, `median_speedup` the images' median errors."""
-
-    rows: list[Row]
-    speedup: dict[str, float]
-    median_speedup: dict[str, float]
-    plan: Plan
-    images: dict[str, Float[np.ndarray, "n h w"]]
-    reports: dict[str, EvaluationReport]
-    levels: dict[str, tuple[int, ...]]
-
-
-def equivalent_cost(errors: list[float], costs: list[float], error: float) -> float:
-    """The cost at which a curve of measured `(cost, error)` points reaches an error.
-
-    Straight lines between the points in logarithms; beyond the last point, the line through the last
-    two is continued (first-order methods are straight there).
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for samples.png and coins.png.")] = Path(
+        "mlem_jax_out"
+    ),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all numbers to this JSON file.")
+    ] = None,
+    seed: Seed = 0,
+    samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many images, drawn as one batch.")
+    ] = 16,
+    budget: Budget = None,
+    error: TargetError = None,
+    sde: Sde = False,
+    in_seconds: InSeconds = False,
+) -> None:
+    """Draws images with the four shipped networks by ML-EM, beside Euler on the largest network alone, from the
+    same noise, and compares error, evaluations and seconds. About 45 seconds on two cores.
     """
-    order = np.argsort(costs)
-    x, y = np.log(np.asarray(errors)[order]), np.log(np.asarray(costs)[order])
-    # The segment in which the error falls to the wanted one.
-    below = np.nonzero(x <= np.log(error))[0]
-    right = int(np.clip(below[0] if len(below) else len(x) - 1, 1, len(x) - 1))
-    slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
-    return float(np.exp(y[right] + slope * (np.log(error) - x[right])))
+    console = Console()
+    budget = one_of(budget, error)
+    with errors_explained(console):
+        if json_file is not None and json_file.is_dir():
+            raise ValueError(f"--json {json_file} is a folder; name a file.")
+        check_place(out, "--out")
+        if json_file is not None:
+            check_place(json_file.parent, "--json")
+        from .. import diffusion
+        from .comparison import compare
+        from .comparison_report import comparison_table, draw_comparison
 
-
-def _compiled(
-    solver: diffrax.AbstractSolver,
-    ts: Float[Array, " times"],
-    terms: Any,
-    y0: Float[Array, "..."],
-    repeats: int,
-) -> Callable[[diffrax.AbstractSolver], tuple[np.ndarray, Any, float]]:
-    """A function of a solver (of this one's kind) that solves and says the end images, the solver's
-    state and the seconds; compilation is done before it is returned."""
-
-    def solve(solver, ts, terms, y0):
-        saveat = diffrax.SaveAt(t1=True, solver_state=True)
-        controller = diffrax.StepTo(ts)
-        sol = diffrax.diffeqsolve(
-            terms, solver, ts[0], ts[-1], None, y0, saveat=saveat, stepsize_controller=controller
+        ladder = diffusion.load_ladder()
+        kind = "reverse SDE (one Brownian path)" if sde else "probability flow"
+        console.print(
+            f"{samples} images of {ladder.config.name}, {kind}, seed {seed}, "
+            + (f"budget {budget:g}" if error is None else f"error {error:g}")
         )
-        assert sol.ys is not None
-        return sol.ys[0], sol.solver_state
+        with console.status("loading") as status:
+            comparison = compare(
+                ladder,
+                seed=seed,
+                samples=samples,
+                budget=budget,
+                error=error,
+                sde=sde,
+                in_seconds=in_seconds,
+                report=lambda method: status.update(f"{method} (compiling, then drawing)"),
+            )
+    plan = f"\nThe plan, from the shipped calibration:\n{comparison.plan}\n"
+    console.print(plan, highlight=False, soft_wrap=True)
+    console.print(comparison_table(comparison))
+    _explain(console, comparison)
+    with errors_explained(console):
+        draw_comparison(comparison, out)
+        console.print(f"Pictures: {out / 'samples.png'}, {out / 'coins.png'}", soft_wrap=True)
+        if json_file is not None:
+            write_text_safely(json_file, json.dumps(_numbers(comparison), indent=2) + "\n")
+            console.print(f"Numbers: {json_file}", soft_wrap=True)
 
-    executable: Any = eqx.filter_jit(solve)
-    executable = executable.lower(solver, ts, terms, y0).compile()
 
-    def run(solver: diffrax.AbstractSolver) -> tuple[np.ndarray, Any, float]:
-        start = time.perf_counter()
-        for _ in range(repeats - 1):
-            jax.block_until_ready(executable(solver, ts, terms, y0))
-        end, state = jax.block_until_ready(executable(solver, ts, terms, y0))
-        return np.asarray(end), state, (time.perf_counter() - start) / repeats
-
-    return run
-
-
-def compare(
-    ladder: Ladder,
-    *,
-    seed: int,
-    samples: int,
-    budget: float | None,
-    error: float | None = None,
-    sde: bool,
-    in_seconds: bool = False,
-    tell: Callable[[str], None],
-) -> Comparison:
-    """Draws the same images by every method and measures error, evaluations and seconds of each.
-
-    **Arguments:**
-
-    - `seed` of the noise and, added to 0, 1, ..., of the coins; `samples`, images in the one batch.
-    - `budget` of ML-EM in finest-level evaluations, or the `error` that it should reach; `in_seconds`, as for
-      [`mlem_jax.make_plan`][].
-    - `tell`, called with a word before each method.
-
-    Raises `ValueError`, before any image is drawn, for a budget or an error that cannot be met.
-    """
-    tell("planning")
-    plan = ladder.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
-    plans = [("ML-EM default coins", plan, 1)]
-    # The paper's coins at the same cost; a plan left free would rather not toss them.
-    every_level = tuple(range(len(ladder.networks)))
-    try:
-        calibration = ladder.calibration(sde=sde)
-        made = calibration.plan(
-            budget=plan.cost, coins=IndependentCoins(), levels=every_level, in_seconds=in_seconds
+def _explain(console: Console, comparison: Any) -> None:
+    console.print(
+        "error: RMS over all pixels (range -1 to 1) of the distance to a fine solution of the finest network; "
+        "median: of the images' own errors; evals: cost in evaluations of the finest network (FLOPs); seconds "
+        "without compilation; ±: standard deviation over coin seeds.",
+        highlight=False,
+    )
+    for what, found in (("error", comparison.speedup), ("median error", comparison.median_speedup)):
+        console.print(
+            f"For the {what} of ML-EM with default coins, Euler on the finest network needs "
+            f"{found['finest_evaluations']:.1f} times the evaluations and {found['seconds']:.1f} times the "
+            "seconds."
         )
-        plans.insert(0, ("ML-EM independent coins", made, COIN_SEEDS))
-    except ValueError:
-        tell("no comparison with independent coins: all levels together cost more than the plan")
-
-    process = ladder.config.process
-    noise_key, path_key = jr.split(jr.key(seed))
-    y0 = process.s_max * jr.normal(noise_key, (samples, *ladder.config.shape))
-    fine = process.grid(FINE_STEPS[sde])
-    terms: Any = ladder.term(sde=sde)
-    if sde:
-        path = GridBrownianPath(fine, y0.shape, key=path_key)
-        terms = diffrax.MultiTerm(terms, reverse_diffusion(path))
-
-    def solver_run(solver: diffrax.AbstractSolver, steps: int, repeats: int = _REPEATS) -> Callable[..., Any]:
-        # Every m-th time of the fine grid, so that all see one Brownian path.
-        return _compiled(solver, fine[:: FINE_STEPS[sde] // steps], terms, y0, repeats)
-
-    tell("reference")
-    reference_solver = diffrax.Euler() if sde else diffrax.Heun()
-    reference, _, _ = solver_run(reference_solver, FINE_STEPS[sde], 1)(reference_solver)
-    images = {"reference": reference}
-    rows: list[Row] = []
-    reports: dict[str, EvaluationReport] = {}
-    levels: dict[str, tuple[int, ...]] = {}
-
-    def measure(
-        method: str, solver: diffrax.AbstractSolver, run: Callable, coin_seed: int, plan: Plan | None = None
-    ) -> None:
-        tell(method)
-        end, state, seconds = run(solver)
-        if isinstance(solver, AbstractMultilevelSolver):
-            report = evaluation_report(state)
-            evaluations = report.finest_evaluations
-            reports.setdefault(method, report)
-            levels.setdefault(method, plan.levels if plan is not None else ())
-        else:
-            evaluations = float(method.split()[1]) if plan is None else plan.cost
-        squares = np.mean((end - reference) ** 2, axis=tuple(range(1, end.ndim)))
-        rms, median = float(np.sqrt(np.mean(squares))), float(np.sqrt(np.median(squares)))
-        images.setdefault(method, end)
-        predicted = None if plan is None else plan.error
-        rows.append(Row(method, rms, median, predicted, evaluations, seconds, coin_seed))
-
-    for steps in EULER_STEPS:
-        euler = diffrax.Euler()
-        measure(f"Euler {steps} steps", euler, solver_run(euler, steps), seed)
-
-    for method, made, seeds in plans:
-        record = len(made.ts) - 1
-        settings = {"record": record} if len(made.levels) > 1 else {}
-        solvers = [made.solver(key=jr.key(seed + i), **settings) for i in range(seeds)]
-        run = _compiled(solvers[0], _within(fine, made), made.terms(terms), y0, _REPEATS)
-        for i, solver in enumerate(solvers):
-            measure(method, solver, run, seed + i, made)
-    ours = rows[-1]
-    euler_rows = [row for row in rows if row.method.startswith("Euler")]
-
-    def speedup(measured: str) -> dict[str, float]:
-        errors = [getattr(row, measured) for row in euler_rows]
-        return {
-            unit: equivalent_cost(errors, [getattr(row, unit) for row in euler_rows], getattr(ours, measured))
-            / getattr(ours, unit)
-            for unit in ("finest_evaluations", "seconds")
-        }
-
-    return Comparison(rows, speedup("error"), speedup("median_error"), plan, images, reports, levels)
 
 
-def _within(fine: Float[Array, " times"], plan: Plan) -> Float[Array, " steps"]:
-    """The plan's times as entries of the fine grid, of which the noise's path knows the exact values."""
-    places = np.abs(np.asarray(fine)[None, :] - plan.ts[:, None]).argmin(axis=1)
-    return fine[places]
+def _numbers(comparison: Any) -> dict[str, Any]:
+    return {
+        "rows": [vars(row) for row in comparison.rows],
+        "speedup": comparison.speedup,
+        "median_speedup": comparison.median_speedup,
+    }

@@ -42,6 +42,7 @@ from ._process.process import (
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
 )
-from ._sampling.files import save_grid as save_grid
-from ._sampling.sample import sample as sample, Samples as Samples
+from ._sampling.pictures import save_grid as save_grid, save_images as save_images
+from ._sampling.sample import sample as sample
+from ._sampling.samples import Samples as Samples
 from ._training.train_ladder import train_ladder as train_ladder

@@ -1,10 +1,11 @@
-"""The drifts of sampling a diffusion model, in the variables `(y, s)` of `_process.py`, and the terms made of them.
+"""The drifts of sampling a diffusion model, in the variables `(y, s)` of `process.py`, and the terms made of them.
 
 terms = sampling_terms(small, large)  # probability flow; the arguments are NoisePredictors, cheapest first
 terms = sampling_terms(small, large, stochasticity=1.0, brownian_motion=path)  # reverse SDE
 """
 
 import math
+from collections.abc import Sequence
 
 import diffrax
 import equinox as eqx
@@ -129,20 +130,27 @@ def sampling_terms(
                 f"Level {k + 1} of sampling_terms is a {type(predictor).__name__}; a NoisePredictor is expected. "
                 "Write NoisePredictor(network, process, prediction)."
             )
-    _check_stochasticity(stochasticity)
+    term = MultilevelTerm(*sampling_drifts(predictors, stochasticity), costs=costs)
     if stochasticity == 0:
-        return MultilevelTerm(*map(ProbabilityFlow, predictors), costs=costs)
+        return term
     if brownian_motion is None:
         raise ValueError(
             f"stochasticity={stochasticity} needs noise. Write sampling_terms(..., "
             "brownian_motion=mlem_jax.GridBrownianPath(ts, y0.shape, key=key))."
         )
-    drifts = [
-        ReverseDrift(predictor) if stochasticity == 1 else StochasticDrift(predictor, stochasticity)
-        for predictor in predictors
-    ]
-    noise = reverse_diffusion(brownian_motion, stochasticity)
-    return diffrax.MultiTerm(MultilevelTerm(*drifts, costs=costs), noise)
+    return diffrax.MultiTerm(term, reverse_diffusion(brownian_motion, stochasticity))
+
+
+def sampling_drifts(
+    predictors: Sequence[NoisePredictor], stochasticity: float | int
+) -> tuple[ProbabilityFlow | ReverseDrift | StochasticDrift, ...]:
+    """The levels of `sampling_terms`, by which a calibration knows to what it belongs."""
+    _check_stochasticity(stochasticity)
+    if stochasticity == 0:
+        return tuple(map(ProbabilityFlow, predictors))
+    if stochasticity == 1:
+        return tuple(map(ReverseDrift, predictors))
+    return tuple(StochasticDrift(predictor, stochasticity) for predictor in predictors)
 
 
 class NoisyTerms(eqx.Module):

@@ -1,49 +1,46 @@
 """Drawing many samples: in batches, on many devices and hosts, with a folder that an interrupted run continues."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray, PyTree
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from jax.sharding import Mesh
+from jaxtyping import Bool, PRNGKeyArray, PyTree
 
-from ..._calibration.plan import Plan
+from ..._calibration.abstract_plan import AbstractPlan
 from ..._custom_types import Numbers
-from ..._term import find_multilevel_term
+from ..._fingerprint import fingerprint
+from ..._progress import show_progress
 from .._ladder.ladder import Guidance, Ladder
 from .._mesh import make_mesh, put_everywhere
-from .._network.layers import check_label_range
 from .._predictor.adapter import NoisePredictor
-from .files import digest, RunFolder
-from .sampler import draw_batches, missing, Sampler, split
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Samples:
-    """What [`mlem_jax.diffusion.sample`][] drew, on the host.
-
-    - `images`: the samples, `(n, *shape)`.
-    - `trajectories`: their states `y` at the times asked for, `(n, times, *shape)`, or `None`.
-    - `indices`: which samples these are, `(n,)`; all of them, but for one process of many.
-    """
-
-    images: Float[np.ndarray, "n ..."]
-    trajectories: Float[np.ndarray, "n times ..."] | None
-    indices: Int[np.ndarray, " n"]
+from .batches import Batch, draw_batches, missing, split
+from .checks import (
+    check_key,
+    check_labels,
+    check_levels,
+    check_plan,
+    levels_and_shape,
+    make_sampler,
+    positive_integer,
+    saved_times,
+)
+from .pictures import as_bytes as to_bytes
+from .run_folder import Arrays, RunFolder
+from .sampler import Sampler
+from .samples import Samples
 
 
 def sample(
     levels: Ladder | Sequence[NoisePredictor],
     *,
-    n: int,
-    plan: Plan,
+    n: Any,
+    plan: AbstractPlan,
     key: PRNGKeyArray,
     shape: tuple[int, ...] | None = None,
     stochasticity: float | int = 0.0,
@@ -51,10 +48,11 @@ def sample(
     labels: PyTree = None,
     guidance: Guidance | None = None,
     save_at: Numbers | None = None,
-    batch_size: int = 64,
-    coin_group: int = 64,
+    batch_size: Any = 64,
+    coin_group: Any = 64,
     devices: Sequence[Any] | None = None,
     out: str | Path | None = None,
+    as_bytes: bool = False,
     progress: bool = True,
 ) -> Samples:
     r"""Draws `n` samples with a plan.
@@ -64,7 +62,7 @@ def sample(
         ```python
         ladder = load_ladder()
         plan = ladder.calibration().plan(budget=12)
-        found = sample(ladder, n=1000, plan=plan, key=jr.key(0), out="clothes")  # again after a crash: goes on
+        found = sample(ladder, n=1000, plan=plan, key=jr.key(0), out="clothes")  # the same again continues
         save_grid("clothes.png", found.images[:64])
 
         predictors = [NoisePredictor(small, process), NoisePredictor(large, process)]
@@ -86,8 +84,8 @@ def sample(
     - `levels`: a [`mlem_jax.diffusion.Ladder`][], or [`mlem_jax.diffusion.NoisePredictor`][]s, cheapest first,
         for single samples: all levels for which the plan was made. Their processes may differ.
     - `n`: how many; `key`, from which everything random comes.
-    - `plan`: from `Calibration.plan`, made for the same `stochasticity`. Sampling starts from pure noise at
-        `s = plan.ts[0]` and ends at `plan.ts[-1]`.
+    - `plan`: of any kind, from `Calibration.plan` or `Ladder.plan`, made for the same `stochasticity`. Sampling
+        starts from pure noise at `s = plan.ts[0]` and ends at `plan.ts[-1]`.
     - `shape`: of one sample. Only without a ladder, which knows it.
     - `stochasticity`: 0 for the probability flow, 1 for the reverse SDE, see
         [`mlem_jax.diffusion.StochasticDrift`][].
@@ -101,189 +99,151 @@ def sample(
         `coin_group` are.
     - `coin_group`: samples that share their coins. Another number makes other samples, if coins are random.
     - `devices`: by default all that this process has.
-    - `out`: folder where finished batches are kept, and from which an interrupted run continues; at the end it
-        holds `samples.npz`, with `images` and perhaps `trajectories`.
-    - `progress`: whether to show a progress bar.
+    - `out`: folder where finished batches are kept, and from which an interrupted run continues. In the end it
+        holds `samples.npz`, with `images` and, if there are any, `trajectories` and `labels`. A larger `n` later adds
+        samples to it, of which the first ones stay as they are.
+    - `as_bytes`: whether images are returned and stored as bytes, 0 to 255 for -1 to 1, instead of the numbers.
+    - `progress`: whether to show progress.
 
-    Raises `ValueError` for bad arguments, levels that do not fit each other or the plan, and, before anything is
-    drawn, for a folder of another run (`FileExistsError` for a folder of other files); `FloatingPointError`
-    naming level, step and time for a network's output that is not finite; `OSError` for a full disk, with the
-    finished batches kept.
+    Raises, before anything is drawn: `ValueError` for bad arguments, for levels that do not fit each other, for a
+    plan made for other levels or another process, guidance or stochasticity, and for a folder of another run
+    (`FileExistsError` for one of other files, `BlockingIOError` for one in use, `OSError` for a place that cannot be
+    written). Later: `FloatingPointError` naming level, step and time for a network's output that is not finite;
+    `OSError` for a full disk, with the finished batches kept.
     """
-    predictors, shape = _levels_and_shape(levels, shape, guidance)
+    n = positive_integer("n", n)
+    batch_size = positive_integer("batch_size", batch_size)
+    coin_group = positive_integer("coin_group", coin_group)
+    check_key(key)
     labels = None if labels is None else jax.tree.map(jnp.asarray, labels)
-    _check(n, batch_size, coin_group, key, args, labels)
-    if isinstance(levels, Ladder) and levels.config.classes is not None:
-        for leaf in jax.tree.leaves((args, labels)):
-            check_label_range("The ladder", np.asarray(leaf), levels.config.classes)
-    random_coins = not plan.deterministic
-    sampler = _sampler(
-        predictors, plan, key, shape, stochasticity, args, save_at, coin_group if random_coins else None
-    )
-    _check_levels(sampler, plan.levels, labels)
-    folder = None if out is None else RunFolder(out, _description(sampler, plan, key, n, labels))
-    finished = None if folder is None else folder.result()
-    if finished is not None:
-        return Samples(finished["images"], finished.get("trajectories"), np.arange(n))
-
-    dtype = sampler.ts.dtype
-    whole = {"images": np.empty((n, *shape), dtype)}
-    if sampler.save_at is not None:
-        whole["trajectories"] = np.empty((n, len(sampler.save_at), *shape), dtype)
-    there = np.zeros(n, bool)
-
-    def take(start: int, stop: int, arrays: dict[str, np.ndarray]) -> None:
-        there[start:stop] = True
-        for name, array in whole.items():
-            array[start:stop] = arrays[name]
-
-    if folder is not None:
-        for start, stop, arrays in folder.batches():
-            take(start, stop, arrays)
-    mesh = make_mesh(tuple(devices or jax.local_devices()))
-    processes = jax.process_count()
-    group = sampler.coin_group or n
-    size = min(batch_size, group, math.ceil(n / (mesh.size * processes)))
-    # By a rule that does not look at what is there, lest two processes divide differently.
-    share = split(n, size, group)[jax.process_index() :: processes]
-    todo = [rest for job in share for rest in missing(job, there)]
-    mine = np.concatenate([np.arange(0), *(np.arange(*job) for job in share)])
-    sampler = put_everywhere(mesh, sampler)
-    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress or jax.process_index() > 0) as bar:
-        task = bar.add_task("", total=len(mine), completed=int(there[mine].sum()))
-        for first in range(0, len(todo), mesh.size):
-            jobs = todo[first : first + mesh.size]
-            drawn = draw_batches(mesh, sampler, jobs, size, labels, plan.levels)
-            for (start, stop), arrays in zip(jobs, drawn, strict=True):
-                if folder is not None:
-                    folder.add(start, stop, arrays)
-                take(start, stop, arrays)
-                bar.advance(task, stop - start)
-    if processes > 1:
-        whole = {name: array[mine] for name, array in whole.items()}
-    elif folder is not None:
-        folder.finish(whole)
-    return Samples(whole["images"], whole.get("trajectories"), mine)
-
-
-def _levels_and_shape(
-    levels: Ladder | Sequence[NoisePredictor], shape: tuple[int, ...] | None, guidance: Guidance | None
-) -> tuple[tuple[NoisePredictor, ...], tuple[int, ...]]:
-    if isinstance(levels, Ladder):
-        if shape is not None:
-            raise ValueError(
-                f"A ladder knows the shape of its images, {levels.config.shape}; leave out shape."
-            )
-        return levels.predictors(guidance=guidance), levels.config.shape
-    if not isinstance(levels, Sequence) or not all(isinstance(x, NoisePredictor) for x in levels):
-        raise ValueError(
-            "sample needs a Ladder, such as load_ladder(), or a list of NoisePredictors, cheapest first, and was "
-            f"given {type(levels).__name__}. Write NoisePredictor(network, process, prediction)."
-        )
-    if guidance is not None:
-        raise ValueError(
-            f"guidance={guidance} is for a ladder. Write NoisePredictor(Guided(network, scale, null), ...) for each "
-            "level instead."
-        )
-    if shape is None:
-        raise ValueError("sample needs the shape of one sample; write for example shape=(32, 32, 3).")
-    return tuple(levels), tuple(shape)
-
-
-def _check(n: int, batch_size: int, coin_group: int, key: Any, args: PyTree, labels: PyTree) -> None:
-    for name, value in (("n", n), ("batch_size", batch_size), ("coin_group", coin_group)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"sample was given {name}={value!r}; an integer of at least 1 is expected.")
-    if isinstance(key, int):
-        raise ValueError(f"sample was given key={key}; write key=jax.random.key({key}).")
-    if labels is not None and args is not None:
-        raise ValueError("Give args, the same for all samples, or labels, one for each; not both.")
-    for leaf in jax.tree.leaves(labels):
-        if leaf.ndim == 0 or leaf.shape[0] != n:
-            raise ValueError(
-                f"labels has an array of shape {leaf.shape} for n={n} samples; one entry per sample is expected, "
-                f"shape ({n}, ...). For the same for all write args=..."
-            )
-
-
-def _sampler(
-    predictors: tuple[NoisePredictor, ...],
-    plan: Plan,
-    key: PRNGKeyArray,
-    shape: tuple[int, ...],
-    stochasticity: float | int,
-    args: PyTree,
-    save_at: Numbers | None,
-    coin_group: int | None,
-) -> Sampler:
-    if plan.levels[-1] >= len(predictors):
-        raise ValueError(
-            f"The plan uses level {plan.levels[-1] + 1} and there are {len(predictors)} levels. Pass those that "
-            "were calibrated."
-        )
-    times = None
-    if save_at is not None:
-        given = np.asarray(save_at, float)
-        within = given.size and np.all((given <= plan.ts[0]) & (given >= plan.ts[-1]))
-        if given.ndim != 1 or not within or np.any(np.diff(given) >= 0):
-            raise ValueError(
-                f"save_at={given.tolist()}; decreasing values of s between {plan.ts[0]:g} and {plan.ts[-1]:g} "
-                "are expected."
-            )
-        # The ends are those of the grid, whatever the rounding of the one given.
-        times = jnp.clip(jnp.asarray(given, plan.grid.dtype), plan.grid[-1], plan.grid[0])
-    noise_key, path_key, coin_key = jr.split(key, 3)
-    # What is not finite is found afterwards, and explained.
-    settings = {"check_finite": False} if len(plan.levels) > 1 else {}
-    sampler = Sampler(
-        predictors=tuple(predictors[k] for k in plan.levels),
-        solver=plan.solver(key=coin_key, **settings),
-        ts=plan.grid,
-        save_at=times,
-        noise_key=noise_key,
-        path_key=path_key,
-        args=args,
-        costs=tuple(plan.costs.tolist()),
+    check_labels(n, args, labels, levels)
+    predictors, shape = levels_and_shape(levels, shape, guidance)
+    check_plan(plan, predictors, shape, float(stochasticity))
+    sampler = make_sampler(
+        predictors,
+        plan,
+        key,
         shape=shape,
         stochasticity=float(stochasticity),
+        args=args,
+        save_at=saved_times(save_at, plan),
         coin_group=coin_group,
     )
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, sampler)
+    check_levels(sampler, plan.levels, labels)
+    job = _Job(sampler, plan, n, labels, as_bytes, progress)
+    mesh = make_mesh(tuple(devices or jax.local_devices()))
+    if out is None:
+        return job.samples(job.draw(mesh, batch_size, None))
+    folder = RunFolder(out, _description(sampler, plan, key, labels, as_bytes))
+    with folder.lock(shared=jax.process_count() > 1):
+        job.take_from(folder)
+        return job.samples(job.draw(mesh, batch_size, folder))
 
 
-def _check_levels(sampler: Sampler, levels: tuple[int, ...], labels: PyTree) -> None:
-    """Raises `ValueError` for levels that do not fit the shape or each other, in a second and before any file."""
-    label = None if labels is None else jax.tree.map(lambda leaf: leaf[0], labels)
-    index = jnp.asarray(0)
-    _, term = find_multilevel_term(sampler.terms(index))
-    args = sampler.args if label is None else label
-    start = sampler.start(index)
+class _Job:
+    """The samples that are there so far, and how the others come."""
+
+    def __init__(
+        self, sampler: Sampler, plan: AbstractPlan, n: int, labels: PyTree, as_bytes: bool, progress: bool
+    ):
+        self.sampler, self.levels, self.labels = sampler, plan.levels, labels
+        self.as_bytes, self.progress = as_bytes, progress
+        self.label_arrays = _label_arrays(labels)
+        self.there: Bool[np.ndarray, " n"] = np.zeros(n, bool)
+        # How many samples the folder's result has.
+        self.stored = 0
+        dtype = sampler.ts.dtype
+        self.whole: Arrays = {"images": np.empty((n, *sampler.shape), np.uint8 if as_bytes else dtype)}
+        if sampler.save_at is not None:
+            self.whole["trajectories"] = np.empty((n, len(sampler.save_at), *sampler.shape), dtype)
+
+    def take(self, start: int, arrays: Arrays) -> None:
+        """Takes the samples from `start` on, as far as they are asked for."""
+        stop = min(start + len(arrays["images"]), len(self.there))
+        self.there[start:stop] = True
+        for name, array in self.whole.items():
+            array[start:stop] = arrays[name][: max(stop - start, 0)]
+
+    def take_from(self, folder: RunFolder) -> None:
+        """Takes what a folder has."""
+        for start, arrays in folder.found(self.label_arrays):
+            self.take(start, arrays)
+        self.stored = folder.stored
+
+    def draw(self, mesh: Mesh, batch_size: int, folder: RunFolder | None) -> np.ndarray:
+        """Draws this process's share of what is missing; returns the indices of the share."""
+        n, processes = len(self.there), jax.process_count()
+        group = self.sampler.coin_group or n
+        size = min(batch_size, group, math.ceil(n / (mesh.size * processes)))
+        # By a rule that does not look at what is there, so that all processes divide alike.
+        share = split(n, size, group)[jax.process_index() :: processes]
+        todo = [rest for batch in share for rest in missing(batch, self.there)]
+        mine = np.concatenate([np.arange(0), *(np.arange(*batch) for batch in share)])
+        if todo:
+            self._draw(mesh, todo, size, folder, int(self.there[mine].sum()), len(mine))
+        if processes == 1 and folder is not None and n > self.stored:
+            folder.finish({**self.whole, **self.label_arrays})
+        return mine
+
+    def _draw(
+        self, mesh: Mesh, todo: list[Batch], size: int, folder: RunFolder | None, done: int, total: int
+    ) -> None:
+        sampler = put_everywhere(mesh, self.sampler)
+        shown = self.progress and jax.process_index() == 0
+        with show_progress("sampling", total=total, done=done, unit="samples", shown=shown) as progress:
+            for first in range(0, len(todo), mesh.size):
+                jobs = todo[first : first + mesh.size]
+                drawn = draw_batches(mesh, sampler, jobs, size, self.labels, self.levels)
+                for (start, stop), arrays in zip(jobs, drawn, strict=True):
+                    if self.as_bytes:
+                        arrays["images"] = to_bytes(arrays["images"])
+                    if folder is not None:
+                        owned = {name: array[start:stop] for name, array in self.label_arrays.items()}
+                        folder.add(start, stop, {**arrays, **owned})
+                    self.take(start, arrays)
+                    progress.advance(stop - start)
+
+    def samples(self, mine: np.ndarray) -> Samples:
+        """The samples of these indices."""
+        whole = self.whole
+        if len(mine) < len(self.there):
+            whole = {name: array[mine] for name, array in whole.items()}
+        labels = (
+            None if self.labels is None else jax.tree.map(lambda leaf: np.asarray(leaf)[mine], self.labels)
+        )
+        return Samples(whole["images"], whole.get("trajectories"), mine, labels)
+
+
+def _label_arrays(labels: PyTree) -> Arrays:
+    """Labels under the names that they have in files: `labels`, or `labels_0` and so on for several arrays."""
+    leaves = jax.tree.leaves(labels)
+    if len(leaves) == 1:
+        return {"labels": np.asarray(leaves[0])}
+    return {f"labels_{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+
+
+def _description(
+    sampler: Sampler, plan: AbstractPlan, key: PRNGKeyArray, labels: PyTree, as_bytes: bool
+) -> dict[str, Any]:
+    """What decides the samples, but for rounding; of the labels their kind, since those of more samples are more."""
     try:
-        term.check_levels(sampler.ts[0], start, args)
-    except ValueError:
-        # Networks do not know which level they are.
-        for level, drift in zip(levels, term.levels, strict=True):
-            try:
-                eqx.filter_eval_shape(drift, sampler.ts[0], start, args)
-            except ValueError as error:
-                raise ValueError(f"Level {level + 1} does not fit: {error}") from error
-        raise
-
-
-def _description(sampler: Sampler, plan: Plan, key: PRNGKeyArray, n: int, labels: PyTree) -> dict[str, Any]:
-    """What decides the samples, but for rounding."""
-    return {
-        "made_by": "mlem_jax.diffusion.sample",
-        "n": n,
-        "key": [str(jr.key_impl(key)), np.asarray(jr.key_data(key)).tolist()],
-        "plan": digest((plan.ts, plan.levels, plan.table, plan.coins)),
-        "levels": [digest(predictor) for predictor in sampler.predictors],
-        "shape": list(sampler.shape),
-        "stochasticity": sampler.stochasticity,
-        "args": digest(sampler.args),
-        "labels": digest(labels),
-        "save_at": None if sampler.save_at is None else np.asarray(sampler.save_at).tolist(),
-        "coin_group": sampler.coin_group,
-        "dtype": str(sampler.ts.dtype),
-    }
+        return {
+            "made_by": "mlem_jax.diffusion.sample",
+            "key": [str(jr.key_impl(key)), np.asarray(jr.key_data(key)).tolist()],
+            "plan": fingerprint((plan.ts, plan.levels, plan.solver(key=jr.key(0)))),
+            "levels": [fingerprint(predictor) for predictor in sampler.predictors],
+            "shape": list(sampler.shape),
+            "stochasticity": sampler.stochasticity,
+            "args": fingerprint(sampler.args),
+            "labels": str(jax.tree.map(lambda leaf: (str(leaf.dtype), leaf.shape[1:]), labels)),
+            "save_at": None if sampler.save_at is None else np.asarray(sampler.save_at).tolist(),
+            "coin_group": sampler.coin_group,
+            "dtype": str(sampler.ts.dtype),
+            "format": "bytes" if as_bytes else "numbers",
+        }
+    except TypeError as error:
+        raise ValueError(
+            "Samples of these levels cannot be kept in a folder, because another network could continue them "
+            "unnoticed. "
+            f"{error} Leave out out=..., or pass arrays and numbers as fields or with eqx.Partial."
+        ) from error

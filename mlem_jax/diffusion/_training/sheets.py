@@ -14,7 +14,7 @@ from .._data.load import Images
 from .._ladder.config import Config
 from .._network.layers import AbstractNetwork
 from .._predictor.drift import ProbabilityFlow
-from .._sampling.files import save_grid
+from .._sampling.pictures import save_grid
 from .batches import held_out_losses
 
 _COLUMNS = 8

@@ -1,0 +1,84 @@
+"""The command `calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import check_place, errors_explained
+from .inputs import common_options, read_ladder, read_scales
+from .options import BUDGET, Budget, Checkpoint, GuidanceScales, Sde
+
+
+def calibrate(
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="File for the calibration, .npz; sample --calibration reads it."),
+    ],
+    checkpoint: Checkpoint = None,
+    sde: Sde = False,
+    pilots: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Images whose trajectories are measured; with 32, good to about 10%."
+        ),
+    ] = 32,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=4,
+            metavar="N",
+            help="Steps of the finest grid of a plan, a multiple of 4; 128 by default, 256 for the SDE.",
+        ),
+    ] = None,
+    order: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=2,
+            metavar="N",
+            help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for Adams and Bashforth's (MLAB2).",
+        ),
+    ] = 1,
+    guidance: GuidanceScales = None,
+    budget: Budget = None,
+) -> None:
+    """Measures a ladder's levels along real trajectories: sizes of the increments, costs, trial runs.
+
+    Prints the report and a plan made from it. About a minute for the shipped networks on two cores.
+    """
+    console = Console()
+    with errors_explained(console):
+        if steps is not None and steps % 4:
+            raise ValueError(f"--steps {steps}: a multiple of 4 is expected, such as {-(-steps // 4) * 4}.")
+        if out.exists():
+            raise FileExistsError(f"{out} exists already; choose another --out or move it away.")
+        check_place(out.parent, "--out")
+        ladder = read_ladder(checkpoint)
+        scales = read_scales(ladder, guidance)
+        from .. import diffusion
+        from ..diffusion._ladder.ladder import METHODS
+
+        calibration = diffusion.calibrate_ladder(
+            ladder, sde=sde, steps=steps, pilots=pilots, method=METHODS[order - 1], guidance=scales
+        )
+    with errors_explained(console):
+        try:
+            calibration.save(out)
+        finally:
+            # What was measured is shown even where the disk has become full.
+            console.print(f"{calibration}\n", highlight=False, soft_wrap=True)
+    budget_given = "" if budget is None else f" --budget {budget:g}"
+    try:
+        plan = calibration.plan(budget=budget or BUDGET)
+        console.print(f"A plan with budget {budget or BUDGET:g}:\n{plan}\n", highlight=False, soft_wrap=True)
+    except ValueError as error:
+        console.print(f"No plan: {error}\n", highlight=False, soft_wrap=True)
+    options = common_options(checkpoint, sde, guidance)
+    console.print(f"Written: {out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Draw with it: python -m mlem_jax sample{options} --calibration {out}{budget_given} --out FOLDER",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,66 @@
+"""Table and pictures of a comparison."""
+
+from pathlib import Path
+
+import jax.random as jr
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from .. import plot
+from .comparison import Comparison, Row
+
+
+def _by_method(comparison: Comparison) -> dict[str, list[Row]]:
+    methods: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        methods.setdefault(row.method, []).append(row)
+    return methods
+
+
+def _mean_and_deviation(values: list[float], digits: int) -> str:
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """A row for each method, means over the seeds of its coins."""
+    # Narrow enough for 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in ("error", "predicted", "median", "evals", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for method, rows in _by_method(comparison).items():
+        predicted = rows[0].predicted
+        table.add_row(
+            method.removesuffix(" coins"),
+            _mean_and_deviation([row.error for row in rows], 3),
+            "-" if predicted is None else f"{predicted:.3f}",
+            f"{np.mean([row.median_error for row in rows]):.3f}",
+            _mean_and_deviation([row.finest_evaluations for row in rows], 1),
+            f"{np.mean([row.seconds for row in rows]):.2f}",
+        )
+    return table
+
+
+def draw_comparison(comparison: Comparison, out: Path) -> None:
+    """Writes `samples.png` and `coins.png` into a folder."""
+    strips = []
+    for method, images in comparison.images.items():
+        rows = _by_method(comparison).get(method)
+        label = method
+        if rows:
+            label += f": {rows[0].finest_evaluations:.0f} finest evaluations, error {rows[0].error:.3f}"
+        strips.append((label, images))
+    plot.save_figure(plot.samples(strips), out / "samples.png")
+    panels = [
+        (f"{method}: {report.finest_evaluations:.1f} finest evaluations", report)
+        for method, report in comparison.reports.items()
+    ]
+    label = "s = sigma / alpha (sampling goes from right to left)"
+    if panels:
+        levels = list(comparison.levels.values())
+        figure = plot.firings(panels, levels=levels, time_label=label, log_time=True)
+    else:
+        figure = plot.plan_raster(comparison.plan, key=jr.key(0), time_label=label, log_time=True)
+    plot.save_figure(figure, out / "coins.png")

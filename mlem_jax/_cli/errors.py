@@ -1,0 +1,37 @@
+"""What can go wrong, as a sentence and an exit code: 2 for a wrong command, 1 for a run that had to stop."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from .._io import make_writable
+
+
+@contextlib.contextmanager
+def errors_explained(console: Console) -> Iterator[None]:
+    """Turns the errors of bad input, full disks and failing networks into sentences, without a traceback."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, ValueError, TypeError) as error:
+        raise typer.BadParameter(_text(error)) from error
+    except (FloatingPointError, OSError, MemoryError) as error:
+        console.print(f"[red]Stopped:[/red] {_text(error)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def check_place(folder: Path, option: str) -> None:
+    """Ends the command, before its long work, where the folder of an option cannot be written."""
+    try:
+        make_writable(folder, f"Choose another {option}.")
+    except OSError as error:
+        raise typer.BadParameter(_text(error)) from error
+
+
+def _text(error: Exception) -> str:
+    # An error of the system also has a number, which says nothing to a reader.
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror
+    return str(error)

@@ -1,0 +1,161 @@
+"""What `sample` was given, checked before anything is drawn or written."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ..._calibration.abstract_plan import AbstractPlan
+from ..._custom_types import Numbers
+from ..._term import find_multilevel_term
+from .._ladder.ladder import Guidance, Ladder
+from .._network.layers import check_label_range
+from .._predictor.adapter import NoisePredictor
+from .._predictor.drift import sampling_drifts
+from .sampler import Sampler
+
+
+def levels_and_shape(
+    levels: Ladder | Sequence[NoisePredictor], shape: tuple[int, ...] | None, guidance: Guidance | None
+) -> tuple[tuple[NoisePredictor, ...], tuple[int, ...]]:
+    """The predictors and the shape of a sample. Raises `ValueError`."""
+    if isinstance(levels, Ladder):
+        if shape is not None:
+            raise ValueError(
+                f"A ladder knows the shape of its images, {levels.config.shape}; leave out shape."
+            )
+        return levels.predictors(guidance=guidance), levels.config.shape
+    if not isinstance(levels, Sequence) or not all(isinstance(x, NoisePredictor) for x in levels):
+        raise ValueError(
+            "sample needs a Ladder, such as load_ladder(), or a list of NoisePredictors, cheapest first, and was "
+            f"given {type(levels).__name__}. Write NoisePredictor(network, process, prediction)."
+        )
+    if guidance is not None:
+        raise ValueError(
+            f"guidance={guidance} is for a ladder. Write NoisePredictor(Guided(network, scale, null), ...) for each "
+            "level instead."
+        )
+    if shape is None:
+        raise ValueError("sample needs the shape of one sample; write for example shape=(32, 32, 3).")
+    return tuple(levels), tuple(operator.index(size) for size in shape)
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """The value as an `int`, whichever integer type it has. Raises `ValueError`."""
+    try:
+        found = 0 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        found = 0
+    if found < 1:
+        raise ValueError(f"sample was given {name}={value!r}; an integer of at least 1 is expected.")
+    return found
+
+
+def check_key(key: Any) -> None:
+    """Raises `ValueError` for a number in a key's place."""
+    if isinstance(key, int | np.integer):
+        raise ValueError(f"sample was given key={key}; write key=jax.random.key({key}).")
+
+
+def check_plan(
+    plan: Any, predictors: tuple[NoisePredictor, ...], shape: tuple[int, ...], stochasticity: float
+) -> None:
+    """Raises `ValueError` for a plan of other levels, another process or stochasticity, or another shape; `TypeError`
+    for what is no plan."""
+    if not isinstance(plan, AbstractPlan):
+        raise TypeError(
+            f"sample was given a plan of type {type(plan).__name__}; write plan=calibration.plan(budget=8), or "
+            "plan=ladder.plan(budget=8)."
+        )
+    if plan.levels[-1] >= len(predictors):
+        raise ValueError(
+            f"The plan uses level {plan.levels[-1] + 1} and there are {len(predictors)} levels. Pass those that "
+            "were calibrated."
+        )
+    if plan.levels_id:
+        plan.require(sampling_drifts(predictors, stochasticity), np.zeros(shape))
+
+
+def check_labels(n: int, args: PyTree, labels: PyTree, levels: Any) -> None:
+    """Raises `ValueError` for labels of another number than the samples, or out of a ladder's range."""
+    if labels is not None and args is not None:
+        raise ValueError("Give args, the same for all samples, or labels, one for each; not both.")
+    for leaf in jax.tree.leaves(labels):
+        if leaf.ndim == 0 or leaf.shape[0] != n:
+            raise ValueError(
+                f"labels has an array of shape {leaf.shape} for n={n} samples; one entry per sample is expected, "
+                f"shape ({n}, ...). For the same for all write args=..."
+            )
+    if isinstance(levels, Ladder) and levels.config.classes is not None:
+        for leaf in jax.tree.leaves((args, labels)):
+            check_label_range("The ladder", np.asarray(leaf), levels.config.classes)
+
+
+def saved_times(save_at: Numbers | None, plan: AbstractPlan) -> jax.Array | None:
+    """The times at which trajectories are kept. Raises `ValueError`."""
+    if save_at is None:
+        return None
+    given = np.asarray(save_at, float)
+    within = given.size and np.all((given <= plan.ts[0]) & (given >= plan.ts[-1]))
+    if given.ndim != 1 or not within or np.any(np.diff(given) >= 0):
+        raise ValueError(
+            f"save_at={given.tolist()}; decreasing values of s between {plan.ts[0]:g} and {plan.ts[-1]:g} "
+            "are expected."
+        )
+    # The ends are those of the grid, whatever the rounding of the one given.
+    return jnp.clip(jnp.asarray(given, plan.grid.dtype), plan.grid[-1], plan.grid[0])
+
+
+def make_sampler(
+    predictors: tuple[NoisePredictor, ...],
+    plan: AbstractPlan,
+    key: PRNGKeyArray,
+    *,
+    shape: tuple[int, ...],
+    stochasticity: float,
+    args: PyTree,
+    save_at: jax.Array | None,
+    coin_group: int,
+) -> Sampler:
+    """What the samples are functions of, with all arrays JAX's."""
+    noise_key, path_key, coin_key = jr.split(key, 3)
+    sampler = Sampler(
+        predictors=tuple(predictors[k] for k in plan.levels),
+        # A state that is not finite is found afterwards, and explained.
+        solver=plan.solver(key=coin_key, check_finite=False),
+        ts=plan.grid,
+        save_at=save_at,
+        noise_key=noise_key,
+        path_key=path_key,
+        args=args,
+        costs=tuple(plan.costs.tolist()),
+        shape=shape,
+        stochasticity=stochasticity,
+        coin_group=None if plan.deterministic else coin_group,
+    )
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, sampler)
+
+
+def check_levels(sampler: Sampler, levels: tuple[int, ...], labels: PyTree) -> None:
+    """Raises `ValueError` for levels that do not fit the shape or each other, in a second and before any file."""
+    label = None if labels is None else jax.tree.map(lambda leaf: leaf[0], labels)
+    index = jnp.asarray(0)
+    _, term = find_multilevel_term(sampler.terms(index))
+    args = sampler.args if label is None else label
+    start = sampler.start(index)
+    try:
+        term.check_levels(sampler.ts[0], start, args)
+    except ValueError:
+        # Networks do not know which level they are.
+        for level, drift in zip(levels, term.levels, strict=True):
+            try:
+                eqx.filter_eval_shape(drift, sampler.ts[0], start, args)
+            except ValueError as error:
+                raise ValueError(f"Level {level + 1} does not fit: {error}") from error
+        raise

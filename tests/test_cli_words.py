@@ -1,0 +1,194 @@
+"""What the command line says: help, version, and a sentence instead of a traceback for every wrong command."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from diffusion_problems import randomised, stand_in, TINY
+from label_problems import CLASSES
+from matplotlib.image import imread
+from typer.testing import CliRunner
+
+import mlem_jax as ml
+from mlem_jax._cli import app as _cli
+from mlem_jax.diffusion import Ladder, save_ladder
+from mlem_jax.diffusion._ladder.ladder import as_stored
+
+
+def _save(folder, description):
+    networks = [as_stored(randomised(n, seed=k)) for k, n in enumerate(description.networks())]
+    bare = Ladder(tuple(networks), description, {"name": "tiny"}, {})
+    save_ladder(folder, dataclasses.replace(bare, calibrations={"ode": stand_in(bare)}))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A ladder, one with classes, and files that are none."""
+    folder = tmp_path_factory.mktemp("places")
+    _save(folder / "ladder", TINY)
+    _save(folder / "classes", dataclasses.replace(TINY, classes=CLASSES))
+    (folder / "file").write_text("")
+    np.savez(folder / "other.npz", a=1)
+    return folder
+
+
+def run(*arguments, columns=200):
+    result = CliRunner().invoke(_cli.app, list(map(str, arguments)), env={"COLUMNS": str(columns)})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    # Without the frame of error messages and their line breaks.
+    return result.exit_code, re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
+
+
+WRONG = {
+    "no number": ("--budget abc", 2, "Invalid value for '--budget'"),
+    "budget nan": ("--budget nan", 2, "nan is not a positive number"),
+    "budget inf": ("--budget inf", 2, "inf is not a positive number"),
+    "budget 0": ("--budget 0", 2, "0 is not a positive number"),
+    "error": ("--error -1", 2, "-1 is not a positive number"),
+    "unreachable": ("--error 1e-9", 2, "An error of 1e-09 cannot be reached.*Calibrate with more steps"),
+    "both": ("--budget 3 --error 1", 2, "Give --budget or --error, not both"),
+    "half an image": ("--n 2.5", 2, "Invalid value for '--n'"),
+    "no image": ("--n 0", 2, "Invalid value for '--n'"),
+    "batch": ("--batch-size 0", 2, "Invalid value for '--batch-size'"),
+    "seed": ("--seed -1", 2, "-1 is not an integer from 0 to 4294967295"),
+    "large seed": ("--seed 99999999999", 2, "99999999999 is not an integer from 0"),
+    "format": ("--format jpg", 2, "'jpg' is not one of 'float32', 'uint8'"),
+    "option": ("--bugdet 3", 2, "No such option: --bugdet.*--budget"),
+    "argument": ("seven", 2, "unexpected extra argument"),
+    "no ladder": ("--checkpoint {places}/nowhere", 2, "nowhere is not a ladder"),
+    "file as ladder": ("--checkpoint {places}/file", 2, "file is not a ladder"),
+    "no calibration": (
+        "--calibration {places}/none.npz",
+        2,
+        "none.npz is not there. Measure .* calibrate --checkpoint",
+    ),
+    "folder": (
+        "--calibration {places}",
+        2,
+        "is a folder. Measure a calibration with 'python -m mlem_jax calibrate",
+    ),
+    "other file": (
+        "--calibration {places}/other.npz",
+        2,
+        "other.npz is not a calibration, or damaged. Measure it",
+    ),
+    "no SDE": (
+        "--sde",
+        2,
+        "without a calibration of the reverse SDE. Measure one with .* --sde --out FILE.npz'",
+    ),
+    "label": ("--label 1", 2, "--label is for a ladder with classes"),
+    "guidance": ("--guidance 2", 2, "--guidance is for a ladder with classes"),
+    "label out of range": (
+        "--checkpoint {places}/classes --label 4 --calibration {places}/none.npz",
+        2,
+        "--label 4: this ladder has 3 classes; 0 to 2 are expected, or 3 for no label",
+    ),
+    "scales": (
+        "--checkpoint {places}/classes --guidance 1 --guidance 2 --guidance 3",
+        2,
+        "given 3 times for 2 levels",
+    ),
+    "unguided": (
+        "--checkpoint {places}/classes --guidance 2",
+        2,
+        "is without guidance. Measure .* --guidance 2.0",
+    ),
+    "file as folder": ("--out {places}/file", 2, "file is a file; choose another place"),
+    "inside a file": ("--out {places}/file/run", 1, "Stopped: Cannot write to .*/file/run: Not a directory"),
+}
+
+
+@pytest.mark.parametrize("line, code, message", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_command_is_answered_in_a_sentence(places, tmp_path, line, code, message):
+    common = ["sample", "--out", tmp_path / "out", "--checkpoint", places / "ladder", "--n", 2]
+    found, text = run(*common, *line.format(places=places).split())
+    assert found == code and re.search(message, text), text
+    assert "mlem_jax.calibrate(" not in text and not (tmp_path / "out").exists()
+
+
+def test_wrong_calibrations_and_demos(places, tmp_path):
+    (tmp_path / "there.npz").write_text("")
+    common = ("--checkpoint", places / "ladder")
+    for arguments, message in (
+        (("calibrate", *common, "--out", tmp_path / "there.npz"), "exists already; choose another --out"),
+        (
+            ("calibrate", *common, "--out", tmp_path / "a.npz", "--steps", 6),
+            "--steps 6: a multiple of 4 .* such as 8",
+        ),
+        (
+            ("calibrate", *common, "--out", places / "file" / "a.npz"),
+            "Cannot write to .*. Choose another --out",
+        ),
+        (("calibrate", "--out", tmp_path / "a.npz", "--checkpoint", tmp_path), "is not a ladder"),
+        (("calibrate",), "Missing option '--out'"),
+        (("sample",), "Missing option '--out'"),
+        (("--out", tmp_path / "d", "--json", tmp_path), "is a folder; name a file"),
+        (("--budget", "x"), "Invalid value for '--budget'"),
+        (("smaple",), "No such command 'smaple'"),
+    ):
+        code, text = run(*arguments)
+        assert code == 2 and re.search(message, text), text
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-h",), ("demo", "-h"), ("sample", "-h"), ("calibrate", "-h"), ("train", "-h")]
+)
+def test_help_is_eighty_columns_wide(arguments):
+    result = CliRunner().invoke(_cli.app, list(arguments), env={"COLUMNS": "80"})
+    assert result.exit_code == 0 and "Usage:" in result.output
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", result.output).splitlines())) <= 80
+
+
+def test_version():
+    assert run("--version") == (0, f"mlem_jax {ml.__version__} ")
+
+
+def test_help_says_what_is_in_samples_npz():
+    _, text = run("sample", "--help")
+    for word in (
+        "numpy.load",
+        "images, an array of shape (n, height, width, channels)",
+        "labels, of shape (n,)",
+    ):
+        assert word in text
+
+
+def test_bytes_pictures_labels_and_more_images(places, tmp_path):
+    common = ("sample", "--checkpoint", places / "classes", "--budget", 3, "--out", tmp_path / "out")
+    common += ("--format", "uint8", "--png", tmp_path / "png")
+    assert run(*common, "--n", 2)[0] == 0
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        few = file["images"]
+    assert run(*common, "--n", 5)[0] == 0
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        images, labels = file["images"], file["labels"]
+    assert images.dtype == np.uint8 and images.shape == (5, 4, 4, 1)
+    np.testing.assert_array_equal(images[:2], few)
+    np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1])
+    assert sorted(p.name for p in (tmp_path / "png").iterdir()) == [f"0000000{i}.png" for i in range(5)]
+    for i, image in enumerate(images):
+        shown = imread(tmp_path / "png" / f"0000000{i}.png")
+        np.testing.assert_allclose(shown, image[..., 0] / 255, atol=1e-6)
+
+
+WITHOUT = """
+import sys, importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in {missing} else find(name, *rest)
+import runpy
+sys.argv = ["mlem_jax"]
+runpy.run_module("mlem_jax", run_name="__main__")
+"""
+
+
+def test_a_missing_extra_is_one_sentence():
+    program = WITHOUT.format(missing=("typer", "rich"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().count("\n") == 0 and "pip install 'mlem_jax[all]'" in done.stderr
