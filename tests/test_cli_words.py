@@ -159,6 +159,7 @@ def test_help_says_what_is_in_samples_npz():
         assert word in text
 
 
+@pytest.mark.slow
 def test_bytes_pictures_labels_and_more_images(places, tmp_path):
     common = ("sample", "--checkpoint", places / "classes", "--budget", 3, "--out", tmp_path / "out")
     common += ("--format", "uint8", "--png", tmp_path / "png")

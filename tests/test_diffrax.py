@@ -66,6 +66,7 @@ DIFFUSIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("shape, diffusion, by_hand", DIFFUSIONS.values(), ids=DIFFUSIONS.keys())
 def test_any_noise_forward_and_backward(shape, diffusion, by_hand, backward):
@@ -221,6 +222,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver, diffusion, settings", OTHERS.values(), ids=OTHERS.keys())
 def test_other_solvers_run_the_finest_level(solver, diffusion, settings):
     def end(drift):

@@ -79,6 +79,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 def test_transformations_run_what_one_solve_runs(counted, way):
     solver = mlem(P, KEY)
@@ -103,6 +104,7 @@ def test_vmap_over_noise(counted):
     assert executions == counted.take()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [diffrax.RecursiveCheckpointAdjoint(20), diffrax.DirectAdjoint()])
 def test_gradients_run_the_same_steps_again(counted, adjoint):
     def loss(y0):
@@ -150,6 +152,7 @@ def test_coins_per_trajectory_run_whenever_any_fires(counted):
 # --- trajectories of one batch that end at different times ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["independent", "stratified", "midpoint"])
 def test_savings_survive_events_at_different_times(counted, name):
     solver = mlem(P, KEY, POLICIES[name])
@@ -178,6 +181,7 @@ def first_passages(term, solver, thresholds, t0, y0, state):
     return solution.ts[0], solution.ys[0], solution.solver_state
 
 
+@pytest.mark.slow
 def test_continuing_from_different_steps_keeps_tossing():
     # The first trajectory takes many steps and then few, the second few and then many. While the second goes
     # on alone, its coins must still be new ones.
@@ -196,6 +200,7 @@ def test_continuing_from_different_steps_keeps_tossing():
     assert abs(len(fired) - further[1] / 4) <= 1
 
 
+@pytest.mark.slow
 def test_batched_end_times(counted):
     t1 = jnp.array([0.25, 0.75, 1.0])
 

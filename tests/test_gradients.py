@@ -45,6 +45,7 @@ def flat(x):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(x)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stratified", "midpoint"])
 def test_gradient_is_the_central_difference(name, x64):
     x, coins = everything(), POLICIES[name]
@@ -77,6 +78,7 @@ def test_adjoints_agree(x64):
         np.testing.assert_allclose(forward, checkpointed.sum(), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_batch_are_those_of_its_members(x64):
     levels, y0, args = everything()
     batch = jnp.stack([y0, -y0, 2 * y0])
@@ -147,6 +149,7 @@ def test_implicit_adjoint_differentiates_the_finest_levels_steady_state(x64):
     np.testing.assert_allclose(derivative, -(2 ** (-4 / 3)) / 3, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_implicit_adjoint_is_blind_to_coins_and_start(x64):
     # It is for steady states only: away from them it is the implicit function theorem applied to the last
     # state, -(df/dy)^{-1} df/da of the finest level, and zero for y0, silently and as diffrax documents it.

@@ -67,6 +67,7 @@ def test_guidance_is_the_papers_combination_of_noises(prediction, x64):
     np.testing.assert_allclose(noise(scale, y[1], label[1]), expected[1], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_trajectories_end_in_the_class_of_their_label():
     """z-tests at 5 standard errors, n = 4,000 for each class, seed 0. Guidance of scale 1 is the class itself."""
     label = jnp.repeat(jnp.arange(2), 4_000)
@@ -99,6 +100,7 @@ def counted(calls):
     return Guided(network, 3.0, 0.0)
 
 
+@pytest.mark.slow
 def test_both_branches_are_one_call_and_share_the_coins_of_their_level():
     calls = [{"run": 0, "traced": 0} for _ in range(2)]
     predictors = [NoisePredictor(counted(c), PROCESS, "eps") for c in calls]

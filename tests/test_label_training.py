@@ -34,6 +34,7 @@ def test_labels_are_dropped_as_often_as_told():
         assert_mean(gone[labels == k], 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate, teaching", [(1.0, False), (0.0, True)], ids=["data, all", "matching, none"])
 def test_a_row_of_the_table_is_learned_from_the_images_that_have_its_label(tmp_path, rate, teaching):
     small, large = config().networks()
@@ -49,6 +50,7 @@ def test_a_row_of_the_table_is_learned_from_the_images_that_have_its_label(tmp_p
     np.testing.assert_array_equal(learned, [rate == 0.0] * CLASSES + [rate == 1.0])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_labels_ends_where_a_whole_one_does(tmp_path, monkeypatch, whole):
     save = ocp.CheckpointManager.save
 
@@ -71,6 +73,7 @@ def test_a_stopped_run_with_labels_ends_where_a_whole_one_does(tmp_path, monkeyp
             train(tmp_path, **other)
 
 
+@pytest.mark.slow
 def test_bfloat16_training_is_near_to_float32_and_keeps_wide_parameters(tmp_path, whole):
     network, history = train(tmp_path)
     assert np.any(history != whole[1])
@@ -101,6 +104,7 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_begun(tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_ladder_with_classes_and_two_kinds_of_network_by_commands(tmp_path, monkeypatch):
     monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", stand_in)
     config, folder = tmp_path / "ladder.toml", tmp_path / "data"

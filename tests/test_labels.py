@@ -37,6 +37,7 @@ def ladder(tmp_path_factory):
     return dataclasses.replace(bare, calibrations=found)
 
 
+@pytest.mark.slow
 def test_guided_sampling_of_a_ladder_stays_lazy(ladder):
     counts = [0, 0]
 
@@ -140,6 +141,7 @@ def measured(**settings):
     return ml.calibrate(term, ts, y0s, key=jr.key(0), trials=(), batch_size=3, progress=False, **settings)
 
 
+@pytest.mark.slow
 def test_every_pilot_of_a_calibration_has_its_own_label():
     labels = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])
     found = measured(labels=labels).measurements
@@ -159,6 +161,7 @@ def test_every_pilot_of_a_calibration_has_its_own_label():
         measured(labels=labels[:4])
 
 
+@pytest.mark.slow
 def test_pilots_of_a_ladder_have_labels_drawn_uniformly(ladder, monkeypatch):
     """z-test at 5 standard errors, n = 4,000, the ladder's own seed."""
     asked = []
@@ -174,6 +177,7 @@ def test_pilots_of_a_ladder_have_labels_drawn_uniformly(ladder, monkeypatch):
     assert terms.term.levels[0].predictor.network.scale == 2.0
 
 
+@pytest.mark.slow
 def test_labels_and_guidance_by_commands(ladder, tmp_path, monkeypatch):
     save_ladder(tmp_path / "l", ladder)
     asked = []

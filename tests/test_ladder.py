@@ -170,6 +170,7 @@ def start(ladder, tmp_path_factory):
     return load_ladder(folder)
 
 
+@pytest.mark.slow
 def test_the_finest_level_is_kept_and_the_smaller_matched_to_it(start, tmp_path, monkeypatch):
     before = arrays(start.networks)
     text = TEXT.replace("match_steps = 20", "match_steps = 150\nmatch_log_normal = [0.5, 1.0]")
@@ -187,6 +188,7 @@ def test_the_finest_level_is_kept_and_the_smaller_matched_to_it(start, tmp_path,
     np.testing.assert_array_equal(arrays(start.networks), before)
 
 
+@pytest.mark.slow
 def test_levels_that_the_earlier_ladder_has_go_on_from_there(ladder, tmp_path, monkeypatch):
     # Steps too small to be seen, and a level that the earlier ladder has not.
     text = HEAD + TRAINING + "match_learning_rate = 1e-12\n" + "".join(map(LEVEL.format, (3, 4, 8)))
@@ -198,6 +200,7 @@ def test_levels_that_the_earlier_ladder_has_go_on_from_there(ladder, tmp_path, m
         found.calibration(sde=sde).require(found.term(sde=sde).levels, jnp.zeros((4, 4, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -266,10 +269,12 @@ def matched(folder, log_normal):
     return float(jnp.mean((trained[0](x, log_s) - teacher(x, log_s)) ** 2))
 
 
+@pytest.mark.slow
 def test_a_level_is_matched_best_where_its_noise_levels_were_put(tmp_path):
     assert matched(tmp_path / "there", (-2.0, 0.2)) < 0.7 * matched(tmp_path / "elsewhere", (3.0, 0.2))
 
 
+@pytest.mark.slow
 def test_training_on_data_keeps_the_schedules_noise_levels(tmp_path):
     trained = []
     for log_normal in (None, (-2.0, 0.2)):
@@ -343,6 +348,7 @@ def test_a_ladder_without_the_calibration_says_how_to_measure_it(ladder):
         wrong.plan(budget=4)
 
 
+@pytest.mark.slow
 def test_the_finest_shipped_level_draws_clothes_on_black(shipped):
     process = shipped.config.process
     ts = process.grid(8)

@@ -125,6 +125,7 @@ def closed_gradient():
     return jax.value_and_grad(lambda logits: exact_error(table(problem, logits), Y0))(LOGITS)
 
 
+@pytest.mark.slow
 def test_gradient_has_the_mean_of_the_closed_form(ours):
     # At either place in the batch. 5 standard errors, all of which are below 2 per cent of their entry: a wrong factor
     # would be seen.
@@ -137,6 +138,7 @@ def test_gradient_has_the_mean_of_the_closed_form(ours):
     assert_mean(errors, float(value))
 
 
+@pytest.mark.slow
 def test_variance_at_equal_cost_is_far_below_the_score_functions(ours):
     # 10^4 of our estimates, 2 * 10^4 of the plain ones, seeds 0 and 1.
     plain = score_function_samples(linear_problem(), LOGITS, Y0, 20_000, jr.key(1))
@@ -162,6 +164,7 @@ def more_bent(t, y, args):
     return bent(t, y, args) + 1.5 * jnp.cos(3 * y + t)
 
 
+@pytest.mark.slow
 def test_unbiased_gradient_is_exact_for_a_drift_that_is_not_affine(x64):
     # Three steps, backwards in time, have 8 outcomes of the one level's coins: the expectation by summing over them,
     # its derivative by jax.grad. 2 * 10^4 estimates, seed 2, 5 standard errors. The parabola's is off by far more.
@@ -261,6 +264,7 @@ def learn(**settings):
     return ml.learn_probabilities(NoisyTerms(grid()), grid(), jnp.stack([Y0] * 4), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, mu", [("mu", 1e-2), ("budget", 1e-3)])
 def test_learned_product_of_error_and_cost_is_nearly_optimal(mode, mu):
     # Seed 4, 200 iterations of 16 trajectories. At the larger mu both levels' best free probabilities lie below 1. At

@@ -43,6 +43,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_network
 def test_one_image_a_batch_and_a_vmap_agree(network):
     batch = run(network, X, LEVELS, LABELS)
@@ -195,6 +196,7 @@ def test_counted_flops_are_two_per_weight_and_place_and_four_per_pair_of_places(
 # Precision.
 
 
+@pytest.mark.slow
 @every_network
 def test_bfloat16_is_close_and_parameters_and_gradients_stay_wide(network):
     mixed = MixedPrecision(network, "bfloat16")

@@ -18,6 +18,7 @@ T1 = diffrax.SaveAt(t1=True)
 ORDERS = {"independent": 0.5, "nested": 0.5, "stratified": 1.5, "systematic": 1.0, "midpoint": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDERS)
 def test_order_in_the_window_of_a_force(name, x64):
     # RMS over 200 coin seeds (seed 6; the midpoint pattern needs one) of the distance to p = 1 at the same
@@ -46,6 +47,7 @@ def test_order_in_the_window_of_a_force(name, x64):
     assert abs(slope(windows, errors) - ORDERS[name]) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stratified", "systematic", "midpoint"])
 def test_a_correction_that_acts_on_itself_leaves_a_first_order_error(name, x64):
     # Linear levels -a y and (d - a) y commute, so it does not matter where in a window of m steps the one
@@ -92,6 +94,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem, name, order",
     [

@@ -66,6 +66,7 @@ def euler(term, plan):
     return solve(term, dataclasses.replace(plan, levels=(0, 1, 2), costs=np.array(COSTS)), diffrax.Euler())[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("budget", [4.0, 12.0])
 def test_predicted_coin_error_and_cost_are_what_happens(term, calibration, name, budget):
@@ -115,6 +116,7 @@ def test_dropping_a_level_adds_its_increment_to_the_next(calibration):
     )
 
 
+@pytest.mark.slow
 def test_a_useless_level_is_left_out_and_named():
     # The second level costs a third of the finest and is no better than the first.
     first, finest = linear_levels((0.03,))
@@ -127,6 +129,7 @@ def test_a_useless_level_is_left_out_and_named():
     assert "Level 2 is left out" in str(plan)
 
 
+@pytest.mark.slow
 def test_where_the_finest_level_alone_is_best_the_plan_is_euler():
     # The cheap level costs almost as much as the finest and is far off.
     term = ml.MultilevelTerm(*linear_levels((3.0,)), costs=(1, 1.5))
@@ -141,6 +144,7 @@ def test_where_the_finest_level_alone_is_best_the_plan_is_euler():
     assert float(jnp.sqrt(jnp.mean((end - exact) ** 2))) == pytest.approx(plan.error, rel=0.25)
 
 
+@pytest.mark.slow
 def test_gamma_below_two_is_measured_and_said():
     # |D_k| falls by 4 for each factor of 6 in cost: gamma = log 6 / log 4 = 1.29, well below 2.
     term = ml.MultilevelTerm(*linear_levels((0.4, 0.1, 0.025)), costs=(1, 6, 36, 216))
@@ -238,6 +242,7 @@ def test_trial_runs_correct_the_linear_prediction():
     assert "were not tried" in str(linear)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["independent", "nested", "midpoint"])
 def test_cost_of_a_plan_with_fewer_steps(term, calibration, name):
     # 64 coin seeds from key 3; the cost spreads by about 15% over seeds, so its mean by 2%.

@@ -68,6 +68,7 @@ def only_late(t):
 LATE_TABLE = ml.TabulatedProbabilities([0.0, 0.5, 0.501, 1.0], [[1, 1e-6], [1, 1e-6], [1, 0.5], [1, 0.5]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probabilities", [only_late, LATE_TABLE], ids=["callable", "table"])
 def test_probabilities_are_functions_of_the_true_time_in_backward_solves(probabilities):
     # 64 steps; where a step starts later than 1/2 it has p = 1/2, and every second one fires. Going forward

@@ -154,6 +154,7 @@ def test_network_is_asked_at_the_logarithm_of_s():
 # Sampling
 
 
+@pytest.mark.slow
 def test_euler_on_the_probability_flow_converges_to_the_closed_form_at_first_order(x64):
     process = PROCESSES[1]
     y0 = process.s_max * jr.normal(jr.key(0), (3, 2, 2, 1))
@@ -208,6 +209,7 @@ def assert_gaussian_end(y):
     assert_mean((y - MU) ** 2, C**2 + PROCESSES[1].s_min ** 2)
 
 
+@pytest.mark.slow
 def test_reverse_sde_ends_in_the_distribution_of_the_data():
     # Seed 0: 16,000 independent pixels, 5 standard errors.
     start, noise = jr.split(jr.key(0))
@@ -218,6 +220,7 @@ def test_reverse_sde_ends_in_the_distribution_of_the_data():
     assert_gaussian_end(np.ravel(y))
 
 
+@pytest.mark.slow
 def test_multilevel_reverse_sde_ends_there_too_in_spite_of_a_wrong_level():
     # Seed 0: 16,000 trajectories with their own coins, 5 standard errors. The cheap level is the score of
     # N(-0.7, 1), whose own end is nowhere near; independent coins at p = 1/2 add another 0.3% variance.

@@ -56,6 +56,7 @@ def flow(y0, s0, s1):
     return y0 * jnp.sqrt((SPREAD**2 + s1**2) / (SPREAD**2 + s0**2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "order"),
     [
@@ -121,6 +122,7 @@ def test_levy_areas_of_merged_cells():
     assert abs(np.mean(w * h)) < 5 * np.sqrt(12 / len(h))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1.0, 0.0], ids=["Gaussian data", "all data zero"])
 def test_reverse_sde_solvers_on_one_path(size):
     """512 steps, seed 4, 64 trajectories: diffrax's ShARK (strong order 3/2) on the recorded Lévy areas, turned to
@@ -197,6 +199,7 @@ def test_costs_at_an_error():
     assert exponent(errors, 7 * errors**-2.5) == pytest.approx(2.5)
 
 
+@pytest.mark.slow
 def test_tuning_keeps_the_lower_envelope_and_measures_on_other_noise():
     def fixed(name, cost, error):
         def prepare(batch, seed):
@@ -220,6 +223,7 @@ def test_tuning_keeps_the_lower_envelope_and_measures_on_other_noise():
     assert row["error"] == pytest.approx(np.sqrt(2.5))
 
 
+@pytest.mark.slow
 def test_a_split_plan_looks_as_often():
     fine = np.asarray(PROCESS.grid(64), float)
     table = np.stack([np.ones(16), np.linspace(0.1, 1.0, 16)], axis=1)
@@ -234,6 +238,7 @@ def test_a_split_plan_looks_as_often():
     assert np.all(split[:, 0] == 1)
 
 
+@pytest.mark.slow
 def test_distances_of_distributions():
     """Closed forms: a shift by v, 4,000 Gaussian samples in 8 dimensions, seed 0. And the unbiased estimator's mean
     over 40 pairs of one distribution is zero within 5 standard errors."""
@@ -250,6 +255,7 @@ def test_distances_of_distributions():
     assert kernel_discrepancy(a[:500], b[:500] + 1) > 0.1
 
 
+@pytest.mark.slow
 def test_hierarchies_halve_their_errors():
     """Gamma 2.5, 4 levels, seed 0, 8 trajectories: each level's distance to the truth is about half the one before's
     (0.3 to 0.8), and its cost 2 ** 2.5 times, up to the cheaper fields that it contains."""
@@ -265,6 +271,7 @@ def test_hierarchies_halve_their_errors():
     assert np.all((growth > 5) & (growth < 7.5)), growth
 
 
+@pytest.mark.slow
 def test_study_of_gamma_runs():
     """The whole study on its smallest setting: every method gets a curve with finite errors, and Euler on one level
     costs what its steps do."""

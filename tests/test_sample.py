@@ -71,6 +71,7 @@ def test_samples_are_what_diffrax_makes_of_their_noise(coins):
     assert len(np.unique(found.trajectories[:, 0])) == found.trajectories[:, 0].size
 
 
+@pytest.mark.slow
 def test_noise_of_the_start_and_of_the_path_have_their_variances():
     """Without drift: z-tests at 5 standard errors, 2,000 samples."""
     plan = made_plan(levels=(0,), p=1.0, steps=6)
@@ -87,6 +88,7 @@ def test_noise_of_the_start_and_of_the_path_have_their_variances():
     assert_mean(steps[:, 1:] * steps[:, :-1], 0.0)
 
 
+@pytest.mark.slow
 def test_coins_are_shared_in_groups_and_independent_between_them():
     """With constant levels 0 and 1 a sample moves by what its coins say: z-test of the mean, 200 groups of 3."""
     plan = made_plan(p=0.4)
@@ -145,6 +147,7 @@ def test_labels_go_to_their_samples_and_args_to_all():
         np.testing.assert_allclose(moved, np.broadcast_to(expected[:, None], moved.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_guided_levels_of_different_processes():
     def network(x, c, label):
         return jnp.full_like(x, label)
@@ -159,6 +162,7 @@ def test_guided_levels_of_different_processes():
     np.testing.assert_allclose(moved, np.outer([0, 3, 6], np.ones(3)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_ladder_is_enough():
     ladder = Ladder(tuple(randomised(n) for n in TINY.networks()), TINY, {}, {})
     plan = made_plan(levels=(1,), p=1.0, process=TINY.process)
@@ -171,6 +175,7 @@ def test_a_ladder_is_enough():
 # Networks that fail.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept, guilty", [((0, 1), "Level 2"), ((1,), "Level 2"), ((0,), "Level 1")])
 def test_a_value_that_is_not_finite_names_level_step_and_time(tmp_path, kept, guilty):
     plan = made_plan(levels=kept, p=1.0, coins=ml.SystematicCoins(offset=0.5))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sampling_problems import draw
 
 from mlem_jax.diffusion._sampling import sample as _sample
@@ -34,6 +35,7 @@ def count_drawn(monkeypatch):
     return drawn
 
 
+@pytest.mark.slow
 def test_devices_change_nothing_and_exchange_nothing(tmp_path):
     assert start("devices", tmp_path / "found.npz").wait() == 0
     with np.load(tmp_path / "found.npz") as found:
@@ -45,6 +47,7 @@ def test_devices_change_nothing_and_exchange_nothing(tmp_path):
     assert not re.search(COLLECTIVES, hlo)
 
 
+@pytest.mark.slow
 def test_killed_and_continued(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     process = start("slowly", folder)
@@ -70,6 +73,7 @@ def test_killed_and_continued(tmp_path, monkeypatch):
     assert not drawn
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -80,6 +80,7 @@ def ladder():
     return dataclasses.replace(bare, calibrations={"ode": stand_in(bare), "sde": stand_in(bare, sde=True)})
 
 
+@pytest.mark.slow
 def test_a_plan_is_only_for_the_levels_and_the_equation_that_were_calibrated(ladder, tmp_path):
     plan = ladder.calibrations["ode"].plan(budget=3)
     settings = {"n": 1, "key": jr.key(0), "progress": False, "out": tmp_path / "run"}
@@ -127,6 +128,7 @@ def test_a_plan_fits_the_ladder_that_it_was_made_for(ladder):
 # More samples later.
 
 
+@pytest.mark.slow
 def test_a_run_grows_and_keeps_what_it_had(tmp_path, monkeypatch):
     labels = jnp.broadcast_to(jnp.arange(11.0)[:, None], (11, 3))
     few = draw(5, batch_size=4, labels=labels[:5], out=tmp_path)
@@ -155,6 +157,7 @@ def test_a_run_grows_and_keeps_what_it_had(tmp_path, monkeypatch):
         draw(12, labels=jnp.ones((12, 3)), out=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_while_it_grew_goes_on(tmp_path):
     draw(8, batch_size=4, out=tmp_path)
     whole = draw(20, batch_size=4).images
@@ -222,6 +225,7 @@ with RunFolder(sys.argv[1], {}).lock(shared=False):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_draw_into_one_folder(tmp_path):
     draw(2, out=tmp_path)
     (tmp_path / "run.json").rename(tmp_path.parent / "kept.json")

@@ -120,6 +120,7 @@ def test_the_clock_may_be_the_logarithm_of_the_time(x64, backward, sign):
     np.testing.assert_allclose(ys, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_logarithm_of_the_time_is_of_order_two_and_better_where_drifts_change_with_it(x64):
     # Probability flow of a normal distribution, dy/ds = s y / (1 + s^2), from s = 80 to 0.01.
     counts, errors = np.array([24, 48, 96]), {}
@@ -150,6 +151,7 @@ def test_a_clock_that_is_none_and_a_time_without_logarithm():
             solve(ml.MultilevelTerm(cheap), mlab2([1.0], time_variable="log"), Y0, t0=t0, t1=t1, steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["equal", "graded", "backward"])
 def test_order_two_in_the_step_where_euler_has_one(x64, grid):
     # Midpoint coins with p = 1/3: the window is three steps. Of second order only because levels are evaluated on the
@@ -176,6 +178,7 @@ def test_order_two_in_the_step_where_euler_has_one(x64, grid):
     assert orders[ml.MLEM] < 1.3, orders
 
 
+@pytest.mark.slow
 def test_additive_noise_leaves_the_least_error_that_increments_allow(x64):
     # dx = -x dt + 0.5 dW on 1000 paths (seed 1) to T = 2, against Euler on the path's 4096 cells. What the increments
     # of a path do not say of its integral over a step has the variance h^3 / 12; pushed to T by exp(t - T).
@@ -220,6 +223,7 @@ def test_noise_enters_a_step_as_in_euler(x64):
     np.testing.assert_allclose(ys[:24], by_hand(fine, ts, Y0, noise=noise), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_levels_run_as_the_coins_say():
     counted = CountedLevels(3, costs=(1, 4, 16))
     y0 = jnp.ones((5, 2))

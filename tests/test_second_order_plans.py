@@ -53,6 +53,7 @@ def ends(plan, y0s):
     return solve(y0s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [6, 12, 20])
 @pytest.mark.parametrize("clock", ["time", "log"])
 def test_predicted_errors_are_measured_on_fresh_states(x64, calibrations, clock, budget):
@@ -68,6 +69,7 @@ def test_predicted_errors_are_measured_on_fresh_states(x64, calibrations, clock,
     assert abs(error / plan.error - 1) < 0.4, (error, plan.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [6, 12, 20])
 @pytest.mark.parametrize("clock", ["time", "log"])
 def test_windows_of_midpoint_coins_tile_the_solve(calibrations, clock, budget):
@@ -77,6 +79,7 @@ def test_windows_of_midpoint_coins_tile_the_solve(calibrations, clock, budget):
     assert looks > 4 and abs(looks - round(looks)) < 1e-6, looks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock", ["time", "log"])
 def test_coins_are_tried_in_steps_enough_for_their_budget(calibrations, clock):
     # Plans with the log clock want few steps, fewer than evaluations at the largest of the budgets. Without a trial
@@ -86,6 +89,7 @@ def test_coins_are_tried_in_steps_enough_for_their_budget(calibrations, clock):
     assert calibration.trials.budget[midpoint].tolist() == [2, 4, 10, 25]
 
 
+@pytest.mark.slow
 def test_the_linear_model_knows_where_corrections_act(calibrations):
     # For coins that were not tried nothing corrects the linear prediction. With kicks at the start of steps, where
     # MLEM has them, those of the trial with most steps would be a fifth too large.
@@ -98,11 +102,13 @@ def test_the_linear_model_knows_where_corrections_act(calibrations):
         assert abs(linear / measured - 1) < 0.1, (linear, measured)
 
 
+@pytest.mark.slow
 def test_the_clock_of_the_logarithm_is_measured_to_be_better(calibrations):
     finest = {clock: c.measurements.single_error[-1] for clock, c in calibrations.items()}
     assert np.all(finest["log"] < 0.7 * finest["time"])
 
 
+@pytest.mark.slow
 def test_files_keep_the_method(calibrations, tmp_path):
     calibration = calibrations["log"]
     calibration.save(tmp_path / "c.npz")

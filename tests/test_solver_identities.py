@@ -85,6 +85,7 @@ COVARIANCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COVARIANCES)
 def test_moments_of_linear_levels_are_the_recursions(name):
     # Seed 2, 40000 trajectories with coins and noise of their own, 12 steps; 5 standard errors.
@@ -148,6 +149,7 @@ def euler_sum(ts):
     return np.sum(np.diff(ts) * increments(ts[:-1]).sum(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COVARIANCES)
 def test_predicted_error_is_measured_on_unequal_steps(name):
     # sum_n h_n^2 sum_jk Cov(w_j, w_k) D_j D_k (t_n), J = 1. Seed 3, 40000 trajectories, 5 standard errors.

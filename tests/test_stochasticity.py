@@ -27,6 +27,7 @@ def exact(data):
     return NoisePredictor(data.noise, PROCESS, "eps", "sigma")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stochasticity", [0.0, 0.4, 1.0, 1.5])
 def test_the_end_has_the_law_of_the_data_at_any_stochasticity(stochasticity):
     """z-tests at 5 standard errors, n = 10,000, seed 0. Euler's own error of the variances is below one."""
@@ -42,6 +43,7 @@ def test_the_end_has_the_law_of_the_data_at_any_stochasticity(stochasticity):
     assert_mean(off[:, :, None] * off[:, None, :], covariance)
 
 
+@pytest.mark.slow
 def test_euler_converges_path_by_path_at_first_order(x64):
     # The noise does not depend on the state, so that the strong order is one too. Seed 0, 200 paths.
     fine = PROCESS.grid(512, spacing="log")

@@ -62,6 +62,7 @@ def test_forces_of_all_pairs_are_the_gradient_of_an_energy():
     assert 1e-4 < distance < 0.2
 
 
+@pytest.mark.slow
 def test_rivals_on_particles():
     """Four rings of six beads: Euler with more steps is nearer to the reference, and so is ShARK with as many; costs
     count evaluations."""
@@ -100,6 +101,7 @@ def test_second_differences_of_drifts_are_exact_for_squares():
         assert row["finest - level 2"] == pytest.approx(0.25 * whole, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_scaling_by_hand_and_by_the_library_agree():
     """Two levels in 8 steps, 4 looks: the scan written by hand gives the library's numbers."""
     ladder = tiny_ladder(2)
@@ -137,6 +139,7 @@ def plannable(ladder, **settings):
     )
 
 
+@pytest.mark.slow
 def test_study_of_guidance_runs():
     """Untrained networks: every method has finite errors, single-model samplers cost their steps, and the table has a
     line for each method. DPM-Solver++(2M) is nearer to the fine solution than Euler with as many steps."""
@@ -155,6 +158,7 @@ def test_study_of_guidance_runs():
     assert found["references_differ"] < 0.01
 
 
+@pytest.mark.slow
 def test_study_of_all_rivals_runs():
     """Untrained networks: every rival has finite errors, and Euler with 8 steps costs 8 at the error of its 8 steps."""
     ladder = tiny_ladder(3)
@@ -166,6 +170,7 @@ def test_study_of_all_rivals_runs():
     assert itself["evaluations"] == pytest.approx(8)
 
 
+@pytest.mark.slow
 def test_study_for_accelerators_runs(tmp_path, monkeypatch):
     """Training, both calibrations replaced, and curves on the smallest setting; images are bytes that differ."""
     monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", stand_in)

@@ -6,9 +6,12 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_particles_smoke(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(FOLDER))
     import particles

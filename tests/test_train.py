@@ -76,6 +76,7 @@ def train(directory, *, steps=40, config=None, **settings):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path, request):
     whole, history = train(tmp_path / "whole")
     folder = str(request.path.parent)
@@ -133,6 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(tmp_path, u
     np.testing.assert_array_equal(again, history)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, uninterrupted, monkeypatch):
     _, whole, _ = uninterrupted
     real, asked = shutil.disk_usage, []
@@ -179,6 +181,7 @@ def test_batches_are_the_permutations_of_an_epoch():
     assert np.any(following != epoch)
 
 
+@pytest.mark.slow
 def test_too_few_images_and_a_rate_that_diverges(tmp_path):
     config = tiny_config()
     with pytest.raises(ValueError, match="at least batch_size=8 images of shape"):
@@ -199,6 +202,7 @@ def test_too_few_images_and_a_rate_that_diverges(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_ladder_from_one_file(tmp_path, monkeypatch):
     def one_measured(ladder, **settings):
         # Each calibration compiles for half a minute; how they are measured has its own tests.

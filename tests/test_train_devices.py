@@ -21,6 +21,7 @@ from mlem_jax.diffusion._training.train import train_networks
 PROGRAM = str(Path(__file__).with_name("training_problems.py"))
 
 
+@pytest.mark.slow
 def test_two_devices_go_on_where_one_stopped_and_end_where_one_does(tmp_path):
     one, history = trained(tmp_path / "one")
     assert np.abs(one - arrays(tiny_config().networks()[0])).max() > 0.01
@@ -35,6 +36,7 @@ def test_two_devices_go_on_where_one_stopped_and_end_where_one_does(tmp_path):
         np.testing.assert_array_equal(found["sizes"], [2, 1, 1])
 
 
+@pytest.mark.slow
 def test_bytes_train_what_their_numbers_do(tmp_path):
     config = tiny_config()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 4, 4, 1)).astype(np.uint8)
@@ -56,6 +58,7 @@ def test_bytes_train_what_their_numbers_do(tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.slow
 def test_sheets_change_nothing(tmp_path):
     config = tiny_config(sheet_every=10)
     held_out = tiny_images(40, seed=1)
@@ -82,6 +85,7 @@ def test_sheets_change_nothing(tmp_path):
     assert lines[2][1:] == [f"{loss:.6f}" for loss in losses]
 
 
+@pytest.mark.slow
 def test_a_sheet_after_a_kill_and_on_a_full_disk(tmp_path, monkeypatch):
     config = tiny_config(sheet_every=10)
     networks, held_out = config.networks(), tiny_images(20)

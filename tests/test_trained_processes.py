@@ -71,6 +71,7 @@ def test_kinds_and_predictions_that_do_not_exist_are_named(tmp_path):
             read(tmp_path, HEAD + f'prediction = "v"\n[process]\nkind = "{kind}"\n' + LEVEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "prediction"),
     [
@@ -104,6 +105,7 @@ def test_a_network_that_is_right_in_training_predicts_the_noise_in_sampling(kind
     np.testing.assert_allclose(found, 0, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["variance_exploding", "edm", "flow_matching"])
 def test_trained_and_sampled_end_to_end(kind, tmp_path):
     """Images that are gradients: after training, samples lie near the two-dimensional space of gradients."""

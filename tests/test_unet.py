@@ -42,6 +42,7 @@ def test_one_noise_level_for_all_is_that_level_for_each():
     assert jnp.max(jnp.abs(NETWORK(X, jnp.asarray(-2.0)) - each)) > 0.1
 
 
+@pytest.mark.slow
 def test_bfloat16_network_is_the_float32_one_to_its_precision():
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), NETWORK)
     out = narrow(X.astype(jnp.bfloat16), LEVELS)
@@ -94,6 +95,7 @@ def test_flops_and_parameters_grow_as_the_square_of_the_width():
     assert np.all((3.8 < sizes[1:] / sizes[:-1]) & (sizes[1:] / sizes[:-1] < 4.05))
 
 
+@pytest.mark.slow
 def test_counted_flops_are_two_per_weight_and_place():
     # One resolution on 7 x 7 = 49 places: every convolution's weight is used at each of them.
     network = UNet((28, 28, 1), 64, folds=(4,), multipliers=(1,), blocks=(2,), key=jr.key(0))
