@@ -35,6 +35,12 @@ from ._predictor.drift import (
     StochasticDrift as StochasticDrift,
 )
 from ._predictor.guidance import Guided as Guided
+from ._pretrained import (
+    AbstractPretrained as AbstractPretrained,
+    load_network as load_network,
+    UNet2D as UNet2D,
+    UNet2DConfig as UNet2DConfig,
+)
 from ._process.process import (
     AbstractProcess as AbstractProcess,
     EDM as EDM,
