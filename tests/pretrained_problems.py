@@ -14,7 +14,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def write_folder(folder: Path, name: str, **changed: object) -> Path:
-    """A fixture's network as diffusers' `save_pretrained` would write it, with entries of its configuration changed."""
+    """A fixture's network as diffusers' `save_pretrained` would write it, with entries of its configuration
+    changed."""
     about, _ = load_case(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**about["config"], **changed}))

@@ -24,7 +24,7 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         values = values / math.sqrt(math.prod(shape[1:]))
     else:
         values = 0.3 * values + (name.endswith(("weight", "gain")) and "proj" not in name)
-    return values.astype(np.float32)
+    return np.asarray(values, np.float32)
 
 
 def weights(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:

@@ -1,6 +1,9 @@
 """Networks that others have trained: parity with the reference implementations (fixtures made by
 `make_pretrained_fixtures.py`), what files are refused, and schedules."""
 
+import json
+import pickle
+import zipfile
 
 import diffrax
 import equinox as eqx
@@ -11,9 +14,17 @@ import numpy as np
 import pytest
 from pretrained_problems import deviations, distance, last, TOLERANCE, write_folder
 from pretrained_weights import load_case
+from safetensors.numpy import load_file, save_file
 
 import mlem_jax as ml
-from mlem_jax.diffusion import load_network, ProbabilityFlow, sampling_terms
+from mlem_jax.diffusion import (
+    load_network,
+    ProbabilityFlow,
+    sampling_terms,
+    UNet2D,
+    UNet2DConfig,
+    VariancePreserving,
+)
 
 UNETS = ["unet2d_ddpm", "unet2d_heads", "unet2d_adm", "unet2d_fourier"]
 
@@ -29,7 +40,9 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", UNETS)
 def test_outputs_and_gradients_are_the_references(folders, name, dtype):
     network = load_network(folders[name], dtype=dtype).network
-    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(network) if leaf is not network.time_frequencies)
+    assert all(
+        leaf.dtype == dtype for leaf in jax.tree.leaves(network) if leaf is not network.time_frequencies
+    )
     out, gradient = deviations(network, load_case(name)[1])
     assert out < TOLERANCE[dtype] and gradient < TOLERANCE[dtype]
 
@@ -37,7 +50,11 @@ def test_outputs_and_gradients_are_the_references(folders, name, dtype):
 def test_a_single_image_is_the_same_as_in_a_batch(folders):
     network = load_network(folders["unet2d_heads"]).network
     _, arrays = load_case("unet2d_heads")
-    x, times, labels = last(arrays["x"]), jnp.asarray(arrays["times"]), jnp.asarray(arrays["labels"], jnp.int32)
+    x, times, labels = (
+        last(arrays["x"]),
+        jnp.asarray(arrays["times"]),
+        jnp.asarray(arrays["labels"], jnp.int32),
+    )
     assert distance(network(x[1], times[1], labels[1])[None], arrays["out"][1:2]) < 1e-5
 
 
@@ -80,7 +97,7 @@ def test_euler_is_ddim_of_the_reference(sampled):
 def test_adams_bashforth_in_log_s_is_dpm_solver_2m_of_the_reference(sampled):
     process = sampled[0].process
     ts, y0 = grid(sampled, "dpm_solver", process.s_min)
-    solver = ml.MLAB2([1.0], clock="log", key=jr.key(0))
+    solver = ml.MLAB2([1.0], time_variable="log", key=jr.key(0))
     end = solve(solver, sampling_terms(sampled[0]), ts, y0)
     assert distance(process.alpha(ts[-1]) * end, sampled[1]["dpm_solver"]) < 1e-3
 
@@ -88,7 +105,255 @@ def test_adams_bashforth_in_log_s_is_dpm_solver_2m_of_the_reference(sampled):
 def test_adams_bashforth_in_log_s_on_clean_images_is_dpm_solver_pp_2m_of_the_reference(sampled):
     process = sampled[0].process
     ts, y0 = grid(sampled, "dpm_solver_pp", process.s_min)
-    solver = ml.MLAB2([1.0], clock="log", key=jr.key(0))
+    solver = ml.MLAB2([1.0], time_variable="log", key=jr.key(0))
     term = ml.MultilevelTerm(DataFlow(ProbabilityFlow(sampled[0])))
     z = solve(solver, term, 1 / ts, y0 / ts[0])
     assert distance(process.sigma(ts[-1]) * z, sampled[1]["dpm_solver_pp"]) < 1e-3
+
+
+def test_steps_are_found_from_s_and_between_them_by_the_logarithm(sampled):
+    # The schedule of Ho et al. 2020: rates from 1e-4 to 0.02.
+    kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    s = np.sqrt((1 - kept) / kept)
+    times = sampled[0].conditioning
+    assert np.allclose(times(jnp.asarray(s[[0, 500, 999]])), [0, 500, 999], atol=1e-3)
+    assert float(times(jnp.asarray(np.sqrt(s[500] * s[501])))) == pytest.approx(500.5, abs=1e-3)
+    process = sampled[0].process
+    assert (process.s_min, process.s_max) == (pytest.approx(s[0]), pytest.approx(s[-1]))
+    # Its own time is the schedule's: step n of 1000 is at (n + 1) / 1000, up to the discretisation.
+    assert float(process.t(jnp.asarray(s[499]))) == pytest.approx(0.5, abs=2e-3)
+
+
+SCHEDULERS = [
+    ({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, "eps", 14.6),
+    ({"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}, "v", 20000.0),
+    ({"prediction_type": "sample", "trained_betas": [0.1, 0.2, 0.5]}, "x0", np.sqrt(1 / 0.36 - 1)),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "velocity", 80.0),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "prediction", "s_max"), SCHEDULERS)
+def test_the_scheduler_beside_a_network_says_how_it_was_trained(
+    folders, tmp_path, scheduler, prediction, s_max
+):
+    pipeline = tmp_path / "pipeline"
+    unet = write_folder(pipeline / "unet", "unet2d_ddpm")
+    (pipeline / "scheduler").mkdir()
+    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (pipeline / "model_index.json").write_text("{}")
+    for place in (unet, pipeline):
+        predictor = load_network(place)
+        assert predictor.prediction == prediction
+        assert predictor.process.s_max == pytest.approx(s_max, rel=0.05)
+
+
+def test_what_the_caller_says_of_the_training_wins(folders):
+    process = VariancePreserving()
+    predictor = load_network(folders["unet2d_ddpm"], process=process, prediction="x0", conditioning="log_s")
+    assert (predictor.process, predictor.prediction, predictor.conditioning) == (process, "x0", "log_s")
+    assert load_network(folders["unet2d_fourier"]).prediction == "score"
+
+
+def test_guidance_takes_the_label_that_the_caller_names(folders):
+    _, arrays = load_case("unet2d_heads")
+    plain = load_network(folders["unet2d_heads"])
+    guided = load_network(folders["unet2d_heads"], guidance=3.0, null=4)
+    x, s, labels = last(arrays["x"]), jnp.asarray(1.5), jnp.asarray(arrays["labels"], jnp.int32)
+    given, without = plain(x, s, labels), plain(x, s, jnp.full(3, 4))
+    assert jnp.allclose(guided(x, s, labels), without + 3 * (given - without), atol=1e-5)
+    with pytest.raises(ValueError, match="null=..., its number"):
+        load_network(folders["unet2d_heads"], guidance=3.0)
+    with pytest.raises(ValueError, match="takes none"):
+        load_network(folders["unet2d_ddpm"], guidance=3.0)
+
+
+def test_labels_beyond_the_table_are_refused(folders):
+    network = load_network(folders["unet2d_heads"]).network
+    x, t = jnp.zeros((16, 16, 3)), jnp.asarray(1.0)
+    with pytest.raises(ValueError, match="0 to 4 are expected"):
+        network(x, t, jnp.asarray(5))
+    assert jnp.isnan(jax.jit(lambda label: network(x, t, label))(jnp.asarray(5))).all()
+
+
+def test_names_of_older_versions_are_read(tmp_path, folders):
+    folder = write_folder(tmp_path / "old", "unet2d_ddpm")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    arrays = {}
+    for name, array in load_file(file).items():
+        for new, former in old.items():
+            name = name.replace(f".{new}.", f".{former}.")
+        arrays[name] = array
+    assert any("proj_attn" in name for name in arrays)
+    save_file(arrays, file)
+    assert eqx.tree_equal(load_network(folder), load_network(folders["unet2d_ddpm"]))
+
+
+@pytest.mark.parametrize("form", ["npz", "half", "parts"])
+def test_other_files_hold_the_same(tmp_path, folders, form):
+    folder = write_folder(tmp_path / form, "unet2d_ddpm")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    arrays = load_file(file)
+    file.unlink()
+    if form == "npz":
+        np.savez(folder / "weights.npz", **arrays)
+    elif form == "half":
+        save_file({name: array.astype(jnp.bfloat16) for name, array in arrays.items()}, file)
+    else:
+        names = sorted(arrays)
+        for i, part in enumerate((names[::2], names[1::2])):
+            save_file(
+                {name: arrays[name] for name in part},
+                folder / f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors",
+            )
+    found, expected = (load_network(place).network for place in (folder, folders["unet2d_ddpm"]))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float32
+        assert np.allclose(a, b, rtol=2**-8 if form == "half" else 0, atol=0)
+
+
+def test_random_weights_depend_on_the_key_and_the_name_only():
+    about, _ = load_case("unet2d_ddpm")
+    config = UNet2DConfig.read(about["config"])
+    network = UNet2D.init(config, key=jr.key(0), dtype="bfloat16")
+    assert network.dtype == jnp.bfloat16
+    assert eqx.tree_equal(network, UNet2D.init(config, key=jr.key(0), dtype="bfloat16"))
+    weight = network.mid_block.resnets[0].conv1.weight
+    assert not jnp.array_equal(weight, network.mid_block.resnets[1].conv1.weight)
+    # 9 * 32 inputs each.
+    assert float(jnp.std(weight.astype(jnp.float32))) == pytest.approx(1 / np.sqrt(288), rel=0.05)
+
+
+# What is wrong with a folder, and what the message must say.
+def truncate(folder):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def integers(folder):
+    change(folder, lambda arrays: {**arrays, "conv_in.bias": arrays["conv_in.bias"].astype(np.int32)})
+
+
+def missing(folder):
+    change(folder, lambda arrays: {k: v for k, v in arrays.items() if k != "conv_in.bias"})
+
+
+def unknown(folder):
+    change(folder, lambda arrays: {**arrays, "lora.up": np.zeros(3, np.float32)})
+
+
+def resized(folder):
+    change(folder, lambda arrays: {**arrays, "conv_in.bias": np.zeros(3, np.float32)})
+
+
+def no_weights(folder):
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def two_files(folder):
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "a.safetensors")
+    (folder / "b.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+
+
+def pickled(folder):
+    no_weights(folder)
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+
+
+def disguised_pickle(folder):
+    no_weights(folder)
+    with zipfile.ZipFile(folder / "weights.npz", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
+
+
+def pickled_objects(folder):
+    no_weights(folder)
+    np.savez(folder / "weights.npz", a=np.array([Bomb()]))
+
+
+def change(folder, edit):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    save_file(edit(load_file(file)), file)
+
+
+class Bomb:
+    """Goes off when it is unpickled."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was executed')",)
+
+
+FAULTS = [
+    (truncate, ValueError, "truncated"),
+    (no_config, FileNotFoundError, "has no config.json"),
+    (broken_config, ValueError, "not a JSON file"),
+    (integers, ValueError, "conv_in.bias has the type int32"),
+    (missing, ValueError, "lacks conv_in.bias"),
+    (unknown, ValueError, "has lora.up, which it does not know"),
+    (resized, ValueError, r"conv_in.bias of shape \(3,\) instead of \(16,\)"),
+    (no_weights, FileNotFoundError, "holds no weights"),
+    (two_files, ValueError, "several checkpoints: a.safetensors, b.safetensors"),
+    (pickled, ValueError, "is a pickle, which runs code"),
+    (disguised_pickle, ValueError, "is a pickle, which runs code"),
+    (pickled_objects, ValueError, "is not an .npz file of arrays"),
+]
+
+
+@pytest.mark.parametrize(("damage", "error", "message"), FAULTS, ids=lambda x: getattr(x, "__name__", ""))
+def test_bad_files_are_refused_in_a_sentence(tmp_path, damage, error, message):
+    folder = write_folder(tmp_path / "bad", "unet2d_ddpm")
+    damage(folder)
+    before = sorted((file.name, file.read_bytes()) for file in folder.iterdir())
+    with pytest.raises(error, match=message) as found:
+        load_network(folder)
+    assert len(str(found.value).splitlines()) == 1
+    assert sorted((file.name, file.read_bytes()) for file in folder.iterdir()) == before
+
+
+OPTIONS = [
+    ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel, which is not supported"),
+    ({"encoder_hid_dim": 3}, "encoder_hid_dim, which this library's UNet2DModel does not know"),
+    (
+        {"down_block_types": ["DownBlock2D", "SkipDownBlock2D", "KDownBlock2D"]},
+        "KDownBlock2D, SkipDownBlock2D among",
+    ),
+    (
+        {"time_embedding_type": "learned"},
+        "time_embedding_type = 'learned'; supported are positional, fourier",
+    ),
+    ({"out_channels": 6}, "out_channels = 6"),
+    ({"sample_size": None}, "has no sample_size"),
+    ({"sample_size": 6}, "multiple of 4"),
+    ({"norm_num_groups": 7}, "7 groups in a norm over 16 channels"),
+    ({"block_out_channels": [16, 32]}, "3 down_block_types and 2 block_out_channels"),
+    ({"block_out_channels": [16, 32, 48]}, "instead of"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), OPTIONS)
+def test_configurations_that_are_not_supported_are_refused(tmp_path, changed, message):
+    folder = write_folder(tmp_path / "other", "unet2d_ddpm", **changed)
+    with pytest.raises(ValueError, match=message):
+        load_network(folder)
+
+
+def test_arguments_that_cannot_be_meant_are_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match="a floating type is expected"):
+        load_network(folders["unet2d_ddpm"], dtype="int8")
+    with pytest.raises(ValueError, match="family='resnet' is not known"):
+        load_network(folders["unet2d_ddpm"], family="resnet")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_network(tmp_path / "nowhere")
+    schedule = {"rescale_betas_zero_snr": True}
+    folder = write_folder(tmp_path / "zero", "unet2d_ddpm")
+    (folder / "scheduler_config.json").write_text(json.dumps(schedule))
+    with pytest.raises(ValueError, match="last step has to keep some signal"):
+        load_network(folder)

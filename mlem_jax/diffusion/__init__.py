@@ -37,7 +37,16 @@ from ._predictor.drift import (
 from ._predictor.guidance import Guided as Guided
 from ._pretrained import (
     AbstractPretrained as AbstractPretrained,
+    Decoder as Decoder,
+    DecoderConfig as DecoderConfig,
+    EDM2 as EDM2,
+    EDM2Config as EDM2Config,
+    JiT as JiT,
+    JiTConfig as JiTConfig,
+    load_decoder as load_decoder,
     load_network as load_network,
+    PretrainedDiT as PretrainedDiT,
+    PretrainedDiTConfig as PretrainedDiTConfig,
     UNet2D as UNet2D,
     UNet2DConfig as UNet2DConfig,
 )

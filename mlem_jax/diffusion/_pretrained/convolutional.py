@@ -4,6 +4,7 @@ Fields have the names of the checkpoints, so that one can be read beside the oth
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import equinox as eqx
 import jax
@@ -219,3 +220,17 @@ class MiddleBlock(eqx.Module):
         for attention in self.attentions:
             x = attention(x)
         return self.resnets[1](x, embedding)
+
+
+# Of attention, before diffusers 0.15.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def modern_names(names: Iterable[str]) -> dict[str, str | None]:
+    """What attention's arrays are called today, by what older versions of diffusers called them."""
+    renamed: dict[str, str | None] = {}
+    for name in names:
+        parts = name.split(".")
+        if "attentions" in parts and parts[-2] in _OLD_NAMES:
+            renamed[name] = ".".join([*parts[:-2], _OLD_NAMES[parts[-2]], parts[-1]])
+    return renamed

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
@@ -10,25 +10,38 @@ from jaxtyping import Array, DTypeLike
 from .._predictor.adapter import NoisePredictor
 from .._predictor.guidance import Guided
 from .._process.process import AbstractProcess
+from .dit import find_dit, find_sit
+from .edm2 import find_edm2
 from .family import Found, Source
 from .files import Checkpoint, read_json
+from .jit import find_jit
 from .network import AbstractPretrained
 from .parameters import load_parameters
 from .unet2d import find_unet2d
 
-Family = Literal["unet2d"]
-_FINDERS: dict[Family, Callable[[Source], Found]] = {"unet2d": find_unet2d}
+_FINDERS: dict[str, Callable[[Source], Found]] = {
+    "unet2d": find_unet2d,
+    "dit": find_dit,
+    "sit": find_sit,
+    "edm2": find_edm2,
+    "jit": find_jit,
+}
 # What diffusers writes as `_class_name` into config.json.
-_CLASS_NAMES: dict[str, Family] = {"UNet2DModel": "unet2d"}
-# An array that each family has and no other.
-_MARKS: dict[str, Family] = {"time_embedding.linear_1.weight": "unet2d"}
+_CLASS_NAMES = {"UNet2DModel": "unet2d", "DiTTransformer2DModel": "dit"}
+# An array that each family has and no other. The authors' DiT and SiT have the same names: those do not tell.
+_MARKS = {
+    "time_embedding.linear_1.weight": "unet2d",
+    "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight": "dit",
+    "unet.emb_fourier.freqs": "edm2",
+    "x_embedder.proj1.weight": "jit",
+}
 _CONFIG, _SCHEDULER, _PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 
 
 def load_network(
     path: str | Path,
     *,
-    family: Family | None = None,
+    family: str | None = None,
     dtype: DTypeLike = "float32",
     guidance: float | int | None = None,
     null: int | None = None,
@@ -68,10 +81,10 @@ def load_network(
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype={dtype!r}; a floating type is expected, such as 'bfloat16'.")
-    if family is not None and family not in get_args(Family):
-        raise ValueError(f"family={family!r} is not known; write one of {get_args(Family)}.")
+    if family is not None and family not in _FINDERS:
+        raise ValueError(f"family={family!r} is not known; write one of {tuple(_FINDERS)}.")
     source = _read(Path(path), config or {})
-    found = _FINDERS[family or _recognise(source)](source)
+    found = _FINDERS[_recognise(source) if family is None else family](source)
     network = load_parameters(found.build, source.checkpoint, found.name, dtype)
     training = found.training
     return NoisePredictor(
@@ -100,21 +113,21 @@ def _read(path: Path, settings: Mapping[str, Any]) -> Source:
     return Source(checkpoint, read_json(config) if config.is_file() else None, scheduler, settings)
 
 
-def _recognise(source: Source) -> Family:
+def _recognise(source: Source) -> str:
     kind = None if source.config is None else source.config.get("_class_name")
     if kind in _CLASS_NAMES:
         return _CLASS_NAMES[kind]
     if kind is not None:
         raise ValueError(
             f"{source.path} holds a {kind}, which is not supported; supported are {', '.join(_CLASS_NAMES)}. If it "
-            f"is one of these by another name, write family=..., one of {get_args(Family)}."
+            f"is one of these by another name, write family=..., one of {tuple(_FINDERS)}."
         )
     names = source.checkpoint.shapes
-    families: set[Family] = {family for mark, family in _MARKS.items() if mark in names}
+    families: set[str] = {family for mark, family in _MARKS.items() if mark in names}
     if len(families) != 1:
         raise ValueError(
             f"The names in {source.path} do not tell which architecture it is; write family=..., one of "
-            f"{get_args(Family)}."
+            f"{tuple(_FINDERS)}."
         )
     (family,) = families
     return family

@@ -6,6 +6,8 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from .._network.layers import AbstractNetwork, check_call
@@ -16,7 +18,7 @@ class AbstractPretrained(AbstractNetwork):
 
     Unlike the networks that this library trains it is told of the noise what its authors told it, such as a number of
     steps; the [`mlem_jax.diffusion.NoisePredictor`][] that [`mlem_jax.diffusion.load_network`][] returns sees to
-    that. Arrays are channels-last. `x` is cast to the `dtype` of the parameters and the output back to that of `x`.
+    that. Arrays are channels-last; the output has the type of `x`.
 
     - `dtype`: in which it computes.
     - `null`: the label that stands for "no label", or `None` if there is none.
@@ -33,17 +35,28 @@ class AbstractPretrained(AbstractNetwork):
     def evaluate(
         self, x: Float[Array, "n h w c"], conditioning: Float[Array, " n"], label: Array | None
     ) -> Float[Array, "n h w c"]:
-        """The output for a batch in `dtype`, with one float32 number and perhaps one label for each image."""
+        """The output for a batch, with one float32 number and perhaps one label for each image."""
 
     def __call__(
         self, x: Float[Array, "*n h w c"], noise_level: Float[Array, "*m"], label: ArrayLike | None = None
     ) -> Float[Array, "*n h w c"]:
         check_call(self, x, noise_level, label)
+        if self.null is None and self.classes is not None and not isinstance(label, Tracer):
+            check_labels(type(self).__name__, np.asarray(label), self.classes)
         batch = x.reshape(-1, *self.shape)
         n = batch.shape[0]
         conditioning = jnp.broadcast_to(jnp.asarray(noise_level, jnp.float32), (n,))
         labels = None if label is None else jnp.broadcast_to(jnp.asarray(label), (n,))
-        return self.evaluate(batch.astype(self.dtype), conditioning, labels).astype(x.dtype).reshape(x.shape)
+        return self.evaluate(batch, conditioning, labels).astype(x.dtype).reshape(x.shape)
+
+
+def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
+    """Raises `ValueError` unless all labels are below `classes`, for networks without a label for "no label"."""
+    if labels.size and labels.max() >= classes:
+        raise ValueError(
+            f"{name} with a table of {classes} labels was given labels up to {labels.max()}; 0 to {classes - 1} "
+            "are expected."
+        )
 
 
 def as_tuple(value: Any) -> Any:

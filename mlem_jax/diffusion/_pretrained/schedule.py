@@ -14,9 +14,7 @@ from .._process.process import AbstractProcess, FlowMatching, VarianceExploding,
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # diffusers' cap on the rate of the cosine schedule (Nichol & Dhariwal 2021, section 3.2) and their offset.
 _MOST, _OFFSET = 0.999, 0.008
-_NO_SIGNAL = (
-    "Sampling starts at a finite s = sigma / alpha, so a schedule is needed whose last step keeps some signal."
-)
+_NO_SIGNAL = "Sampling starts at a finite s = sigma / alpha: the last step has to keep some signal."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +15,7 @@ from .convolutional import (
     BlockSettings,
     Downsampler,
     MiddleBlock,
+    modern_names,
     ResidualBlock,
     SpatialAttention,
     Upsampler,
@@ -38,7 +38,7 @@ class UNet2DConfig:
 
     Raises `ValueError` for options that are not supported, naming the option."""
 
-    sample_size: int | tuple[int, int]
+    sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
     out_channels: int = 3
     center_input_sample: bool = False
@@ -123,6 +123,7 @@ class UNet2DConfig:
     def shape(self) -> tuple[int, int, int]:
         """Of one image."""
         size = self.sample_size
+        assert size is not None
         height, width = (size, size) if isinstance(size, int) else size
         return height, width, self.in_channels
 
@@ -273,6 +274,7 @@ class UNet2D(AbstractPretrained):
         self, x: Float[Array, "n h w c"], conditioning: Float[Array, " n"], label: Array | None
     ) -> Float[Array, "n h w c"]:
         config = self.config
+        x = x.astype(self.dtype)
         if config.center_input_sample:
             x = 2 * x - 1
         embedding = self._embedding(conditioning, label)
@@ -315,8 +317,6 @@ class UNet2D(AbstractPretrained):
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(self.dtype)
 
 
-# Of attention, before diffusers 0.15.
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _NAME = "UNet2DModel"
 
 
@@ -328,16 +328,6 @@ def find_unet2d(source: Source) -> Found:
     if scheduler is None and config.time_embedding_type == "fourier":
         scheduler = {"_class_name": "ScoreSdeVeScheduler"}
     return Found(_NAME, functools.partial(UNet2D, config), read_scheduler(scheduler or {}))
-
-
-def modern_names(names: Iterable[str]) -> dict[str, str | None]:
-    """What attention's arrays are called today, by what older versions of diffusers called them."""
-    renamed: dict[str, str | None] = {}
-    for name in names:
-        parts = name.split(".")
-        if "attentions" in parts and parts[-2] in _OLD_NAMES:
-            renamed[name] = ".".join([*parts[:-2], _OLD_NAMES[parts[-2]], parts[-1]])
-    return renamed
 
 
 def _two_layers(scope: Scope, c_in: int, size: int) -> tuple[Dense, Dense]:
