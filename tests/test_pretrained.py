@@ -36,6 +36,7 @@ def folders(tmp_path_factory):
     return {name: write_folder(root / name, name) for name in UNETS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", UNETS)
 def test_outputs_and_gradients_are_the_references(folders, name, dtype):
