@@ -37,6 +37,8 @@ from ._solver.method import (
 )
 from ._solver.mlab2 import MLAB2 as MLAB2
 from ._solver.mlem import MLEM as MLEM
+from ._solver.multistep import LinearMultistep as LinearMultistep, MultistepState as MultistepState
+from ._solver.multistep_coefficients import MultistepCoefficients as MultistepCoefficients
 from ._term import MultilevelTerm as MultilevelTerm
 
 __version__ = "0.1.0"

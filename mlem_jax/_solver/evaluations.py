@@ -1,6 +1,7 @@
 """What a solve has cost: counts of evaluations, from the solver's own state."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Bool, Float, Int, PyTree
 
 from .._custom_types import Numbers
 from .base import MLEMState
+from .multistep import MultistepState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +65,12 @@ def evaluation_report(solver_state: PyTree, *, costs: Numbers | None = None) -> 
 
     Raises `ValueError` for something else than MLEM's state, or a wrong number of costs.
     """
-    if not isinstance(solver_state, MLEMState):
+    if not isinstance(solver_state, MLEMState | MultistepState):
         raise ValueError(
-            f"evaluation_report was given a {type(solver_state).__name__}; it needs the state of an MLEM "
+            f"evaluation_report was given a {type(solver_state).__name__}; it needs the state of a multilevel "
             "solver: diffeqsolve(..., saveat=SaveAt(t1=True, solver_state=True)).solver_state."
         )
-    state = jax.tree.map(np.asarray, solver_state)
+    state: Any = jax.tree.map(np.asarray, solver_state)
     if state.step.ndim:
         for step in np.unique(state.step):
             if len(np.unique(state.evaluations[state.step == step], axis=0)) > 1:
@@ -86,8 +88,10 @@ def evaluation_report(solver_state: PyTree, *, costs: Numbers | None = None) -> 
             raise ValueError(f"There are {num_levels} levels and costs of shape {relative.shape}.")
         relative = np.asarray(relative / relative[-1], float)
     firing = evaluation = None
-    if state.firings is not None:
-        times, fired, active = state.firings.times, state.firings.fired, state.firings.active
+    # A solver without coins has no firings to record.
+    firings = getattr(state, "firings", None)
+    if firings is not None:
+        times, fired, active = firings.times, firings.fired, firings.active
         # The record is a ring: its oldest entry is the one to be overwritten next.
         order = np.roll(np.arange(len(times)), -(int(state.step) % len(times)))
         order = order[np.isfinite(times[order])]

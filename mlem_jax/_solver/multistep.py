@@ -1,0 +1,231 @@
+"""Linear multistep methods on a fixed grid for drifts at several levels, as a diffrax solver.
+
+The coefficients are data, `multistep_coefficients.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._batching import across_batch, furthest, refuse_batch
+from .._custom_types import Args, RealScalarLike, Y
+from .._term import find_multilevel_term, LevelControl
+from .base import refuse_not_finite
+from .multistep_coefficients import MultistepCoefficients
+
+_BATCHED = (
+    "The coefficients of LinearMultistep differ between the trajectories of a vmap, so every level would be evaluated "
+    "in every step. Keep the solver out of the vmap: jax.vmap(solve, in_axes=(0, None))(y0, solver)."
+)
+_OFF_GRID = (
+    "LinearMultistep was given a step that is not the next one of its grid. Its coefficients hold for one grid only: "
+    "write stepsize_controller=diffrax.StepTo(coefficients.ts) with t0=coefficients.ts[0] and t1=coefficients.ts[-1]."
+)
+# A step may begin and end beside its grid point by this fraction of its length: times are rounded to float32.
+_TOLERANCE = 1e-2
+
+
+class MultistepState(eqx.Module):
+    """The state that [`mlem_jax.LinearMultistep`][] carries from step to step; pass it back to continue a solve.
+
+    - `step`: number of steps taken.
+    - `drifts`: the base's last `M - 1` drifts, like the state with a leading axis, newest first.
+    - `increments`: the last `L` increments found of each higher level, like the state with leading axes
+        `(K - 1, L)`; zeros before the first.
+    - `evaluations`: how often each level was evaluated, `(K,)`.
+    - `costs`: the term's costs, `(K,)`, or `None`.
+    """
+
+    step: Int[Array, "*batch"]
+    drifts: PyTree[Array]
+    increments: PyTree[Array]
+    evaluations: Int[Array, "*batch levels"]
+    costs: Float[Array, "*batch levels"] | None
+
+
+class LinearMultistep(diffrax.AbstractItoSolver):
+    r"""A linear multistep method for a drift at several levels, with any coefficients.
+
+    $$\hat x_n = x_n + \sum_{k \in \text{looks}_n} \sum_{l < L} \gamma_{n,k,l} D_k^{(l)},\quad
+      x_{n+1} = \hat x_n + \sum_{i < M} \beta_{n,i} f^1(t_{n-i}, \hat x_{n-i})
+        + \sum_{k > 1} \sum_{l < L} \delta_{n,k,l} D_k^{(l)} + g(t_n, x_n) \Delta W_n$$
+
+    The base `f^1`, the term's cheapest level, is evaluated in every step. A higher level is evaluated in the steps
+    that `looks` names, where the increment `D_k^{(0)} = f^k - f^1` is found; `D_k^{(1)}, ...` are those found before.
+    At a look the state may first be moved, to catch up with what the increments held since the last look have missed;
+    where `repeats` says so the base is then evaluated again. With one level it is an explicit linear multistep method.
+
+    Noise of other terms enters as in Euler's method, so for additive noise the strong order is 1 at most.
+
+    !!! example
+
+        ```python
+        coefficients = MultistepCoefficients.adams_bashforth(ts, drifts=3)
+        diffrax.diffeqsolve(
+            term, LinearMultistep(coefficients), ts[0], ts[-1], None, y0, stepsize_controller=diffrax.StepTo(ts)
+        )
+        ```
+
+    **Arguments:**
+
+    - `coefficients`: [`mlem_jax.MultistepCoefficients`][], for example the classical ones.
+    - `check_finite`: raise an error as soon as a step is not finite.
+
+    Only on the grid of the coefficients. Raises `ValueError` for terms without a `MultilevelTerm` or with another
+    number of levels than the coefficients have, and for coefficients that a `vmap` batches; at run time for a step off
+    the grid.
+    """
+
+    term_structure: ClassVar = diffrax.AbstractTerm
+    interpolation_cls: ClassVar[Callable[..., diffrax.LocalLinearInterpolation]] = (
+        diffrax.LocalLinearInterpolation
+    )
+
+    coefficients: MultistepCoefficients
+    check_finite: bool = eqx.field(static=True, default=True)
+
+    def order(self, terms: PyTree) -> None:
+        """Unknown: coefficients may be anything."""
+        return None
+
+    def strong_order(self, terms: PyTree) -> None:
+        """Unknown."""
+        return None
+
+    def init(
+        self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args
+    ) -> MultistepState:
+        """Checks the terms and returns the state before the first step."""
+        _, term = find_multilevel_term(terms)
+        term.check_levels(t0, y0, args)
+        table = self.coefficients
+        if len(term.levels) != table.num_levels:
+            raise ValueError(
+                f"LinearMultistep was given coefficients for {table.num_levels} levels and a MultilevelTerm of "
+                f"{len(term.levels)}. Pass the levels that the coefficients were made for."
+            )
+
+        def zeros(*leading: int) -> PyTree[Array]:
+            return jtu.tree_map(lambda x: jnp.zeros((*leading, *jnp.shape(x)), jnp.result_type(x)), y0)
+
+        return MultistepState(
+            step=jnp.asarray(0, jnp.int32),
+            drifts=zeros(table.drifts.shape[1] - 1),
+            increments=zeros(*table.increments.shape[1:]),
+            evaluations=jnp.zeros(len(term.levels), jnp.int32),
+            costs=None if term.costs is None else jnp.asarray(term.costs),
+        )
+
+    def step(
+        self,
+        terms: PyTree,
+        t0: RealScalarLike,
+        t1: RealScalarLike,
+        y0: Y,
+        args: Args,
+        solver_state: MultistepState,
+        made_jump: Any,
+    ) -> tuple[Y, None, dict[str, Y], MultistepState, diffrax.RESULTS]:
+        """One step; as [`diffrax.AbstractSolver.step`][]."""
+        del made_jump
+        place, term = find_multilevel_term(terms)
+        members = (terms,) if place is None else terms.terms
+        controls = (terms.contr(t0, t1),) if place is None else terms.contr(t0, t1)
+        ours = 0 if place is None else place
+        row = self._row(t0, t1, controls[ours], solver_state.step)
+        numbers = jnp.arange(len(term.levels))
+
+        def evaluate(y: Y, active: Bool[Array, " levels"], coefficients: Array) -> Y:
+            one = jnp.ones((), coefficients.dtype)
+            return members[ours].vf_prod(t0, y, args, LevelControl(one, coefficients, active))
+
+        base = (numbers == 0).astype(float)
+        drift = evaluate(y0, numbers == 0, base)
+        y, increments = y0, solver_state.increments
+        counts = jnp.append(jnp.ones((), jnp.int32), row.looks.astype(jnp.int32))
+        if len(term.levels) > 1:
+            active = jnp.append(jnp.zeros((), bool), row.looks)
+            found = evaluate(y0, active, jnp.eye(len(term.levels))[1:])
+            found = jtu.tree_map(lambda fine, coarse: fine - coarse, found, _repeated(drift, found))
+            increments = _remember(row.looks, found, increments)
+            y = _add(y0, row.corrections, increments)
+            again = evaluate(y, (numbers == 0) & row.repeats, base)
+            drift = jtu.tree_map(lambda new, old: jnp.where(row.repeats, new, old), again, drift)
+            counts = counts.at[0].add(row.repeats.astype(jnp.int32))
+        drifts = jtu.tree_map(lambda new, old: jnp.concatenate([new[None], old]), drift, solver_state.drifts)
+        y1 = _add(_add(y, row.drifts, drifts), row.increments, increments)
+        for i, (member, control) in enumerate(zip(members, controls, strict=True)):
+            if i != ours:
+                y1 = jtu.tree_map(jnp.add, y1, member.vf_prod(t0, y0, args, control))
+        if self.check_finite:
+            y1 = refuse_not_finite(y1, y0)
+        state = MultistepState(
+            step=solver_state.step + 1,
+            drifts=jtu.tree_map(lambda x: x[:-1], drifts),
+            increments=increments,
+            evaluations=solver_state.evaluations + counts,
+            costs=solver_state.costs,
+        )
+        return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
+
+    def _row(self, t0: RealScalarLike, t1: RealScalarLike, dt: RealScalarLike, step: Array) -> "_Row":
+        """The coefficients of one step, whose number is the same for all trajectories of a batch."""
+        table = jtu.tree_map(jnp.asarray, self.coefficients)
+        current = furthest(step)
+        (number,), _ = across_batch(step[None], current)
+        last = len(self.coefficients.looks) - 1
+        # diffeqsolve runs backward solves in the time -t.
+        sign = jnp.where(jnp.asarray(dt) >= 0, 1, -1)
+        start, end = table.ts[number], table.ts[number + 1]
+        t0, t1 = (jnp.asarray(t).astype(start.dtype) * sign.astype(start.dtype) for t in (t0, t1))
+        slack = _TOLERANCE * jnp.abs(end - start)
+        off = (number > last) | (jnp.abs(t0 - start) > slack) | (jnp.abs(t1 - end) > slack)
+        # A trajectory of a batch that has finished steps on the spot while the others go on.
+        number = eqx.error_if(number, off & (t0 != t1) & current, _OFF_GRID)
+        number = refuse_batch(jnp.minimum(number, last), _BATCHED)
+        looks, repeats = (refuse_batch(x[number], _BATCHED) for x in (table.looks, table.repeats))
+        corrections = table.corrections[number] * looks[:, None].astype(table.corrections.dtype)
+        return _Row(table.drifts[number], table.increments[number], looks, corrections, repeats)
+
+    def func(self, terms: PyTree, t0: RealScalarLike, y0: Y, args: Args) -> Any:
+        """The finest level's drift."""
+        return terms.vf(t0, y0, args)
+
+
+class _Row(eqx.Module):
+    """The coefficients of one step."""
+
+    drifts: Float[Array, " drifts"]
+    increments: Float[Array, "levels_above held"]
+    looks: Bool[Array, " levels_above"]
+    corrections: Float[Array, "levels_above held"]
+    repeats: Bool[Array, ""]
+
+
+def _repeated(y: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
+    """A state with a leading axis, by which it fits `like`."""
+    return jtu.tree_map(lambda x, target: jnp.broadcast_to(x[None], target.shape), y, like)
+
+
+def _remember(looks: Bool[Array, " levels_above"], found: PyTree, old: PyTree) -> PyTree:
+    """The increments of each level, newest first, where those of levels just looked at move back by one."""
+
+    def leaf(new: Array, old: Array) -> Array:
+        moved = jnp.concatenate([new[:, None], old[:, :-1]], axis=1)
+        return jnp.where(looks.reshape(-1, *[1] * (old.ndim - 1)), moved, old)
+
+    return jtu.tree_map(leaf, found, old)
+
+
+def _add(y: Y, coefficients: Array, parts: PyTree) -> Y:
+    """The state plus the parts times their coefficients, which run over the parts' leading axes."""
+
+    def leaf(y: Array, part: Array) -> Array:
+        return y + jnp.tensordot(coefficients.astype(y.dtype), part, axes=coefficients.ndim)
+
+    return jtu.tree_map(lambda y, part: leaf(jnp.asarray(y), part), y, parts)
