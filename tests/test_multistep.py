@@ -11,7 +11,10 @@ from problems import as_user, CountedLevels, slope, solve, WITH_STATE
 
 import mlem_jax as ml
 
-Y0 = jnp.array([1.0, 0.5])
+# All in double precision; test_fit.py has the solver in single.
+pytestmark = pytest.mark.usefixtures("x64")
+
+Y0 = np.array([1.0, 0.5])
 GRADED = 0.5 + 2 * np.linspace(0, 1, 13) ** 1.5  # unequal steps from 0.5 to 2.5
 LOOKS = ((0, 3, 4, 9), (0, 4, 8))  # of the two higher levels, in 12 steps
 
@@ -32,7 +35,6 @@ TERM = ml.MultilevelTerm(cheap, middle, fine, costs=(0.01, 0.1, 1.0))
 
 
 def on_grid(term, coefficients, y0, saveat=WITH_STATE, **settings):
-    # A JAX array: NumPy scalars keep the precision of whichever test was first.
     ts = jnp.asarray(coefficients.ts)
     return diffrax.diffeqsolve(
         term,
@@ -91,14 +93,14 @@ def by_hand(levels, coefficients, y):
 
 def test_one_drift_is_euler():
     coefficients = ml.MultistepCoefficients.adams_bashforth(GRADED, drifts=1)
-    found = on_grid(ml.MultilevelTerm(fine), coefficients, Y0).ys
+    found = on_grid(ml.MultilevelTerm(fine), coefficients, jnp.asarray(Y0)).ys
     expected = diffrax.diffeqsolve(
         diffrax.ODETerm(fine),
         diffrax.Euler(),
         GRADED[0],
         GRADED[-1],
         None,
-        Y0,
+        jnp.asarray(Y0),
         stepsize_controller=diffrax.StepTo(jnp.asarray(GRADED)),
     ).ys
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -107,11 +109,17 @@ def test_one_drift_is_euler():
 @pytest.mark.parametrize("variable", ["time", "log"])
 def test_two_drifts_are_mlab2_on_one_level(variable):
     coefficients = ml.MultistepCoefficients.adams_bashforth(GRADED, drifts=2, time_variable=variable)
-    found = on_grid(ml.MultilevelTerm(fine), coefficients, Y0).ys
+    found = on_grid(ml.MultilevelTerm(fine), coefficients, jnp.asarray(Y0)).ys
     solver = ml.MLAB2([1.0], time_variable=variable, key=jr.key(0))
     steps = diffrax.StepTo(jnp.asarray(GRADED))
     expected = diffrax.diffeqsolve(
-        ml.MultilevelTerm(fine), solver, GRADED[0], GRADED[-1], None, Y0, stepsize_controller=steps
+        ml.MultilevelTerm(fine),
+        solver,
+        GRADED[0],
+        GRADED[-1],
+        None,
+        jnp.asarray(Y0),
+        stepsize_controller=steps,
     ).ys
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -124,30 +132,30 @@ def test_coefficients_of_equal_steps_are_the_textbook_ones():
 
 
 @pytest.mark.parametrize("drifts", [1, 2, 3])
-def test_order_is_the_number_of_drifts(drifts, x64):
+def test_order_is_the_number_of_drifts(drifts):
     errors, counts = [], np.array([40, 80, 160])
-    exact = solve(ml.MultilevelTerm(fine), diffrax.Dopri8(), Y0.astype(float), steps=200).ys[-1]
+    exact = solve(ml.MultilevelTerm(fine), diffrax.Dopri8(), jnp.asarray(Y0), steps=200).ys[-1]
     for count in counts:
         # Graded, and after a few steps so short that the first ones, of lower order, do not count.
         ts = np.linspace(0, 1, count + 1) ** 2
         coefficients = ml.MultistepCoefficients.adams_bashforth(ts, drifts=drifts)
         errors.append(
-            np.linalg.norm(on_grid(ml.MultilevelTerm(fine), coefficients, Y0.astype(float)).ys[-1] - exact)
+            np.linalg.norm(on_grid(ml.MultilevelTerm(fine), coefficients, jnp.asarray(Y0)).ys[-1] - exact)
         )
     assert abs(slope(1 / counts, errors) - drifts) < 0.15
 
 
-def test_any_coefficients_against_a_plain_loop(x64):
+def test_any_coefficients_against_a_plain_loop():
     for seed in range(3):
         coefficients = random_coefficients(seed)
-        found = on_grid(TERM, coefficients, Y0.astype(float)).ys[-1]
+        found = on_grid(TERM, coefficients, jnp.asarray(Y0)).ys[-1]
         expected = by_hand((cheap, middle, fine), coefficients, Y0)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-def test_backward_in_time_is_the_loop_backward(x64):
+def test_backward_in_time_is_the_loop_backward():
     coefficients = random_coefficients(ts=GRADED[::-1])
-    found = on_grid(TERM, coefficients, Y0.astype(float)).ys[-1]
+    found = on_grid(TERM, coefficients, jnp.asarray(Y0)).ys[-1]
     np.testing.assert_allclose(found, by_hand((cheap, middle, fine), coefficients, Y0), rtol=1e-10)
 
 
@@ -173,7 +181,7 @@ def test_levels_run_as_often_as_the_coefficients_say(how):
 
 def test_vmap_is_the_loop():
     coefficients = random_coefficients()
-    y0s = jnp.stack([Y0, Y0 + 0.3, Y0 - 0.2])
+    y0s = jnp.asarray(np.stack([Y0, Y0 + 0.3, Y0 - 0.2]))
     together = jax.vmap(lambda y: on_grid(TERM, coefficients, y).ys[-1])(y0s)
     apart = jnp.stack([on_grid(TERM, coefficients, y).ys[-1] for y in y0s])
     np.testing.assert_allclose(together, apart, rtol=1e-5)
@@ -181,7 +189,7 @@ def test_vmap_is_the_loop():
 
 def test_events_under_vmap_leave_the_others_going():
     coefficients = random_coefficients()
-    y0s = jnp.stack([Y0, Y0 + 0.3, Y0 - 0.2])
+    y0s = jnp.asarray(np.stack([Y0, Y0 + 0.3, Y0 - 0.2]))
 
     def run(y, limit):
         event = diffrax.Event(lambda t, y, args, **kwargs: t > limit)
@@ -196,7 +204,7 @@ def test_events_under_vmap_leave_the_others_going():
     [diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint(), diffrax.ForwardMode()],
     ids=lambda a: type(a).__name__,
 )
-def test_gradients_are_finite_differences(adjoint, x64):
+def test_gradients_are_finite_differences(adjoint):
     coefficients = random_coefficients()
 
     def end(scale):
@@ -204,7 +212,7 @@ def test_gradients_are_finite_differences(adjoint, x64):
             lambda t, y, args, f=f, k=k: scale[k] * f(t, y, args) for k, f in enumerate((cheap, middle, fine))
         ]
         return jnp.sum(
-            on_grid(ml.MultilevelTerm(*levels), coefficients, Y0.astype(float), adjoint=adjoint).ys ** 2
+            on_grid(ml.MultilevelTerm(*levels), coefficients, jnp.asarray(Y0), adjoint=adjoint).ys ** 2
         )
 
     at = jnp.array([1.0, 1.1, 0.9])
@@ -214,12 +222,12 @@ def test_gradients_are_finite_differences(adjoint, x64):
     np.testing.assert_allclose(derivative(at), differences, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_with_respect_to_the_coefficients(x64):
+def test_gradients_with_respect_to_the_coefficients():
     coefficients = random_coefficients()
 
     def end(drifts):
         table = eqx.tree_at(lambda c: c.drifts, coefficients, drifts)
-        return on_grid(TERM, table, Y0.astype(float)).ys[-1, 0]
+        return on_grid(TERM, table, jnp.asarray(Y0)).ys[-1, 0]
 
     at, step = jnp.asarray(coefficients.drifts), 1e-6
     difference = (end(at.at[5, 1].add(step)) - end(at.at[5, 1].add(-step))) / (2 * step)
@@ -236,8 +244,8 @@ def test_pytrees_are_their_leaves_side_by_side():
 
     term = ml.MultilevelTerm(*[split(level) for level in (cheap, middle, fine)])
     coefficients = random_coefficients()
-    ys = on_grid(term, coefficients, {"a": Y0[0], "b": Y0[1:]}).ys
-    expected = on_grid(TERM, coefficients, Y0).ys[-1]
+    ys = on_grid(term, coefficients, {"a": jnp.asarray(Y0)[0], "b": jnp.asarray(Y0)[1:]}).ys
+    expected = on_grid(TERM, coefficients, jnp.asarray(Y0)).ys[-1]
     np.testing.assert_allclose([ys["a"][-1], ys["b"][-1, 0]], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -251,9 +259,11 @@ def test_continued_solve_is_one_solve():
             saveat=WITH_STATE,
         )  # fmt: skip
 
-    first = part(ts[:6], Y0, None)
+    first = part(ts[:6], jnp.asarray(Y0), None)
     second = part(ts[5:], first.ys[-1], first.solver_state)
-    np.testing.assert_allclose(second.ys[-1], on_grid(TERM, coefficients, Y0).ys[-1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        second.ys[-1], on_grid(TERM, coefficients, jnp.asarray(Y0)).ys[-1], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_additive_noise_as_it_comes():
@@ -261,14 +271,14 @@ def test_additive_noise_as_it_comes():
     path = ml.GridBrownianPath(ts, (2,), key=jr.key(3))
     noise = diffrax.ControlTerm(lambda t, y, args: 0.5 * jnp.eye(2), path)
     coefficients = ml.MultistepCoefficients.adams_bashforth(GRADED, drifts=1)
-    found = on_grid(diffrax.MultiTerm(ml.MultilevelTerm(fine), noise), coefficients, Y0).ys
+    found = on_grid(diffrax.MultiTerm(ml.MultilevelTerm(fine), noise), coefficients, jnp.asarray(Y0)).ys
     expected = diffrax.diffeqsolve(
         diffrax.MultiTerm(diffrax.ODETerm(fine), noise),
         diffrax.Euler(),
         ts[0],
         ts[-1],
         None,
-        Y0,
+        jnp.asarray(Y0),
         stepsize_controller=diffrax.StepTo(ts),
     ).ys
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -277,20 +287,26 @@ def test_additive_noise_as_it_comes():
 def test_another_grid_is_refused():
     solver = ml.LinearMultistep(random_coefficients())
     with pytest.raises(Exception, match="next one of its grid"):
-        diffrax.diffeqsolve(TERM, solver, GRADED[0], GRADED[-1], 0.1, Y0)
+        diffrax.diffeqsolve(TERM, solver, GRADED[0], GRADED[-1], 0.1, jnp.asarray(Y0))
     shifted = jnp.asarray(GRADED) + 0.05
     with pytest.raises(Exception, match="next one of its grid"):
         diffrax.diffeqsolve(
-            TERM, solver, shifted[0], shifted[-1], None, Y0, stepsize_controller=diffrax.StepTo(shifted)
+            TERM,
+            solver,
+            shifted[0],
+            shifted[-1],
+            None,
+            jnp.asarray(Y0),
+            stepsize_controller=diffrax.StepTo(shifted),
         )
 
 
 def test_errors_say_what_to_write():
     with as_user():
         with pytest.raises(ValueError, match="coefficients for 3 levels and a MultilevelTerm of 1"):
-            on_grid(ml.MultilevelTerm(fine), random_coefficients(), Y0)
+            on_grid(ml.MultilevelTerm(fine), random_coefficients(), jnp.asarray(Y0))
         with pytest.raises(ValueError, match="exactly one MultilevelTerm"):
-            on_grid(diffrax.ODETerm(fine), random_coefficients(), Y0)
+            on_grid(diffrax.ODETerm(fine), random_coefficients(), jnp.asarray(Y0))
         with pytest.raises(ValueError, match="one side of 0"):
             ml.MultistepCoefficients.adams_bashforth(np.linspace(-1, 1, 4), time_variable="log")
         with pytest.raises(ValueError, match="strictly increasing or decreasing"):
@@ -299,4 +315,4 @@ def test_errors_say_what_to_write():
             eqx.tree_at(lambda c: c.looks, random_coefficients(), np.zeros((11, 2), bool)).__check_init__()
     tables = jax.tree.map(lambda *x: jnp.stack(x), random_coefficients(0), random_coefficients(1))
     with pytest.raises(ValueError, match="Keep the solver out of the vmap"):
-        jax.vmap(lambda c: on_grid(TERM, eqx.tree_at(lambda c: c.ts, c, GRADED), Y0).ys)(tables)
+        jax.vmap(lambda c: on_grid(TERM, eqx.tree_at(lambda c: c.ts, c, GRADED), jnp.asarray(Y0)).ys)(tables)

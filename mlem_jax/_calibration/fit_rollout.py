@@ -1,0 +1,290 @@
+"""Coefficients fitted in closed loop: pilots are rolled out with the coefficients found so far, step after step."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from .._solver.multistep_coefficients import adams_bashforth_weights, MultistepCoefficients
+from .fit_pilots import FitPilots
+from .fit_step import Choice, fit_step, Groups, kept, normal_equations, Subset
+
+
+class Schedule(NamedTuple):
+    """Which steps are taken and what is evaluated in each.
+
+    - `places`: indices of the steps' times among the pilots' times, `N + 1` of them.
+    - `base`: the level that is evaluated in every step.
+    - `looks`: for each step, the higher levels that are evaluated at its start, in increasing order.
+    - `repeats`: whether the base is evaluated again once a look has moved the state.
+    """
+
+    places: tuple[int, ...]
+    base: int
+    looks: tuple[tuple[int, ...], ...]
+    repeats: bool = True
+
+    @property
+    def above(self) -> tuple[int, ...]:
+        """The higher levels that are looked at at all."""
+        return tuple(sorted({level for looked in self.looks for level in looked}))
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """All levels that are evaluated, the base first."""
+        return (self.base, *self.above)
+
+    def cost(self, costs: Float[np.ndarray, " levels"]) -> float:
+        """Of a solve. At the first step the state is exact, so no look moves it."""
+        again = sum(bool(looked) for looked in self.looks[1:]) if self.repeats else 0
+        looks = sum(float(costs[level]) for looked in self.looks for level in looked)
+        return float(costs[self.base]) * (len(self.looks) + again) + looks
+
+
+class Memory(NamedTuple):
+    """How much a step may use: the number of drifts of the base and of increments of each higher level."""
+
+    drifts: int = 4
+    held: int = 3
+
+
+class _State(NamedTuple):
+    """The pilots before a step: states, the base's last drifts, each higher level's last increments, newest first."""
+
+    y: Float[np.ndarray, "pilots size"]
+    drifts: tuple[np.ndarray, ...] = ()
+    found: dict[int, tuple[np.ndarray, ...]] = {}  # noqa: RUF012 (never changed)
+
+
+class _Fitted(NamedTuple):
+    """Of one step: what was fitted, as multiples of features in their order, `(J, F)`, with the choice that held-out
+    pilots made; and the same of the move at a look, or `None`."""
+
+    coefficients: np.ndarray
+    choice: Choice
+    move: np.ndarray | None = None
+    move_choice: Choice | None = None
+
+
+class Rollout(NamedTuple):
+    """A roll-out of all pilots: the states before each step and at the end, what was fitted in each step, and the RMS
+    distance of each pilot's end state to its reference, `(P,)`."""
+
+    schedule: Schedule
+    memory: Memory
+    groups: Groups
+    states: tuple[_State, ...]
+    fitted: tuple[_Fitted, ...]
+    errors: Float[np.ndarray, " pilots"]
+
+    @property
+    def typical_error(self) -> float:
+        """The geometric mean of the pilots' errors."""
+        return float(np.exp(np.mean(np.log(self.errors + 1e-300))))
+
+
+def roll_out(
+    pilots: FitPilots,
+    schedule: Schedule,
+    memory: Memory,
+    groups: Groups,
+    *,
+    known: Rollout | None = None,
+    choices: Rollout | None = None,
+    classical: bool = False,
+) -> Rollout:
+    """Rolls the pilots out and fits each step's coefficients on the way.
+
+    **Arguments:**
+
+    - `known`: an earlier roll-out with the same groups; the steps in which the schedules agree are not done again.
+    - `choices`: a roll-out of the same schedule with pilots held out, whose ridges and numbers of features are taken.
+    - `classical`: keep the classical coefficients, with two drifts.
+    """
+    done = 0 if known is None else _shared_steps(schedule, known.schedule)
+    states = list(known.states[: done + 1]) if known is not None else [_State(pilots.path[0])]
+    fitted = list(known.fitted[:done]) if known is not None else []
+    weights = adams_bashforth_weights(pilots.ts[list(schedule.places)], memory.drifts, pilots.time_variable)
+    for n in range(done, len(schedule.looks)):
+        earlier = None if choices is None else choices.fitted[n]
+        state, step = _step(pilots, schedule, memory, groups, n, weights[n], states[-1], earlier, classical)
+        states.append(state)
+        fitted.append(step)
+    apart = states[-1].y.astype(float) - pilots.path[schedule.places[-1]]
+    errors = np.sqrt(np.mean(apart**2, axis=1))
+    errors = np.nan_to_num(errors, nan=np.inf, posinf=np.inf)
+    return Rollout(schedule, memory, groups, tuple(states), tuple(fitted), errors)
+
+
+def _shared_steps(one: Schedule, other: Schedule) -> int:
+    """In how many steps from the start two schedules do the same."""
+    if (one.base, one.repeats) != (other.base, other.repeats):
+        return 0
+    count = 0
+    for n in range(min(len(one.looks), len(other.looks))):
+        if one.places[n : n + 2] != other.places[n : n + 2] or one.looks[n] != other.looks[n]:
+            break
+        count += 1
+    return count
+
+
+def _step(
+    pilots: FitPilots,
+    schedule: Schedule,
+    memory: Memory,
+    groups: Groups,
+    n: int,
+    weights: Float[np.ndarray, " drifts"],
+    state: _State,
+    earlier: _Fitted | None,
+    classical: bool,
+) -> tuple[_State, _Fitted]:
+    place, stop, looked = schedule.places[n], schedule.places[n + 1], schedule.looks[n]
+    y, found = state.y, dict(state.found)
+    drift = np.asarray(pilots.drift(schedule.base, place, y))
+    for level in looked:
+        increment = np.asarray(pilots.drift(level, place, y)) - drift
+        found[level] = (increment, *found.get(level, ())[: memory.held - 1])
+    move = move_choice = None
+    if n and looked:
+        parts = [found[level] for level in looked]
+        features = [increment for part in parts for increment in part]
+        chosen = _move_subsets([len(part) for part in parts])
+        target = pilots.path[place] - y.astype(float)
+        same = kept(chosen[0]) if classical else earlier and earlier.move_choice
+        move, move_choice = _fit(features, target, chosen, groups, same)
+        y = _moved(y, move, features, groups)
+        if schedule.repeats:
+            drift = np.asarray(pilots.drift(schedule.base, place, y))
+    drifts = (drift, *state.drifts[: memory.drifts - 1])
+    noise = pilots.others(place, stop, state.y)
+    target = pilots.path[stop] - y.astype(float)
+    target = target if noise is None else target - np.asarray(noise, float)
+    length = float(pilots.ts[stop] - pilots.ts[place])
+    above = sorted(found)
+    features = [*_differences(drifts), *[d for level in above for d in found[level]]]
+    subsets = _subsets(
+        len(drifts), [len(found[level]) for level in above], pilots, schedule, n, length, weights
+    )
+    same = kept(_classical(subsets, len(drifts))) if classical else earlier and earlier.choice
+    coefficients, choice = _fit(features, target, subsets, groups, same)
+    y = _moved(y, coefficients, features, groups)
+    if noise is not None:
+        y = y + np.asarray(noise)
+    return _State(y, drifts, found), _Fitted(coefficients, choice, move, move_choice)
+
+
+def _differences(drifts: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    """The newest drift, then what each is more than the one before it."""
+    return [drifts[0], *[new - old for new, old in zip(drifts, drifts[1:], strict=False)]]
+
+
+def _fit(features, target, subsets, groups, choice):
+    stacked = np.stack([np.asarray(f, float) for f in features])
+    return fit_step(normal_equations(stacked, target), subsets, groups, choice)
+
+
+def _moved(y, coefficients, features, groups: Groups):
+    """The states plus the features times the coefficients of each pilot's group."""
+    total = np.zeros(y.shape)
+    for column, feature in enumerate(features):
+        total += coefficients[groups.of, column][:, None] * feature
+    return (y + total).astype(y.dtype)
+
+
+def _classical(subsets: list[Subset], known: int) -> Subset:
+    """The subset with two drifts, where there are so many, and the fewest increments."""
+    return next(subset for subset in subsets if sum(i < known for i in subset[0]) == min(2, known))
+
+
+def _move_subsets(counts: list[int]) -> list[Subset]:
+    """At a look: nothing, the increments just found, or also those before them. The classical move is none."""
+    found = []
+    for used in range(0, max(counts) + 1):
+        chosen, start = [], 0
+        for count in counts:
+            chosen += range(start, start + min(used, count))
+            start += count
+        found.append((tuple(chosen), np.zeros(len(chosen))))
+    return found
+
+
+def _subsets(
+    known: int,
+    held: list[int],
+    pilots: FitPilots,
+    schedule: Schedule,
+    n: int,
+    length: float,
+    weights: np.ndarray,
+) -> list[Subset]:
+    """Of a step: some drifts, and some increments of each higher level, each with the classical coefficients: those of
+    Adams-Bashforth, and the newest increment of the finest level found so far held over the step."""
+    found = []
+    times = pilots.ts[list(schedule.places[max(0, n + 1 - known) : n + 2])]
+    most = max(held, default=0)
+    # Numbers of drifts with all increments, then numbers of increments with all drifts.
+    numbers = [(drifts, most) for drifts in range(1, known)] + [(known, used) for used in range(1, most)]
+    for drifts, used in [*numbers, (known, most)]:
+        row = weights
+        if drifts < len(weights):
+            row = adams_bashforth_weights(times, drifts, pilots.time_variable)[-1]
+        prior = [row[:drifts].sum(), *[-row[i:drifts].sum() for i in range(1, drifts)]]
+        chosen, start = list(range(drifts)), known
+        for count in held:
+            chosen += range(start, start + min(used, count))
+            prior += [0.0] * min(used, count)
+            start += count
+        if held:
+            prior[-min(used, held[-1])] = length
+        found.append((tuple(chosen), np.array(prior)))
+    return found
+
+
+def coefficients_of(
+    rollout: Rollout, ts: Float[np.ndarray, " times"], group: int = 0
+) -> MultistepCoefficients:
+    """One group's coefficients, for the levels of the roll-out's schedule."""
+    schedule, memory = rollout.schedule, rollout.memory
+    above = schedule.above
+    steps = len(schedule.looks)
+    drifts = np.zeros((steps, memory.drifts))
+    increments = np.zeros((steps, len(above), memory.held))
+    corrections = np.zeros((steps, len(above), memory.held))
+    looks = np.array([[level in looked for level in above] for looked in schedule.looks], bool).reshape(
+        steps, -1
+    )
+    repeats = np.zeros(steps, bool)
+    for n, (state, fitted) in enumerate(zip(rollout.states[1:], rollout.fitted, strict=True)):
+        known = len(state.drifts)
+        row = fitted.coefficients[group]
+        drifts[n, :known] = _to_drifts(row[:known])
+        start = known
+        for level in sorted(state.found):
+            count = len(state.found[level])
+            increments[n, above.index(level), :count] = row[start : start + count]
+            start += count
+        if fitted.move is not None:
+            # A state that is not moved has the base's drift already.
+            repeats[n], start = schedule.repeats and bool(np.any(fitted.move[group])), 0
+            for level in schedule.looks[n]:
+                count = len(state.found[level])
+                corrections[n, above.index(level), :count] = fitted.move[group][start : start + count]
+                start += count
+    return MultistepCoefficients(
+        ts=ts[list(schedule.places)],
+        drifts=drifts,
+        increments=increments,
+        looks=looks,
+        corrections=corrections,
+        repeats=repeats,
+    )
+
+
+def _to_drifts(row: Float[np.ndarray, " known"]) -> Float[np.ndarray, " known"]:
+    """Multiples of the newest drift and of differences, as multiples of drifts: with `b_0 = f_0` and
+    `b_i = f_{i-1} - f_i` the multiple of `f_i` is `c_{i+1} - c_i`, and of `f_0` it is `c_0 + c_1`."""
+    later = np.append(row[1:], 0.0)
+    earlier = row.copy()
+    earlier[0] = -row[0]
+    return later - earlier

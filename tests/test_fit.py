@@ -1,0 +1,248 @@
+"""Coefficients fitted on pilots: closed forms, agreement with the solver, held-out pilots, noise, outliers."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import as_user
+
+import mlem_jax as ml
+from mlem_jax._calibration.fit_pilots import FitPilots
+from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
+from mlem_jax._calibration.fit_step import Choice, everyone, fit_step, left_out, normal_equations
+
+TS = np.linspace(0.5, 2.5, 65)
+PLACES = (0, 6, 14, 24, 34, 48, 64)
+COSTS = np.array([0.05, 0.3, 1.0])
+TWO_LEVELS = Schedule(PLACES, 0, ((2,), (), (1, 2), (1,), (2,), ()))
+
+
+def cheap(t, y, args):
+    return {"x": y["v"], "v": -jnp.sin(y["x"])}
+
+
+def middle(t, y, args):
+    return {"x": y["v"], "v": -jnp.sin(y["x"]) - 0.2 * jnp.cos(t) * y["x"] ** 2}
+
+
+def fine(t, y, args):
+    return {"x": y["v"], "v": -jnp.sin(y["x"]) - 0.25 * jnp.cos(t) * y["x"] ** 2 - 0.1 * y["v"]}
+
+
+class Problem(eqx.Module):
+    """Pendulums, the same for all pilots."""
+
+    def __call__(self, key):
+        return ml.MultilevelTerm(cheap, middle, fine, costs=COSTS)
+
+
+class Noisy(eqx.Module):
+    """A process in two dimensions with noise of each pilot's own."""
+
+    def __call__(self, key):
+        levels = [lambda t, y, args, k=k: -y + k * jnp.sin(2 * y) for k in (0.0, 0.2, 0.3)]
+        path = ml.GridBrownianPath(TS, (2,), key=key)
+        noise = diffrax.ControlTerm(lambda t, y, args: 0.3 * jnp.eye(2), path)
+        return diffrax.MultiTerm(ml.MultilevelTerm(*levels), noise)
+
+
+def starts(count, seed=0):
+    keys = jr.split(jr.key(seed))
+    return {"x": jr.normal(keys[0], (count, 3)), "v": jr.normal(keys[1], (count, 3))}
+
+
+def make_pilots(count=24, seed=0, problem=None, y0s=None):
+    return FitPilots(
+        problem or Problem(),
+        TS,
+        1,
+        starts(count, seed) if y0s is None else y0s,
+        args=None,
+        labels=None,
+        key=jr.key(7),
+        costs=COSTS,
+        time_variable="time",
+        batch_size=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def pilots():
+    return make_pilots()
+
+
+@pytest.fixture(scope="module")
+def held_out(pilots):
+    return roll_out(pilots, TWO_LEVELS, Memory(3, 2), left_out(24, 4))
+
+
+@pytest.fixture(scope="module")
+def fitted(pilots, held_out):
+    return roll_out(pilots, TWO_LEVELS, Memory(3, 2), everyone(24), choices=held_out)
+
+
+def solved(coefficients, levels, y0s):
+    term = ml.MultilevelTerm(*[(cheap, middle, fine)[k] for k in levels])
+    ts = jnp.asarray(coefficients.ts)
+
+    def one(y0):
+        return diffrax.diffeqsolve(
+            term,
+            ml.LinearMultistep(coefficients),
+            ts[0],
+            ts[-1],
+            None,
+            y0,
+            stepsize_controller=diffrax.StepTo(ts),
+        ).ys
+
+    return jax.vmap(one)(y0s)
+
+
+@pytest.mark.slow
+def test_one_drift_of_a_linear_drift_has_the_exact_flow():
+    # y' = -a y: one multiple b of the drift is exact, 1 - a b = exp(-a h).
+    rate = 0.8
+    term = ml.MultilevelTerm(lambda t, y, args: -rate * y, costs=[1.0])
+    steps = ml.fit_steps(term, np.linspace(0, 2, 2001), jr.normal(jr.key(0), (8, 2)), key=jr.key(1), most=2)
+    plan = steps.plan(budget=2)
+    h = np.diff(plan.ts)
+    np.testing.assert_allclose(plan.coefficients.drifts[0, 0], -np.expm1(-rate * h[0]) / rate, rtol=1e-4)
+    assert plan.typical_error < 1e-5 and plan.fitted
+
+
+def test_rollout_is_what_the_solver_does(pilots, fitted):
+    coefficients = coefficients_of(fitted, TS)
+    ends = solved(coefficients, TWO_LEVELS.levels, starts(24))
+    expected = fitted.states[-1].y
+    np.testing.assert_allclose(
+        np.concatenate([ends["v"][:, 0], ends["x"][:, 0]], axis=1), expected, atol=2e-5
+    )
+
+
+def test_rollout_with_noise_is_what_the_solver_does():
+    y0s = jr.normal(jr.key(3), (12, 2))
+    pilots = make_pilots(problem=Noisy(), y0s=y0s)
+    rollout = roll_out(pilots, TWO_LEVELS, Memory(2, 2), everyone(12))
+    ts = jnp.asarray(TS[list(PLACES)])
+    solver = ml.LinearMultistep(coefficients_of(rollout, TS))
+
+    def one(y0, key):
+        terms = Noisy()(key)
+        return diffrax.diffeqsolve(
+            terms, solver, ts[0], ts[-1], None, y0, stepsize_controller=diffrax.StepTo(ts)
+        ).ys[0]
+
+    ends = jax.vmap(one)(y0s, jr.split(jr.key(7), 12))
+    np.testing.assert_allclose(ends, rollout.states[-1].y, atol=2e-5)
+    assert rollout.typical_error < 0.1
+
+
+def test_cost_is_that_of_the_evaluations(fitted):
+    coefficients = coefficients_of(fitted, TS)
+    # Of the looks in steps 1, 3, 4 and 5 the first finds an exact state, and any may leave its state where it is.
+    assert not coefficients.repeats[[0, 1, 5]].any()
+    spared = 0.05 * (3 - coefficients.repeats.sum())
+    assert TWO_LEVELS.cost(COSTS) == pytest.approx(float(coefficients.evaluations @ COSTS) + spared)
+
+
+def test_fitted_errs_less_than_classical_on_fresh_states(fitted, pilots):
+    fresh = make_pilots(48, seed=5)
+    classical = roll_out(pilots, TWO_LEVELS, Memory(3, 2), everyone(24), classical=True)
+
+    def error(rollout):
+        ends = solved(coefficients_of(rollout, TS), TWO_LEVELS.levels, starts(48, 5))
+        apart = np.concatenate([ends["v"][:, 0], ends["x"][:, 0]], axis=1) - fresh.path[-1]
+        return np.sqrt(np.mean(apart**2, axis=1))
+
+    with_fit, without = error(fitted), error(classical)
+    # A paired z-test of the logarithms, at 3 standard errors.
+    gain = np.log(without / with_fit)
+    assert gain.mean() > 3 * gain.std() / 48**0.5
+
+
+def test_held_out_errors_predict_those_of_fresh_states(held_out, fitted):
+    fresh = make_pilots(64, seed=9)
+    ends = solved(coefficients_of(fitted, TS), TWO_LEVELS.levels, starts(64, 9))
+    apart = np.concatenate([ends["v"][:, 0], ends["x"][:, 0]], axis=1) - fresh.path[-1]
+    measured, predicted = np.log(np.sqrt(np.mean(apart**2, axis=1))), np.log(held_out.errors)
+    error = np.hypot(measured.std() / 8, predicted.std() / 24**0.5)
+    assert abs(measured.mean() - predicted.mean()) < 4 * error
+
+
+def test_rollout_from_a_known_one_is_a_rollout_from_the_start(pilots, held_out):
+    changed = TWO_LEVELS._replace(looks=(*TWO_LEVELS.looks[:4], (), (2,)))
+    again = roll_out(pilots, changed, Memory(3, 2), left_out(24, 4), known=held_out)
+    afresh = roll_out(pilots, changed, Memory(3, 2), left_out(24, 4))
+    np.testing.assert_array_equal(again.errors, afresh.errors)
+    assert again.fitted[3] is held_out.fitted[3] and again.fitted[4] is not held_out.fitted[4]
+
+
+def test_classical_rollout_is_adams_bashforth(pilots):
+    alone = Schedule(PLACES, 2, ((),) * 6)
+    rollout = roll_out(pilots, alone, Memory(4, 2), everyone(24), classical=True)
+    expected = ml.MultistepCoefficients.adams_bashforth(TS[list(PLACES)], drifts=2)
+    found = coefficients_of(rollout, TS)
+    np.testing.assert_allclose(found.drifts[:, :2], expected.drifts, rtol=1e-12)
+    assert np.all(found.drifts[:, 2:] == 0)
+
+
+def synthetic(noise, outlier=0.0, pilots=16, size=5, seed=0):
+    """Two features; the target is 0.7 of the first and 0.3 of the second, plus noise."""
+    draw = np.random.default_rng(seed)
+    features = draw.normal(size=(2, pilots, size))
+    target = 0.7 * features[0] + 0.3 * features[1] + noise * draw.normal(size=(pilots, size))
+    target[0] += outlier * features[0, 0]
+    return normal_equations(features, target)
+
+
+SUBSETS = [((0,), np.array([0.65])), ((0, 1), np.array([0.65, 0.25]))]
+
+
+def test_without_noise_the_coefficients_are_found():
+    coefficients, choice = fit_step(synthetic(0.0), SUBSETS, everyone(16))
+    np.testing.assert_allclose(coefficients, [[0.7, 0.3]], atol=1e-4)
+    assert choice.features == (0, 1)
+
+
+def test_noise_leaves_the_classical_coefficients():
+    # Noise 100 times as large as what there is to gain: of 20 sets at most a few may prefer a fit by luck.
+    kept = [fit_step(synthetic(5.0, seed=s), SUBSETS, left_out(16, 4))[1].ridge >= 0.1 for s in range(20)]
+    assert sum(kept) >= 15
+
+
+def test_an_outlier_moves_the_coefficients_little():
+    clean, _ = fit_step(synthetic(0.01), SUBSETS, everyone(16))
+    robust, _ = fit_step(synthetic(0.01, outlier=50.0), SUBSETS, everyone(16))
+    # Squares alone would give about 0.7 + 50 / 16.
+    assert abs(robust[0, 0] - clean[0, 0]) < 0.05
+
+
+def test_groups_are_fitted_on_the_others():
+    def fit(last):
+        target = np.array([[1.0], [1.2], [0.9], [last]])
+        choice = Choice((0,), np.array([0.0]), 1e-9)
+        return fit_step(normal_equations(np.ones((1, 4, 1)), target), [], left_out(4, 4), choice)[0]
+
+    # The last group has not seen its own pilot, all others have.
+    np.testing.assert_allclose(fit(1.5)[3], fit(1.1)[3])
+    np.testing.assert_allclose(fit(1.1)[3], 3.1 / 3, rtol=1e-6)
+    assert np.all(fit(1.5)[:3] > fit(1.1)[:3] + 0.05)
+
+
+def test_errors_say_what_to_write():
+    term = ml.MultilevelTerm(lambda t, y, args: -y)
+    ts, y0s = np.linspace(0, 1, 33), jnp.ones((8, 2))
+    with as_user():
+        with pytest.raises(ValueError, match="at least 8 initial states"):
+            ml.fit_steps(term, ts, y0s[:4], key=jr.key(0))
+        with pytest.raises(ValueError, match="increasing or decreasing"):
+            ml.fit_steps(term, np.zeros(33), y0s, key=jr.key(0))
+        with pytest.raises(ValueError, match="at least 2 evaluations"):
+            ml.fit_steps(term, ts, y0s, key=jr.key(0), most=1)
+        with pytest.raises(ValueError, match="not finite"):
+            explosive = ml.MultilevelTerm(lambda t, y, args: 1e9 * y**3, costs=[1.0])
+            ml.fit_steps(explosive, ts, y0s, key=jr.key(0), progress=False)

@@ -1,0 +1,187 @@
+"""The search for steps and the catalogue of plans that it makes."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import as_user
+
+import mlem_jax as ml
+from mlem_jax._calibration.search_steps import grid_of, resampled
+
+KEY = jr.key(0)
+
+
+def cheap(t, y, args):
+    return jnp.stack([y[1], -jnp.sin(y[0])])
+
+
+def fine(t, y, args):
+    return cheap(t, y, args) + jnp.stack([0.0 * t, -0.3 * jnp.cos(t) * y[0] ** 2 - 0.1 * y[1]])
+
+
+TERM = ml.MultilevelTerm(cheap, fine, costs=(0.01, 1.0))
+TS = np.linspace(0, 2, 65)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return ml.fit_steps(TERM, TS, jr.normal(KEY, (16, 2)), key=KEY, most=3, progress=False)
+
+
+def table(evaluations):
+    """Coefficients with so many evaluations of each level."""
+    steps = max(evaluations)
+    looks = tuple(tuple(range(n)) for n in evaluations[1:])
+    return ml.MultistepCoefficients.adams_bashforth(
+        np.linspace(0, 1, steps + 1), num_levels=len(evaluations), looks=looks
+    )
+
+
+def catalogue(entries):
+    """A catalogue whose entries are levels, evaluations and an error that all pilots have."""
+    levels, counts, errors = zip(*entries, strict=True)
+    return ml.FittedSteps(
+        costs=np.array([0.1, 1.0]),
+        seconds=np.array([0.002, 0.004]),
+        batch=32,
+        device="cpu",
+        levels=levels,
+        coefficients=tuple(table(n) for n in counts),
+        errors=np.array(errors)[:, None] * np.ones(8),
+        fitted=(True,) * len(levels),
+        levels_id=("a", "b"),
+        state_id="s",
+    )
+
+
+ALONE = [((1,), (2,), 0.4), ((1,), (4,), 0.1), ((1,), (8,), 0.025)]
+
+
+def test_grids_are_distinct_and_keep_their_ends():
+    for steps in (1, 2, 7, 30, 64):
+        for density in (np.zeros(5), np.array([5.0, 0, 0, 0, -5.0])):
+            places = grid_of(density, steps, 64)
+            assert places[0] == 0 and places[-1] == 64 and np.all(np.diff(places) > 0)
+            again = resampled(places, max(1, steps // 2))
+            assert again[0] == 0 and again[-1] == 64 and np.all(np.diff(again) > 0)
+    assert grid_of(np.zeros(5), 8, 64) == tuple(range(0, 65, 8))
+    # Twice as dense at the end as at the start.
+    gaps = np.diff(grid_of(np.linspace(0, np.log(2), 5), 16, 640))
+    assert 1.6 < gaps[0] / gaps[-1] < 2.4
+
+
+def test_budgets_and_errors_pick_the_right_entry():
+    steps = catalogue(ALONE)
+    assert [steps.plan(budget=b).cost for b in (2, 3.9, 4, 100)] == [2, 2, 4, 8]
+    assert [steps.plan(error=e).cost for e in (0.5, 0.1, 0.03)] == [2, 4, 8]
+    assert steps.plan(typical_error=0.2).typical_error == pytest.approx(0.1)
+    assert steps.plan(budget=4).speedup_over_single == 1
+
+
+def test_several_levels_only_where_they_beat_one():
+    # Error falls as the inverse square of the cost: at 0.2 a single level needs 2 sqrt(2) = 2.83 evaluations.
+    good, bad = ((0, 1), (5, 2), 0.2), ((0, 1), (9, 2), 0.23)
+    steps = catalogue([*ALONE, good])
+    plan = steps.plan(budget=2.6)
+    assert plan.levels == (0, 1) and plan.cost == pytest.approx(2.5)
+    assert plan.speedup_over_single == pytest.approx(8**0.5 / 2.5)
+    assert f"{8**0.5 / 2.5:.2f} times cheaper" in str(plan)
+    # 2.9 evaluations for what a single level has with 2.64.
+    assert catalogue([*ALONE, bad]).plan(budget=3).levels == (1,)
+
+
+def test_in_seconds_weighs_levels_by_the_clock():
+    # The cheap level takes half of the finest level's time: 5 / 2 + 2 evaluations.
+    steps = catalogue([*ALONE, ((0, 1), (5, 2), 0.05)])
+    assert steps.plan(budget=2.6).levels == (0, 1)
+    with pytest.raises(ValueError, match="cheapest cost 2"):
+        steps.plan(budget=1.9, in_seconds=True)
+    assert steps.plan(budget=4.2, in_seconds=True).levels == (1,)
+    assert steps.plan(budget=4.6, in_seconds=True).cost == pytest.approx(4.5)
+
+
+def test_wrong_questions_are_explained():
+    steps = catalogue(ALONE)
+    with as_user():
+        for wrong in ({}, {"budget": 3, "error": 0.1}, {"budget": -1.0}):
+            with pytest.raises(ValueError, match="exactly one positive number"):
+                steps.plan(**wrong)
+        with pytest.raises(ValueError, match="most accurate ones reach 0.025"):
+            steps.plan(error=0.001)
+        with pytest.raises(ValueError, match="Fit them again"):
+            steps.require((cheap, fine), jnp.ones(2))
+
+
+@pytest.mark.slow
+def test_files_give_back_what_was_written(tmp_path, steps):
+    steps.save(tmp_path / "steps.npz")
+    again = ml.FittedSteps.load(tmp_path / "steps.npz")
+    assert str(again) == str(steps)
+    again.require((cheap, fine), jnp.ones(2))
+    ours, theirs = steps.plan(budget=3), again.plan(budget=3)
+    assert ours.levels == theirs.levels
+    jax.tree.map(np.testing.assert_array_equal, ours.coefficients, theirs.coefficients)
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    with pytest.raises(ValueError, match="not a file of fitted steps"):
+        ml.FittedSteps.load(tmp_path / "other.npz")
+
+
+@pytest.mark.slow
+def test_plans_do_on_fresh_states_what_they_predict(steps):
+    y0s = jr.normal(jr.key(5), (128, 2))
+    exact = jax.vmap(
+        lambda y: diffrax.diffeqsolve(
+            diffrax.ODETerm(fine),
+            diffrax.Dopri8(),
+            0.0,
+            2.0,
+            0.01,
+            y,
+            stepsize_controller=diffrax.ConstantStepSize(),
+        ).ys[-1]
+    )(y0s)
+    for budget in (1.5, 3):
+        plan = steps.plan(budget=budget)
+        assert plan.cost <= budget
+        ends = jax.vmap(
+            lambda y, plan=plan: diffrax.diffeqsolve(
+                plan.terms(TERM), plan.solver(), plan.grid[0], plan.grid[-1], None, y,
+                stepsize_controller=diffrax.StepTo(plan.grid),
+            ).ys[-1]
+        )(y0s)  # fmt: skip
+        logs = np.log(np.sqrt(np.mean((ends - exact) ** 2, axis=1)))
+        spread = np.hypot(logs.std() / 128**0.5, plan.relative_error_of_typical)
+        # 4 standard errors, and a fifth for what choosing among many on 16 pilots flatters.
+        assert abs(logs.mean() - np.log(plan.typical_error)) < 4 * spread + 0.2
+
+
+@pytest.mark.slow
+def test_search_beats_equal_steps_with_classical_coefficients(steps):
+    plan = steps.plan(budget=3)
+    y0s = jr.normal(jr.key(6), (64, 2))
+
+    def ends(solver, term, ts):
+        ts = jnp.asarray(ts)
+        return jax.vmap(
+            lambda y: diffrax.diffeqsolve(
+                term, solver, ts[0], ts[-1], None, y, stepsize_controller=diffrax.StepTo(ts)
+            ).ys[-1]
+        )(y0s)
+
+    exact = ends(diffrax.Dopri8(), diffrax.ODETerm(fine), np.linspace(0, 2, 101))
+    equal = np.linspace(0, 2, 4)
+    classical = ml.LinearMultistep(ml.MultistepCoefficients.adams_bashforth(equal))
+    theirs = np.abs(ends(classical, ml.MultilevelTerm(fine), equal) - exact).mean()
+    ours = np.abs(ends(plan.solver(), plan.terms(TERM), plan.ts) - exact).mean()
+    assert ours < 0.5 * theirs
+
+
+@pytest.mark.slow
+def test_one_level_is_a_ladder():
+    term = ml.MultilevelTerm(fine)
+    steps = ml.fit_steps(term, TS, jr.normal(KEY, (8, 2)), key=KEY, most=2, costs=[1.0], progress=False)
+    plan = steps.plan(budget=2)
+    assert plan.levels == (0,) and plan.cost == 2 and "alone" in str(plan)
