@@ -62,6 +62,15 @@ def test_round_trip_to_half_precision(ladder, tmp_path):
     np.testing.assert_array_equal(arrays(load_ladder(tmp_path / "m").networks), arrays(again.networks))
 
 
+def test_a_ladder_prints_in_a_few_lines(ladder):
+    assert repr(ladder).splitlines() == [
+        "Ladder 'tiny' for images of 4 x 4 x 1, v-prediction",
+        f"  level 1: UNet, {len(arrays(ladder.networks[0])):,} parameters",
+        f"  level 2: UNet, {len(arrays(ladder.networks[1])):,} parameters",
+        "  calibrations: ode, sde",
+    ]
+
+
 def test_nothing_is_overwritten_and_an_interrupted_save_leaves_nothing(ladder, tmp_path, monkeypatch):
     save_ladder(tmp_path / "l", ladder)
     before = {p.name: p.read_bytes() for p in (tmp_path / "l").iterdir()}
@@ -85,6 +94,34 @@ def test_nothing_is_overwritten_and_an_interrupted_save_leaves_nothing(ladder, t
     # And nothing stands in the way of the next try.
     save_ladder(tmp_path / "m", ladder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["l", "m"]
+
+
+def test_a_description_of_a_later_version_is_read_with_a_warning(ladder, tmp_path):
+    save_ladder(tmp_path / "l", ladder)
+    path = tmp_path / "l" / "ladder.toml"
+    text = path.read_text()
+    assert text.startswith("version = 2\n")
+    path.write_text(
+        text.replace("version = 2", "version = 3\nmood = 'good'").replace("width", "hue = 1\nwidth")
+    )
+    with pytest.warns(
+        UserWarning, match=r"later version of mlem_jax and has \['(mood|hue)'\], which this version"
+    ):
+        again = load_ladder(tmp_path / "l")
+    assert again.config == TINY
+    path.write_text(text.replace("version = 2", "version = 2\nmood = 'good'"))
+    with pytest.raises(ValueError, match=r"has \['mood'\], which is not known"):
+        load_ladder(tmp_path / "l")
+
+
+def test_networks_saved_without_an_input_skip_are_loaded_without(tmp_path):
+    """A description without a version is from before there was one: these levels would have one today."""
+    levels = tuple(dataclasses.replace(level, input_skip=False) for level in TINY.levels)
+    config = dataclasses.replace(TINY, levels=levels)
+    save_ladder(tmp_path / "l", Ladder(config.networks(), config, {}, {}))
+    path = tmp_path / "l" / "ladder.toml"
+    path.write_text(path.read_text().replace("version = 2\n", "").replace("input_skip = false\n", ""))
+    assert load_ladder(tmp_path / "l").config == config
 
 
 def test_a_folder_that_is_no_ladder_says_how_to_make_one(tmp_path):

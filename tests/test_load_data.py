@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -80,6 +82,86 @@ def test_what_is_transparent_is_white_and_what_lies_on_its_side_is_turned(tmp_pa
     assert found == [(0,) * 8 + (255,) * 8, (255,) * 16]
 
 
+def test_wide_numbers_are_scaled_to_bytes(tmp_path):
+    # One column black, one at a fifth, one white, so that nothing is resized.
+    columns = np.repeat([[0.0, 0.2, 1.0]], 3, axis=0)
+    for name, array in (
+        ("sixteen.png", np.round(65535 * columns).astype(np.uint16)),
+        ("sixteen.tiff", np.round(65535 * columns).astype(np.uint16)),
+        ("integers.tiff", np.round(65535 * columns).astype(np.int32)),
+        ("floats.tiff", columns.astype(np.float32)),
+        ("bytes.tiff", (255 * columns).astype(np.float32)),
+    ):
+        Image.fromarray(array).save(tmp_path / name)
+    assert all_of(load(tmp_path, (3, 3, 1))) == [(0, 51, 255) * 3] * 5
+    assert all_of(load(tmp_path, (3, 3, 3)))[0] == (0, 0, 0, 51, 51, 51, 255, 255, 255) * 3
+    # Of these nobody knows what white is.
+    for name, value in (("a.tiff", -1.0), ("b.tiff", 300.0), ("c.tiff", np.nan)):
+        Image.fromarray(np.full((3, 3), value, np.float32)).save(tmp_path / name)
+    names = [line.split(" (")[0] for line in load(tmp_path, (3, 3, 1)).skipped]
+    assert sorted(names) == ["a.tiff", "b.tiff", "c.tiff"]
+
+
+def test_hidden_folders_are_left_alone_and_links_followed_once(folder, tmp_path):
+    path, pixels = folder
+    extra = np.full((6, 5, 3), 7)
+    write(path / ".thumbnails" / "00.png", extra)
+    assert len(all_of(load(path, (6, 5, 3)))) == 20
+    write(tmp_path / "elsewhere" / "x.png", extra)
+    (path / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (path / "a" / "around").symlink_to(path, target_is_directory=True)
+    (path / "twice").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    found = all_of(load(path, (6, 5, 3)))
+    assert found == sorted([*(tuple(x.ravel()) for x in pixels), tuple(extra.ravel())])
+
+
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_an_added_image_leaves_the_others_on_their_side(tmp_path, kind):
+    pixels = RNG.integers(0, 256, (60, 4, 4, 1)).astype(np.uint8)
+
+    def held_out(images):
+        if kind == "array":
+            np.save(tmp_path / "a.npy", images)
+            data = load(tmp_path / "a.npy", (4, 4, 1))
+        else:
+            # The names, too, are others than before.
+            shutil.rmtree(tmp_path / "f", ignore_errors=True)
+            for i, image in enumerate(images):
+                write(tmp_path / "f" / f"{len(images)}-{i}.png", image[..., 0])
+            data = load(tmp_path / "f", (4, 4, 1))
+        return {tuple(image.ravel()) for image in data.held_out}
+
+    before = held_out(pixels)
+    # In front, so that every image has another position.
+    after = held_out(np.concatenate([RNG.integers(0, 256, (1, 4, 4, 1)).astype(np.uint8), pixels]))
+    assert len(before) == 6 and len(before - after) <= 1
+    # And not simply the first of the file.
+    assert before != {tuple(image.ravel()) for image in pixels[:6]}
+
+
+def test_files_of_another_kind_are_told_apart(tmp_path):
+    write(tmp_path / "a.png", np.zeros((4, 4)))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    for name, message in (
+        ("a.png", r"a.png is one picture; name the folder that holds the pictures, such as .*"),
+        ("a.zip", "a.zip is an archive of files; unpack it and name the folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / name, (4, 4, 1))
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere", (4, 4, 1))
+    booleans, holes = np.zeros((20, 4, 4, 1), bool), np.zeros((20, 4, 4, 1), np.float32)
+    holes[7, 1, 2, 0] = np.nan
+    for array, message in (
+        (booleans, r"type bool.*Write 255 \* images.astype\(numpy.uint8\) if True is white"),
+        (holes, "1 of 20 images have NaN or infinite numbers, the first of them number 7"),
+    ):
+        np.save(tmp_path / "a.npy", array)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "a.npy", (4, 4, 1))
+
+
 def test_files_that_cannot_be_read_are_left_out_and_named(folder):
     path, pixels = folder
     whole = (path / "a" / "00.png").read_bytes()
@@ -104,9 +186,9 @@ def test_the_cache_is_mapped_and_belongs_to_its_pictures_and_shape(folder, tmp_p
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".json", ".npy"]
 
     def decoded(shape):
-        count, real = [], _image_folder._picture
+        count, real = [], _image_folder.read_picture
         with monkeypatch.context() as patch:
-            patch.setattr(_image_folder, "_picture", lambda *a: count.append(a) or real(*a))
+            patch.setattr(_image_folder, "read_picture", lambda *a: count.append(a) or real(*a))
             found = load(path, shape, cache=tmp_path / "out")
         return len(count), found
 

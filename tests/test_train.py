@@ -12,6 +12,7 @@ from diffusion_problems import arrays, stand_in, tiny_config, tiny_images
 
 from mlem_jax._io import full_disk_explained
 from mlem_jax.diffusion import calibrate_ladder, load_ladder
+from mlem_jax.diffusion._training import checkpoints
 from mlem_jax.diffusion._training.batches import batch_indices
 from mlem_jax.diffusion._training.train import train_networks
 from mlem_jax.diffusion._training.train_ladder import train_ladder
@@ -98,8 +99,94 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path, request):
 
 def test_a_run_of_other_settings_is_refused(tmp_path):
     train(tmp_path / "run", steps=10)
-    with pytest.raises(ValueError, match="differs in steps .there 10, now 20.*or choose another --out"):
-        train(tmp_path / "run", steps=20)
+    with pytest.raises(ValueError, match="differs in steps .there 10, now 5.*or choose another --out"):
+        train(tmp_path / "run", steps=5)
+    with pytest.raises(ValueError, match="differs in seed .there 0, now 1"):
+        train(tmp_path / "run", steps=20, config=tiny_config(seed=1))
+
+
+def test_a_run_that_is_made_longer_goes_on(tmp_path):
+    """From where it was: its losses are kept, and what is trained on is the curve of no other run."""
+    short, losses = train(tmp_path / "run", steps=60)
+    found, history = train(tmp_path / "run", steps=160, config=tiny_config(warmup_steps=4))
+    assert history.shape == (4, 2)
+    # The first window of 50 steps was over before; the second goes on after ten steps.
+    np.testing.assert_array_equal(history[0], losses[0])
+    assert np.all(history[1:] > 0) and np.any(arrays(found) != arrays(short))
+    fresh, _ = train(tmp_path / "fresh", steps=160, config=tiny_config(warmup_steps=4))
+    assert np.any(arrays(found) != arrays(fresh))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_saves_the_step_that_it_came_in(tmp_path, uninterrupted, number):
+    _, whole, history = uninterrupted
+    before = signal.getsignal(number)
+
+    def interrupt(step, networks):
+        if step == 7:
+            signal.raise_signal(number)
+
+    with pytest.raises(
+        KeyboardInterrupt, match=f"{number.name}: stopped after step 8 of 20 .*same again"
+    ) as e:
+        train(tmp_path / "run", steps=20, config=tiny_config(sheet_every=7), watch=interrupt)
+    assert e.value.signum == number and signal.getsignal(number) == before
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["8"]
+    continued, again = train(tmp_path / "run", steps=20)
+    np.testing.assert_array_equal(arrays(continued), arrays(whole))
+    np.testing.assert_array_equal(again, history)
+
+
+def test_checkpoints_come_by_the_clock(tmp_path, monkeypatch):
+    """With ten seconds a step and half a minute between checkpoints, in every third step and at the end."""
+    now, saved = [0.0], []
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    real = ocp.CheckpointManager.save
+    monkeypatch.setattr(
+        ocp.CheckpointManager,
+        "save",
+        lambda self, step, *a, **k: saved.append(step) or real(self, step, *a, **k),
+    )
+
+    def tick(step, networks):
+        now[0] += 10.0
+
+    config = tiny_config(sheet_every=1)
+    train_networks(
+        config,
+        config.networks()[:1],
+        tiny_images(),
+        tmp_path,
+        steps=11,
+        peak_learning_rate=1e-3,
+        progress=False,
+        watch=tick,
+    )
+    assert saved == [4, 7, 10, 11]
+
+
+def test_averages_have_the_weights_of_their_decay(tmp_path):
+    """Averages after each of two steps, beside the parameters themselves, which are averages that forget at once."""
+
+    def after_each_step(decay):
+        config = tiny_config(ema_decay=decay, warmup_steps=0, sheet_every=1)
+        seen = [arrays(config.networks())]
+        train(
+            tmp_path / str(decay),
+            steps=2,
+            config=config,
+            watch=lambda step, found: seen.append(arrays(found)),
+        )
+        return seen
+
+    p0, p1, p2 = after_each_step(0.0)
+    assert np.max(np.abs(p1 - p0)) > 1e-4 and np.max(np.abs(p2 - p1)) > 1e-4
+    # Early decays are 1/10 and 2/11 where the one that is asked for is larger.
+    _, first, second = after_each_step(0.999)
+    np.testing.assert_allclose(first, (p0 + 9 * p1) / 10, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(second, (0.2 * p0 + 1.8 * p1 + 9 * p2) / 11, rtol=0, atol=1e-6)
+    _, first, second = after_each_step(0.05)
+    np.testing.assert_allclose(second, 0.0025 * p0 + 0.0475 * p1 + 0.95 * p2, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

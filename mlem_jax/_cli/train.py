@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .._io import write_text_safely
 from ..diffusion import (
     Config,
     Data,
@@ -23,7 +23,7 @@ from ..diffusion import (
 )
 from ..diffusion._ladder.ladder import level_sizes
 from ..diffusion._ladder.preset import ladder_of_flops
-from ..diffusion._ladder.toml import config_text
+from ..diffusion._training.batches import check_labels
 
 _CONFIG = Path(__file__).parents[1] / "diffusion" / "fashion_mnist" / "ladder.toml"
 _STEPS = 10_000
@@ -112,11 +112,11 @@ def train(
         description = _describe(out, config, levels, mflops, shape, steps)
         earlier = None if start is None else load_ladder(start)
         found = load_data(data, description.shape, labels=description.classes is not None, cache=out / "data")
+        check_labels(description.classes, found.labels, len(found.images))
         _tell_data(console, found)
         console.print(_sizes_table(description))
-        text = config_text(description) if levels or mflops else (config or _CONFIG).read_text()
         ladder = train_ladder(
-            _place(out, text),
+            description,
             out,
             found.images,
             found.held_out,
@@ -124,13 +124,21 @@ def train(
             held_out_labels=found.held_out_labels,
             start=earlier,
             pilots=pilots,
+            data_name=str(data),
         )
+    except KeyboardInterrupt as stopped:
+        said = str(stopped) or "Stopped. What is saved stays: run the same command again to continue."
+        console.print(said, highlight=False, soft_wrap=True)
+        raise typer.Exit(128 + getattr(stopped, "signum", signal.SIGINT)) from None
     except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except (FloatingPointError, OSError) as error:
         console.print(f"[red]Stopped:[/red] {error}", highlight=False)
         raise typer.Exit(1) from error
     console.print(_table(ladder))
+    console.print(
+        "MFLOP: per image; to finest: mean squared distance to finest level's output.", highlight=False
+    )
     following = (
         f"Images: python -m mlem_jax sample --checkpoint {out} --n 64 --out FOLDER"
         if ladder.calibrations
@@ -209,18 +217,6 @@ def _tell_data(console: Console, data: Data) -> None:
         console.print(shown, highlight=False, markup=False, soft_wrap=True)
 
 
-def _place(out: Path, text: str) -> Path:
-    """The file that `train_ladder` reads; one of another run is left for it to refuse."""
-    path = out / "config.toml"
-    if path.is_file() and path.read_text() != text:
-        raise ValueError(
-            f"{out} was begun with another configuration. Continue with --config {path}, or choose another --out."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    write_text_safely(path, text)
-    return path
-
-
 def _sizes_table(config: Config) -> Table:
     table = Table("level", "network", "parameters", "MFLOP per image", "relative cost")
     sizes = level_sizes(config)
@@ -233,7 +229,14 @@ def _sizes_table(config: Config) -> Table:
 def _table(ladder: Ladder) -> Table:
     card = ladder.card
     before = card.get("to_finest_before")
-    table = Table("level", "parameters", "MFLOP per image", "held-out loss", "distance to finest")
+    # Headers that leave room for all columns on 80 places.
+    table = Table(
+        "level",
+        "parameters",
+        "MFLOP",
+        "held-out loss",
+        "to finest",
+    )
     if before is not None:
         table.add_column("before")
     for k, parameters in enumerate(card["parameters"]):

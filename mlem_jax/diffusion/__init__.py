@@ -50,7 +50,7 @@ from ._pretrained import (
     UNet2D as UNet2D,
     UNet2DConfig as UNet2DConfig,
 )
-from ._process.process import (
+from ._process import (
     AbstractProcess as AbstractProcess,
     EDM as EDM,
     FlowMatching as FlowMatching,

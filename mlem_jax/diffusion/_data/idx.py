@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+# First four bytes of IDX files of bytes with three axes and with one (Y. LeCun's description of MNIST's files).
+_IMAGES, _LABELS = 0x803, 0x801
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-_HINT = (
+HINT = (
     "Fashion-MNIST is in the Debian package dataset-fashion-mnist "
     f"('apt-get install dataset-fashion-mnist' puts it into {FASHION_MNIST}); elsewhere, name the "
     "folder that holds train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz with --data FOLDER."
@@ -28,10 +30,10 @@ def load_images(folder: str | Path = FASHION_MNIST, *, train: bool = True) -> Fl
     """
     path, content = _read(folder, f"{'train' if train else 't10k'}-images-idx3-ubyte")
     magic, count, height, width = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(4))
-    if magic != 2051 or len(content) != 16 + count * height * width:
+    if magic != _IMAGES or len(content) != 16 + count * height * width:
         raise ValueError(
-            f"{path} is not a complete IDX file of images (magic number 2051, then count, height and "
-            f"width): it begins with {magic} and holds {len(content)} bytes. {_HINT}"
+            f"{path} is not a complete IDX file of images (magic number {_IMAGES}, then count, height and "
+            f"width): it begins with {magic} and holds {len(content)} bytes. {HINT}"
         )
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(count, height, width, 1)
     return pixels / np.float32(127.5) - np.float32(1)
@@ -49,10 +51,10 @@ def load_labels(folder: str | Path = FASHION_MNIST, *, train: bool = True) -> In
     """
     path, content = _read(folder, f"{'train' if train else 't10k'}-labels-idx1-ubyte")
     magic, count = (int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(2))
-    if magic != 2049 or len(content) != 8 + count:
+    if magic != _LABELS or len(content) != 8 + count:
         raise ValueError(
-            f"{path} is not a complete IDX file of labels (magic number 2049, then their count): it begins with "
-            f"{magic} and holds {len(content)} bytes. {_HINT}"
+            f"{path} is not a complete IDX file of labels (magic number {_LABELS}, then their count): it begins with "
+            f"{magic} and holds {len(content)} bytes. {HINT}"
         )
     return np.frombuffer(content, np.uint8, offset=8).astype(np.int32)
 
@@ -65,5 +67,5 @@ def _read(folder: str | Path, name: str) -> tuple[Path, bytes]:
                 with opener(path, "rb") as file:
                     return path, file.read()
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise ValueError(f"{path} is not a complete gzip file ({error}). {_HINT}") from error
-    raise FileNotFoundError(f"No {name}.gz or {name} in {folder}. {_HINT}")
+                raise ValueError(f"{path} is not a complete gzip file ({error}). {HINT}") from error
+    raise FileNotFoundError(f"No {name}.gz or {name} in {folder}. {HINT}")

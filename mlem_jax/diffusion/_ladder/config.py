@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .._network.layers import AbstractNetwork
 from .._predictor.adapter import NoisePredictor, Preconditioned, TrainedPrediction
-from .._process.process import AbstractProcess, EDM, VarianceExploding, VariancePreserving
+from .._process import AbstractProcess, EDM, VarianceExploding, VariancePreserving
 from .level import DiTLevel, Level
 from .training import Training
 

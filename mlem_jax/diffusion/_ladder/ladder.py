@@ -57,6 +57,18 @@ class Ladder:
     card: dict[str, Any]
     calibrations: dict[str, Calibration]
 
+    def __repr__(self) -> str:
+        config = self.config
+        size = " x ".join(map(str, config.shape))
+        labels = "" if config.classes is None else f", {config.classes} classes"
+        lines = [f"Ladder {config.name!r} for images of {size}{labels}, {config.prediction}-prediction"]
+        for k, network in enumerate(self.networks):
+            lines.append(
+                f"  level {k + 1}: {type(network).__name__}, {count_parameters(network):,} parameters"
+            )
+        lines.append(f"  calibrations: {', '.join(sorted(self.calibrations)) or 'none'}")
+        return "\n".join(lines)
+
     def term(self, *, sde: bool = False, guidance: Guidance | None = None) -> MultilevelTerm:
         """The multilevel drift of sampling: the probability flow, or with `sde=True` the reverse SDE's
         (add [`mlem_jax.diffusion.reverse_diffusion`][] for the noise). Costs are FLOPs per image.

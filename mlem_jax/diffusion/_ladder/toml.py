@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from .._predictor.adapter import TrainedPrediction
-from .._process.process import AbstractProcess, EDM, FlowMatching, VarianceExploding, VariancePreserving
+from .._process import AbstractProcess, EDM, FlowMatching, VarianceExploding, VariancePreserving
 from .config import Config
 from .level import DiTLevel, KINDS, Level
 from .training import Training
@@ -36,6 +36,11 @@ def read_config(path: str | Path) -> Config:
     malformed.
     """
     return _config(_table(path), path)
+
+
+def parse_config(text: str, where: str | Path) -> Config:
+    """The configuration in a text, which errors say comes from `where`."""
+    return _config(_parse(text, where), where)
 
 
 def read_saved_config(path: str | Path) -> Config:
@@ -80,11 +85,18 @@ def _settings(described: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]
 
 
 def _table(path: str | Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        try:
-            return tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid TOML: {error}.") from None
+    content = Path(path).read_bytes()
+    try:
+        return _parse(content.decode(), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _parse(text: str, where: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is not valid TOML: {error}.") from None
 
 
 def _config(table: dict[str, Any], path: str | Path) -> Config:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._process.process import AbstractProcess
+from .._process import AbstractProcess
 
 Prediction = Literal["eps", "x0", "v", "score", "velocity"]
 Conditioning = Literal["log_s", "log_snr", "sigma", "time"]

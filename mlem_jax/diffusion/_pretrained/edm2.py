@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from .._process.process import EDM
+from .._process import EDM
 from .convolutional import average_pool, double
 from .family import Found, Source
 from .files import Checkpoint

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from .._network.layers import depth_to_space, space_to_depth
-from .._process.process import FlowMatching
+from .._process import FlowMatching
 from .family import Found, Source
 from .files import Checkpoint
 from .network import AbstractPretrained, read_settings

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike
 
 from .._predictor.adapter import NoisePredictor
 from .._predictor.guidance import Guided
-from .._process.process import AbstractProcess
+from .._process import AbstractProcess
 from .dit import find_dit, find_sit
 from .edm2 import find_edm2
 from .family import Found, Source

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._process.process import AbstractProcess, FlowMatching, VarianceExploding, VariancePreserving
+from .._process import AbstractProcess, FlowMatching, VarianceExploding, VariancePreserving
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # diffusers' cap on the rate of the cosine schedule (Nichol & Dhariwal 2021, section 3.2) and their offset.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Int
 
 from ..._io import write_text_safely
 from .._data.load import Images
+from .._data.split import data_fingerprint
 from .._ladder.config import Config
 from .._ladder.ladder import (
     as_stored,
@@ -23,12 +25,14 @@ from .._ladder.ladder import (
 from .._ladder.toml import read_config
 from .._network.layers import AbstractNetwork
 from .batches import check_labels, held_out_losses
+from .run import begin_run, check_room, DataIdentity, LADDER
 from .sheets import Sheets
-from .train import HISTORY_EVERY, train_networks
+from .step import HISTORY_EVERY
+from .train import train_networks
 
 
 def train_ladder(
-    config_path: str | Path,
+    config: Config | str | Path,
     out: str | Path,
     images: Images,
     held_out: Images,
@@ -38,8 +42,9 @@ def train_ladder(
     start: Ladder | None = None,
     pilots: int = 128,
     progress: bool = True,
+    data_name: str = "images in memory",
 ) -> Ladder:
-    """Trains all levels of a configuration and writes the ladder to `out/ladder`.
+    """Trains all levels of a configuration, or of its TOML file, and writes the ladder to `out/ladder`.
 
     With `start`, an earlier ladder, its finest level is taken over as it is and only the smaller levels
     are matched (distilled); those that the earlier ladder has too go on from there. The card then says how far from
@@ -52,98 +57,38 @@ def train_ladder(
     A configuration with classes needs the labels of both sets of images. Its ladder is calibrated for labels drawn
     uniformly and no guidance.
 
-    Checkpoints go to `out/finest` and `out/smaller`; the same call after an interruption continues
-    them, and once the ladder exists it is only loaded. `out/losses.csv` has the loss curves, `out/sheets` a picture
-    and the held-out losses of every `sheet_every` steps.
+    Checkpoints go to `out/finest` and `out/smaller` every half minute, and on SIGINT (Ctrl-C) and SIGTERM; the same
+    call after an interruption continues them and ends on the same numbers. Once the ladder exists it is only loaded,
+    unless the configuration has more steps than before: the run is then made longer, and the ladder that was there is
+    moved to `out/ladder-STEPS`. `out/losses.csv` has the loss curves, `out/sheets` a picture and the held-out
+    losses of every `sheet_every` steps. `data_name` is what messages call the data, such as its path.
 
-    Raises `ValueError` if `out` was begun with another configuration, if the levels are not in the
-    order of their FLOPs, if the images or labels do not fit them, or if the finest level of `start` is of other sizes;
-    `FloatingPointError` if a loss is not finite.
+    Raises `ValueError` if `out` was begun with another configuration or with other data, if the levels are not in the
+    order of their FLOPs or one cannot represent an image, if the images or labels do not fit them, or if the finest
+    level of `start` is of other sizes; `FloatingPointError` if a loss is not finite; `OSError` where the disk has no
+    room; `KeyboardInterrupt` on a signal, when everything is saved.
     """
     out = Path(out)
-    config = read_config(config_path)
-    text = Path(config_path).read_text()
+    described = "the configuration" if isinstance(config, Config) else str(config)
+    config = config if isinstance(config, Config) else read_config(config)
     check_labels(config.classes, labels, len(images))
     check_labels(config.classes, held_out_labels, len(held_out), what="held-out images")
     networks = config.networks() if start is None else _start(config, start)
-    flops = [count_flops(network) for network in networks]
-    if flops != sorted(flops):
-        raise ValueError(
-            f"The levels of {config_path} take {[round(f) for f in flops]} FLOPs per image; write them "
-            "cheapest first."
-        )
+    _check_levels(config, networks, described)
     if not len(held_out) or held_out.shape[1:] != config.shape:
         raise ValueError(
             f"The held-out images are an array of shape {held_out.shape}; at least one image of shape "
             f"{config.shape} is needed."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    begun = out / "config.toml"
-    if begun.is_file() and begun.read_text() != text:
-        raise ValueError(
-            f"{out} was begun with another configuration than {config_path}; continue with "
-            f"{begun}, or choose another --out."
-        )
-    write_text_safely(begun, text)
-    if (out / "ladder").is_dir():
-        return load_ladder(out / "ladder")
-
-    training = config.training
-
-    def sheets(stage: str) -> Sheets | None:
-        if not training.sheet_every:
-            return None
-        return Sheets(out / "sheets", stage, config, held_out, held_out_labels)
-
-    if start is None:
-        (finest,), finest_history = train_networks(
-            config,
-            networks[-1:],
-            images,
-            out / "finest",
-            steps=training.steps,
-            peak_learning_rate=training.learning_rate,
-            labels=labels,
-            label="finest level",
-            progress=progress,
-            watch=sheets("finest"),
-        )
-    else:
-        finest, finest_history = networks[-1], np.zeros((0, 1), np.float32)
-    match = training.match_steps > 0
-    smaller_steps = training.match_steps if match else training.steps
-    smaller, smaller_history = train_networks(
-        config,
-        networks[:-1],
-        images,
-        out / "smaller",
-        steps=smaller_steps,
-        peak_learning_rate=training.match_learning_rate if match else training.learning_rate,
-        labels=labels,
-        teacher=finest if match else None,
-        label="smaller levels",
-        progress=progress,
-        watch=sheets("smaller"),
+    code = data_fingerprint(images, held_out, labels, held_out_labels)
+    begin_run(out, config, DataIdentity(data_name, code, len(images), len(held_out)))
+    if (out / LADDER).is_dir():
+        return load_ladder(out / LADDER)
+    check_room(out, networks)
+    trained = _train(
+        config, networks, out, (images, labels), (held_out, held_out_labels), start is None, progress
     )
-    # What is measured below is what is written: a calibration belongs to the exact numbers in its levels.
-    trained = tuple(as_stored(network) for network in (*smaller, finest))
-    stages = [
-        ("finest", training.steps, len(smaller), finest_history),
-        ("smaller", smaller_steps, 0, smaller_history),
-    ]
-    _write_losses(out / "losses.csv", len(trained), stages)
-    card = {
-        "name": config.name,
-        "parameters": [count_parameters(n) for n in trained],
-        "flops_per_image": flops,
-        "held_out_loss": held_out_losses(config, trained, held_out, held_out_labels),
-        "held_out_images": len(held_out),
-        "training_images": len(images),
-        "jax": jax.__version__,
-    }
-    if start is not None:
-        before = held_out_losses(config, (*networks[:-1], finest), held_out, held_out_labels)
-        card["to_finest_before"] = before["to_finest"]
+    card = _card(config, networks, trained, (held_out, held_out_labels), len(images), start is not None)
     ladder = Ladder(trained, config, card, {})
     if pilots:
         settings = {"pilots": pilots, "progress": progress}
@@ -153,8 +98,95 @@ def train_ladder(
             "sde": calibrate_ladder(ladder, sde=True, **settings),
         }
         ladder = dataclasses.replace(ladder, calibrations=calibrations)
-    save_ladder(out / "ladder", ladder)
-    return load_ladder(out / "ladder")
+    save_ladder(out / LADDER, ladder)
+    return load_ladder(out / LADDER)
+
+
+Labelled = tuple[Images, Int[np.ndarray, " n"] | None]
+
+
+def _train(
+    config: Config,
+    networks: tuple[AbstractNetwork, ...],
+    out: Path,
+    data: Labelled,
+    held_out: Labelled,
+    with_finest: bool,
+    progress: bool,
+) -> tuple[AbstractNetwork, ...]:
+    """The trained networks, rounded as they will be stored: a calibration belongs to the exact numbers in its
+    levels."""
+    training = config.training
+
+    def stage(name: str, networks: tuple[AbstractNetwork, ...], steps: int, peak: float, teacher=None):
+        watch = Sheets(out / "sheets", name, config, *held_out) if training.sheet_every else None
+        return train_networks(
+            config,
+            networks,
+            data[0],
+            out / name,
+            steps=steps,
+            peak_learning_rate=peak,
+            labels=data[1],
+            teacher=teacher,
+            label=f"{name} level" + ("s" if name == "smaller" else ""),
+            progress=progress,
+            watch=watch,
+        )
+
+    finest, finest_history = networks[-1], np.zeros((0, 1), np.float32)
+    if with_finest:
+        (finest,), finest_history = stage("finest", networks[-1:], training.steps, training.learning_rate)
+    if training.match_steps:
+        steps, peak, teacher = training.match_steps, training.match_learning_rate, finest
+    else:
+        steps, peak, teacher = training.steps, training.learning_rate, None
+    smaller, smaller_history = stage("smaller", networks[:-1], steps, peak, teacher)
+    stages = [
+        ("finest", training.steps, len(smaller), finest_history),
+        ("smaller", steps, 0, smaller_history),
+    ]
+    _write_losses(out / "losses.csv", len(networks), stages)
+    return tuple(as_stored(network) for network in (*smaller, finest))
+
+
+def _check_levels(config: Config, networks: tuple[AbstractNetwork, ...], described: str) -> None:
+    flops = [count_flops(network) for network in networks]
+    if flops != sorted(flops):
+        raise ValueError(
+            f"The levels of {described} take {[round(f) for f in flops]} FLOPs per image; write them "
+            "cheapest first."
+        )
+    for k, level in enumerate(config.levels):
+        if level.input_skip is False and level.needs_input_skip(config.shape):
+            raise ValueError(
+                f"[[levels]] number {k + 1} of {described} is too narrow (width {level.width}) to represent an image "
+                f"of shape {config.shape}, and has input_skip = false. Leave input_skip out, or write a larger width."
+            )
+
+
+def _card(
+    config: Config,
+    networks: tuple[AbstractNetwork, ...],
+    trained: tuple[AbstractNetwork, ...],
+    held_out: Labelled,
+    count: int,
+    matched_on: bool,
+) -> dict[str, Any]:
+    """What is measured after training, on networks that began as `networks`."""
+    card = {
+        "name": config.name,
+        "parameters": [count_parameters(n) for n in trained],
+        "flops_per_image": [count_flops(network) for network in trained],
+        "held_out_loss": held_out_losses(config, trained, *held_out),
+        "held_out_images": len(held_out[0]),
+        "training_images": count,
+        "jax": jax.__version__,
+    }
+    if matched_on:
+        before = held_out_losses(config, (*networks[:-1], trained[-1]), *held_out)
+        card["to_finest_before"] = before["to_finest"]
+    return card
 
 
 def _start(config: Config, start: Ladder) -> tuple[AbstractNetwork, ...]:
