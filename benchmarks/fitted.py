@@ -1,6 +1,6 @@
 """Study 9: what do several levels bring beside a single network whose steps are fitted just as hard?
 
-Run `python benchmarks/fitted.py` (half an hour on two cores, of which the fit takes a third; `--smoke` for the tests).
+Run `python benchmarks/fitted.py` (`--smoke` for a look: few images, nothing written).
 `--steps FILE` takes a catalogue that an earlier run wrote, `results/fitted_steps.npz`, instead of fitting a new one.
 Writes `benchmarks/results/fitted.json`, the table `fitted.csv` and a picture of the curves.
 
