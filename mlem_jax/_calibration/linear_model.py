@@ -26,7 +26,7 @@ MANY_SEEDS = 128  # for what is promised: the error's own error is then 1 / sqrt
 
 
 class Selection(NamedTuple):
-    """Which levels are kept (indices, the finest last) and every how manyth step of the measured."""
+    """Which levels are kept (indices, the finest last), and the stride in the measured steps."""
 
     levels: tuple[int, ...]
     stride: int

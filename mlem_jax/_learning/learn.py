@@ -126,12 +126,12 @@ def learn_probabilities(
     - `y0s`: initial states with a leading axis; each batch is drawn from them with replacement.
     - `key`: for batches, coins, directions and noise; keyword-only.
     - `start`: where to start, anything that [`mlem_jax.MLEM`][] takes as probabilities. A level that starts at 1 at all
-        knots keeps it. That levels below two which always fire may rest is a jump in the cost, which no gradient
-        sees: start from `[1, 1, 0.1]` as well as from `[1, 0.3, 0.1]`, and compare.
+        knots keeps it. Where two neighbouring levels always fire, those below are never evaluated: the cost is
+        discontinuous there, and gradients do not see it. Start from `[1, 1, 0.1]` and from `[1, 0.3, 0.1]`, and compare.
     - `mu`: mean-square error that one evaluation of the finest level is worth. Either this or `budget`.
     - `budget`: expected cost of a solve, in evaluations of the finest level.
     - `costs`: cost of one evaluation of each level, in any unit; by default those of the term.
-    - `knots`: how many times the logits are linear between, spread evenly over the steps.
+    - `knots`: number of knots of the piecewise linear logits, spread evenly over the steps.
     - `iterations`, `batch_size`: of the optimiser, and trajectories in each of them.
     - `kicks`: how many coins of each learned level a trajectory differentiates its end state in.
     - `unbiased`: take the derivative that is exact for every drift, not only for those affine in the state. Two solves

@@ -46,22 +46,21 @@ class MLAB2(AbstractMultilevelSolver):
         \hat x_n = x_n + \tfrac{h_n}{2} \bigl[b_n + \tfrac{r_n}{4} (b_n - b_{n-1})\bigr]
         + \sum_{k > 1} \bigl(m_{k,n} + \tfrac{p_{k,n}}{2}\bigr) \tfrac{h_n}{p_{k,n}} \bar D_k$$
 
-    The cheapest level, always looked at (its probability has to be 1), is followed to second order at one evaluation a
-    step, so that far fewer steps are enough than with [`mlem_jax.MLEM`][]: the corrections of the other levels are what
-    evaluations are spent on. They are evaluated, and act, in the middle of a step; the cheapest level runs once more
-    in a step in which the next one fires.
+    The cheapest level is evaluated in every step (its probability has to be 1) and integrated to second order, so far
+    fewer steps are enough than with [`mlem_jax.MLEM`][] and most evaluations are spent on corrections. Corrections are
+    evaluated, and applied, in the middle of a step; the cheapest level runs once more in a step in which level 2 fires.
 
-    A correction acts at once for a whole window of steps, before and after which the state is off its path by half of
-    it. The levels do not see that: they are evaluated where the path is, `x` with what the last correction `D_k` found
-    says is due, `m_k = sum p_k - number of looks` of it. So the coins' error, too, is of second order in the window,
-    and on diffusion models it is up to twice as small as without.
+    A correction is applied in one step on behalf of a whole window. Just before it the state lags behind the corrected
+    path by half of it, just after it leads by half. Levels are therefore evaluated at an estimate of the path: the state
+    plus `m_k` times the last correction `D_k`, where `m_k` is the expected minus the actual number of evaluations. This
+    makes the coins' error of second order in the window too; on diffusion models it is up to half as large as without.
 
     `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
     the finest level. With the time variable `c(t) = t` this
     is the formula for unequal steps of Hairer, Norsett & Wanner (Solving Ordinary Differential Equations I, section
-    III.5). Where a drift changes by the factor of the time rather than by its difference, as that of a diffusion model
-    does between `s = 80` and `s = 0.01`, `time_variable="log"` extrapolates linearly in `c(t) = log |t|`
-    instead, which for the same steps has half the error or less there (as DPM-Solver++(2M) of Lu et al. 2022 does).
+    III.5). For a drift that varies on a logarithmic time scale, as that of a diffusion model between `s = 80` and
+    `s = 0.01`, `time_variable="log"` extrapolates linearly in `c(t) = log |t|`, as DPM-Solver++(2M) of Lu et al. 2022
+    does; there its error is half or less for the same steps.
 
     A drop-in for [`diffrax.Euler`][] like `MLEM`, with the same terms, arguments and state. The first step, and one
     after a jump, have `r_n = 0`. Of second order in the steps for ODEs; for additive noise of

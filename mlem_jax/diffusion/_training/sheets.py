@@ -65,7 +65,7 @@ class Sheets:
         path = self.folder / f"{self.stage}.csv"
         header = ",".join(["step", *(f"network_{k + 1}" for k in range(len(losses)))])
         lines = path.read_text().splitlines()[1:] if path.is_file() else []
-        # A run that was killed comes by the steps after its last checkpoint again.
+        # A run that was killed repeats the steps after its last checkpoint, and their lines are written anew.
         lines = [line for line in lines if int(line.split(",")[0]) < step]
         lines.append(",".join([str(step), *(f"{loss:.6f}" for loss in losses)]))
         write_text_safely(path, "\n".join([header, *lines]) + "\n")
