@@ -126,8 +126,8 @@ def learn_probabilities(
     - `y0s`: initial states with a leading axis; each batch is drawn from them with replacement.
     - `key`: for batches, coins, directions and noise; keyword-only.
     - `start`: where to start, anything that [`mlem_jax.MLEM`][] takes as probabilities. A level that starts at 1 at all
-        knots keeps it. Where two neighbouring levels always fire, those below are never evaluated: the cost is
-        discontinuous there, and gradients do not see it. Start from `[1, 1, 0.1]` and from `[1, 0.3, 0.1]`, and compare.
+        knots keeps it. Where a level and the next one always fire, the first is never evaluated: the cost is
+        discontinuous there, and gradients do not see it. Compare starts `[1, 1, 0.1]` and `[1, 0.3, 0.1]`.
     - `mu`: mean-square error that one evaluation of the finest level is worth. Either this or `budget`.
     - `budget`: expected cost of a solve, in evaluations of the finest level.
     - `costs`: cost of one evaluation of each level, in any unit; by default those of the term.
