@@ -87,10 +87,10 @@ class ReverseNoise(eqx.Module):
         return jnp.sqrt(2 * s)
 
 
-def image_problem(ladder: Ladder, sde: bool) -> Shared:
-    """Sampling from a ladder, on a fine grid of Karras' times."""
+def image_problem(ladder: Ladder, sde: bool, *, fine: int | None = None) -> Shared:
+    """Sampling from a ladder, on a fine grid of Karras' times, by default of `FINE` steps."""
     process, flops = ladder.config.process, ladder.flops()
-    ts = process.grid(FINE[sde])
+    ts = process.grid(fine or FINE[sde])
     return Shared(
         "reverse SDE" if sde else "probability flow",
         ladder.term(sde=sde).levels,

@@ -20,46 +20,38 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _curves import draw_curves, Row
 from _distribution import accuracy, distances, train_classifier
 from _harness import add_sizes, RESULTS, write_results, write_table
 from _image_methods import (
-    all_methods,
     ALL_OURS,
     DDIM,
     EFFORTS,
     image_problem,
-    references,
     SINGLE,
 )
-from _image_report import bars, measured_gamma, reach_table, report
-from _methods import add_seconds, Batch, draw, measure, Method, run, Shared, tune
+from _image_report import bars, report
+from _image_study import compare_all, Comparison
+from _methods import draw, Method, run, Shared
 
 from mlem_jax.diffusion import Ladder, load_images, load_labels, load_ladder
 from mlem_jax.plot import samples, save_figure
 
 
 class Size(NamedTuple):
-    """Images in a batch, fresh batches, coin seeds when tuning and measuring, rounds of timing, images for the
-    distribution metrics, training steps of the classifier, step counts of Euler whose errors are targets."""
+    """How methods are compared; images for the distribution metrics, training steps of the classifier."""
 
-    samples: int
-    batches: int
-    tuning_seeds: int
-    coin_seeds: int
-    rounds: int
+    comparison: Comparison
     images: int
     classifier_steps: int
-    targets: tuple[int, ...]
 
 
 SIZES = {
-    "smoke": Size(2, 1, 1, 1, 1, 0, 0, (4, 8)),
-    "quick": Size(16, 3, 2, 3, 3, 512, 1500, (50, 100, 250)),
-    "full": Size(32, 6, 4, 8, 5, 2048, 4000, (50, 100, 250)),
+    "smoke": Size(Comparison(2, 1, 1, 1, 1, (4, 8)), 0, 0),
+    "quick": Size(Comparison(16, 3, 2, 3, 3, (50, 100, 250)), 512, 1500),
+    "full": Size(Comparison(32, 6, 4, 8, 5, (50, 100, 250)), 2048, 4000),
 }
 
 
@@ -73,10 +65,6 @@ class Real(NamedTuple):
 def load_real() -> Real:
     train, held_out = ((load_images(train=train), load_labels(train=train)) for train in (True, False))
     return Real(train, held_out)
-
-
-def rms(a: Any, b: Any) -> float:
-    return float(jnp.sqrt(jnp.mean((jnp.asarray(a) - jnp.asarray(b)) ** 2)))
 
 
 def chosen(rows: list[Row], methods: list[Method], sde: bool) -> dict[str, Method]:
@@ -118,9 +106,9 @@ def distribution_table(
     ]
     for label, method in picked.items():
         ends, costs = [], []
-        for start in range(0, size.images, size.samples):
+        for start in range(0, size.images, size.comparison.samples):
             key = jr.fold_in(jr.key(seed), start)
-            batch = draw(problem, key, size.samples, lambda b: np.zeros(b.y0.shape))
+            batch = draw(problem, key, size.comparison.samples, lambda b: np.zeros(b.y0.shape))
             found = run(method, batch, start)
             ends.append(found.end)
             costs.append(found.cost)
@@ -140,46 +128,12 @@ def distribution_table(
 def study(ladder: Ladder, *, sde: bool, name: str) -> dict[str, Any]:
     """All of the study for the probability flow or the reverse SDE; pictures are the caller's."""
     size, problem = SIZES[name], image_problem(ladder, sde)
-    calibration = ladder.calibration(sde=sde)
     # First, so that missing data is noticed before the long work.
     data = load_real() if size.images else None
-    judged = []
-
-    def reference(batch: Batch) -> np.ndarray:
-        best, other = references(problem, batch)
-        judged.append(rms(best, other))
-        return np.asarray(best)
-
-    tuning, *fresh = (
-        draw(problem, jr.key(5000 + i), size.samples, reference) for i in range(size.batches + 1)
-    )
-    print(f"{problem.name}: references differ by {max(judged):.4f} (RMS)", flush=True)
-    methods = all_methods(ladder, problem, EFFORTS[name])
-    kept, first_call = tune(methods, tuning, coin_seeds=size.tuning_seeds)
-    print(f"{len(kept)} of {len(methods)} settings kept", flush=True)
-    # The baseline is not selected.
-    kept = [m for m in kept if m.name != DDIM] + [m for m in methods if m.name == DDIM]
-    rows = measure(kept, fresh, coin_seeds=size.coin_seeds)
-    add_seconds(rows, kept, fresh[0], repeats=size.rounds)
-    for row in rows:
-        row["problem"] = problem.name
-        print(
-            f"{row['method']:40s} cost {row['cost']:6.1f}  {row['seconds']:6.2f} s  error {row['error']:.4f} ± "
-            f"{row['error_sd']:.4f}  ({row['setting']})",
-            flush=True,
-        )
-    picked = chosen(rows, kept, sde)
-    sheet = [("reference", fresh[0].reference[..., 0])]
-    sheet += [(label, run(method, fresh[0]).end[..., 0]) for label, method in picked.items()]
-    found: dict[str, Any] = {
-        "problem": problem.name,
-        "references_differ": max(judged),
-        "settings_tried": len(methods),
-        "first_call_seconds": first_call,
-        "gamma": measured_gamma(calibration),
-        "rows": rows,
-        "reach": reach_table(rows, size.targets),
-    }
+    found, kept, batch = compare_all(ladder, problem, EFFORTS[name], size.comparison)
+    picked = chosen(found["rows"], kept, sde)
+    sheet = [("reference", batch.reference[..., 0])]
+    sheet += [(label, run(method, batch).end[..., 0]) for label, method in picked.items()]
     if data is not None:
         table, correct = distribution_table(problem, picked, data, size, 9000)
         found |= {"distribution": table, "classifier_accuracy": correct}
@@ -211,7 +165,7 @@ def main() -> None:
     ladder, results = load_ladder(), {}
     for sde in arguments.kinds or (False, True):
         results[sde] = study(ladder, sde=sde, name=arguments.size)
-        print(report(results[sde]["found"], SIZES[arguments.size].targets))
+        print(report(results[sde]["found"], SIZES[arguments.size].comparison.targets))
         if arguments.size != "smoke":
             print("\n".join(bars(results[sde]["found"])))
     if arguments.size != "smoke":

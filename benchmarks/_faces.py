@@ -1,0 +1,163 @@
+"""What faces.py trains: the finest network, and the smaller ones in two ways; and what it keeps in its folder."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+import mlem_jax as ml
+from mlem_jax.diffusion import calibrate_ladder, Config, Ladder, load_ladder
+from mlem_jax.diffusion._ladder.ladder import as_stored, count_flops, count_parameters, METHODS
+from mlem_jax.diffusion._network.layers import AbstractNetwork
+from mlem_jax.diffusion._training.sheets import Sheets
+from mlem_jax.diffusion._training.train import train_networks
+
+Heads = UInt8[np.ndarray, "_ h w 3"]
+# Steps between checkpoints: about a minute on two cores for the finest network, less for the others.
+SAVE_EVERY = 50
+
+
+def load_heads(folder: Path, training: int, held_out: int) -> tuple[Heads, Heads]:
+    """The first heads of a folder, and those after them. Raises `FileNotFoundError` if they are not all there."""
+    paths = [folder / f"{number:06d}.png" for number in range(training + held_out)]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None:
+        raise FileNotFoundError(
+            f"{missing} is missing. Write: python benchmarks/make_heads.py {len(paths)} {folder}"
+        )
+    with ThreadPoolExecutor() as pool:
+        images = np.stack(list(pool.map(lambda path: np.asarray(Image.open(path)), paths)))
+    return images[:training], images[training:]
+
+
+def averaged(folder: Path, network: AbstractNetwork) -> tuple[AbstractNetwork, int]:
+    """The averaged network in the last checkpoint of `train_networks` on this one, which may still be running, and the
+    number of its steps. Raises `FileNotFoundError` without a checkpoint, `ValueError` for another network."""
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    if not steps:
+        raise FileNotFoundError(f"{folder} holds no checkpoint.")
+    kept = ocp.StandardCheckpointer().restore(folder.absolute() / str(max(steps)) / "default")["average"][0]
+
+    def stored(path: Any, leaf: Any) -> Any:
+        found = kept
+        try:
+            for part in path:
+                found = found[part.name if isinstance(part, jax.tree_util.GetAttrKey) else part.idx]
+        except (KeyError, IndexError, TypeError):
+            found = None
+        if getattr(found, "shape", None) != leaf.shape:
+            raise ValueError(f"{folder} holds another network: {jax.tree_util.keystr(path)} differs.")
+        return jnp.asarray(found, leaf.dtype)
+
+    params, static = eqx.partition(network, eqx.is_inexact_array)
+    return eqx.combine(jax.tree_util.tree_map_with_path(stored, params), static), max(steps)
+
+
+def finest_network(
+    config: Config, images: Heads, held_out: Heads, out: Path, *, checkpoint: Path | None
+) -> tuple[AbstractNetwork, int]:
+    """The finest level and the steps it was trained for: trained in `out`, or as far as it is in `checkpoint`, an
+    `--out` of the command `train`, finished or not. Raises `ValueError` if that is another network."""
+    untrained = config.networks()[-1]
+    if checkpoint is None:
+        (trained,), _ = train_networks(
+            config,
+            (untrained,),
+            images,
+            out / "finest",
+            steps=config.training.steps,
+            peak_learning_rate=config.training.learning_rate,
+            label="finest level",
+            save_every=SAVE_EVERY,
+            watch=_sheets(out, "finest", config, held_out),
+        )
+        return trained, config.training.steps
+    if not (checkpoint / "ladder").is_dir():
+        return averaged(checkpoint / "finest", untrained)
+    ladder = load_ladder(checkpoint / "ladder")
+    if ladder.config.levels[-1] != config.levels[-1]:
+        raise ValueError(f"{checkpoint} has another finest level than the study: {ladder.config.levels[-1]}.")
+    return ladder.networks[-1], ladder.config.training.steps
+
+
+def with_smaller_levels(
+    config: Config, finest: AbstractNetwork, images: Heads, held_out: Heads, out: Path, *, matched: bool
+) -> Ladder:
+    """The ladder whose smaller levels are matched to the finest one, all in one pass over the same outputs of it, or
+    trained on the images as it was, for `match_steps` steps both."""
+    training, name = config.training, "matched" if matched else "independent"
+    smaller, _ = train_networks(
+        config,
+        config.networks()[:-1],
+        images,
+        out / "smaller",
+        steps=training.match_steps,
+        peak_learning_rate=training.match_learning_rate if matched else training.learning_rate,
+        teacher=finest if matched else None,
+        label=f"smaller levels, {name}",
+        save_every=SAVE_EVERY,
+        watch=_sheets(out, name, config, held_out),
+    )
+    networks = tuple(as_stored(network) for network in (*smaller, finest))
+    card = {
+        "parameters": [count_parameters(network) for network in networks],
+        "flops_per_image": [count_flops(network) for network in networks],
+        "training_images": len(images),
+        "held_out_images": len(held_out),
+    }
+    return Ladder(networks, config, card, {})
+
+
+def _sheets(out: Path, stage: str, config: Config, held_out: Heads) -> Sheets | None:
+    return Sheets(out / "sheets", stage, config, held_out) if config.training.sheet_every else None
+
+
+def calibrated(ladder: Ladder, folder: Path, *, kinds: tuple[str, ...], pilots: int, steps: int) -> Ladder:
+    """With calibrations of these kinds, of which those that are in the folder and of these levels are taken from
+    there."""
+    settings: dict[str, dict[str, Any]] = {
+        "ode": {"steps": steps},
+        "ode_2": {"steps": steps, "method": METHODS[1]},
+        "sde": {"steps": 2 * steps, "sde": True},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for kind in kinds:
+        path = folder / f"calibration_{kind}.npz"
+        found[kind] = _kept(path, ladder, kind.startswith("sde"))
+        if found[kind] is None:
+            found[kind] = calibrate_ladder(ladder, pilots=pilots, **settings[kind])
+            found[kind].save(path)
+        print(kind, found[kind], sep="\n", flush=True)
+    return Ladder(ladder.networks, ladder.config, ladder.card, found)
+
+
+def _kept(path: Path, ladder: Ladder, sde: bool) -> ml.Calibration | None:
+    if not path.is_file():
+        return None
+    calibration = ml.Calibration.load(path)
+    try:
+        calibration.require(ladder.term(sde=sde).levels, jnp.zeros(ladder.config.shape))
+    except ValueError as error:
+        print(f"{path} is made anew: {error}")
+        return None
+    return calibration
+
+
+def colour_sheet(rows: list[tuple[str, Float[np.ndarray, "n h w 3"]]], *, columns: int = 8) -> Figure:
+    """The same images by several methods, a labelled row for each; values from -1 to 1, others are clipped."""
+    figure = Figure(figsize=(columns, 1.22 * len(rows)), layout="constrained")
+    for axis, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        strip = np.concatenate(list(images[:columns]), axis=1)
+        axis.imshow(np.clip(strip / 2 + 0.5, 0, 1), interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(label, loc="left", fontsize=8, pad=2)
+    return figure

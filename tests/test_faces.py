@@ -1,0 +1,122 @@
+"""The study of faces: its fits, what it reads, and the whole command on tiny networks."""
+
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from diffusion_problems import TINY, tiny_config, tiny_images
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import faces
+from _faces import averaged, load_heads
+from _level_errors import fit, gammas, level_errors
+from _methods import Shared
+from PIL import Image
+
+from mlem_jax.diffusion import Ladder, Level, read_config
+from mlem_jax.diffusion._ladder.ladder import level_sizes
+from mlem_jax.diffusion._training.train import train_networks
+
+
+def test_gamma_of_an_exact_power_law():
+    costs = np.array([1.0, 5.0, 30.0, 100.0])
+    found = fit("distance", (1, 2, 3, 4), costs, 3 * costs ** (-1 / 2.5))
+    assert found.gamma == pytest.approx(2.5) and found.standard_error == pytest.approx(0, abs=1e-6)
+    assert fit("distance", (1, 2, 3, 4), costs, costs).gamma is None
+    assert fit("distance", (1, 2), costs[:2], costs[:2] ** -0.5).standard_error is None
+
+
+def test_standard_error_of_gamma():
+    """Student's t with four degrees of freedom: beyond 2.776 with probability 0.05. 4,000 fits with normal errors of
+    the logarithms, small enough for gamma to be linear in them; four standard errors of the share."""
+    rng = np.random.default_rng(0)
+    costs = 5.0 ** np.arange(6)
+    outside = []
+    for _ in range(4000):
+        one = fit("distance", range(6), costs, costs**-0.4 * np.exp(rng.normal(0, 0.01, 6)))
+        assert one.gamma is not None and one.standard_error is not None
+        outside.append(abs(one.gamma - 2.5) > 2.776 * one.standard_error)
+    assert abs(np.mean(outside) - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_levels_that_differ_by_known_amounts():
+    """Drifts 0, 1/2 and 1 everywhere, from time 3 to 1: distances 1 and 1/2, increments 1/2, and after two units of
+    time images that are 2 and 1 apart."""
+    config = tiny_config()
+    small, large = TINY.networks()
+    middle = Level(width=6, folds=(4,), multipliers=(1,), blocks=(1,)).network(
+        (4, 4, 1), None, key=jax.random.key(0)
+    )
+    ladder = Ladder((small, middle, large), config, {}, {})
+    levels = tuple(Constant(value) for value in (0.0, 0.5, 1.0))
+    problem = Shared("", levels, (0.1, 0.3, 1.0), jax.numpy.linspace(3.0, 1.0, 5), None, (4, 4, 1), 1.0)
+    rows = level_errors(ladder, problem, tiny_images(4), images=2, seed=0, repeats=1)
+    assert [row["distance"] for row in rows] == [pytest.approx(1), pytest.approx(0.5), None]
+    assert [row["effect"] for row in rows] == [pytest.approx(2), pytest.approx(1), None]
+    assert [row["increment"] for row in rows] == [None, pytest.approx(0.5), pytest.approx(0.5)]
+    used = {one.measure: one.levels for one in gammas(rows)}
+    assert used == {"held_out_distance": (1, 2), "distance": (1, 2), "effect": (1, 2), "increment": (2, 3)}
+
+
+class Constant(eqx.Module):
+    value: float
+
+    def __call__(self, t, y, args):
+        return jax.numpy.full_like(y, self.value)
+
+
+def test_a_network_is_read_as_far_as_it_is_trained(tmp_path):
+    config = tiny_config(steps=4)
+    network = config.networks()[0]
+    settings = {"steps": 4, "peak_learning_rate": 1e-2, "save_every": 2, "progress": False}
+    (trained,), _ = train_networks(config, (network,), tiny_images(), tmp_path, **settings)
+    found, steps = averaged(tmp_path, network)
+    assert steps == 4
+    assert eqx.tree_equal(found, trained)
+    with pytest.raises(ValueError, match="another network"):
+        averaged(tmp_path, config.networks()[1])
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        averaged(tmp_path / "empty", network)
+
+
+def test_heads_are_read_in_order(tmp_path):
+    for number in range(5):
+        Image.new("RGB", (2, 2), (10 * number, 0, 0)).save(tmp_path / f"{number:06d}.png")
+    images, held_out = load_heads(tmp_path, 3, 2)
+    assert images[:, 0, 0, 0].tolist() == [0, 10, 20] and held_out[:, 0, 0, 0].tolist() == [30, 40]
+    with pytest.raises(FileNotFoundError, match=rf"make_heads.py 6 {tmp_path}"):
+        load_heads(tmp_path, 4, 2)
+
+
+def test_the_ladder_is_the_one_that_was_asked_for():
+    """About 1.2, 6, 30, 150 and 600 MFLOP or more, a factor of 4 to 6 apart; the two finest can represent any image:
+    their channels outnumber the 48 numbers of a patch."""
+    config = read_config(faces.CONFIG)
+    mflops = np.array([flops for _, _, flops in level_sizes(config)]) / 1e6
+    np.testing.assert_allclose(mflops, [1.2, 6, 30, 150, 650], rtol=0.3)
+    assert np.all((mflops[1:] / mflops[:-1] > 4) & (mflops[1:] / mflops[:-1] < 6))
+    assert all(level.width > 3 * level.folds[0] ** 2 for level in config.levels[-2:])
+
+
+@pytest.mark.slow
+def test_the_whole_study_runs(tmp_path, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in faces.RESULTS.iterdir()}
+    monkeypatch.setattr(sys, "argv", ["faces", "--smoke", "--out", str(tmp_path)])
+    faces.main()
+    assert {path: path.stat().st_mtime_ns for path in faces.RESULTS.iterdir()} == before
+    printed = capsys.readouterr().out
+    # Both ladders, and in each all four measures.
+    for measure in faces.MEASURES:
+        assert printed.count(f"{measure} of levels") == 2
+    assert printed.count("Cost to reach the error of Euler with 8 steps") == 2
+    assert "nan" not in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "finest",
+        "independent_20",
+        "matched_20_finest_20",
+        "sheets",
+    ]
