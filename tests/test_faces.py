@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import equinox as eqx
-import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from diffusion_problems import TINY, tiny_config, tiny_images
@@ -44,29 +45,29 @@ def test_standard_error_of_gamma():
 
 
 def test_levels_that_differ_by_known_amounts():
-    """Drifts 0, 1/2 and 1 everywhere, from time 3 to 1: distances 1 and 1/2, increments 1/2, and after two units of
-    time images that are 2 and 1 apart."""
-    config = tiny_config()
+    """Drifts 0, -y/2 and -y over four steps of -1/2: by Euler's method states grow by 1, 5/4 and 3/2 a step. Drifts
+    differ most in the fourth step, where the finest level's state has grown by (3/2)^3."""
     small, large = TINY.networks()
-    middle = Level(width=6, folds=(4,), multipliers=(1,), blocks=(1,)).network(
-        (4, 4, 1), None, key=jax.random.key(0)
-    )
-    ladder = Ladder((small, middle, large), config, {}, {})
-    levels = tuple(Constant(value) for value in (0.0, 0.5, 1.0))
-    problem = Shared("", levels, (0.1, 0.3, 1.0), jax.numpy.linspace(3.0, 1.0, 5), None, (4, 4, 1), 1.0)
+    middle = Level(width=6, folds=(4,), multipliers=(1,), blocks=(1,)).network((4, 4, 1), None, key=jr.key(0))
+    ladder = Ladder((small, middle, large), TINY, {}, {})
+    levels = tuple(Growing(rate) for rate in (0.0, 0.5, 1.0))
+    problem = Shared("", levels, (0.1, 0.3, 1.0), jnp.linspace(3.0, 1.0, 5), None, (4, 4, 1), 2.0)
     rows = level_errors(ladder, problem, tiny_images(4), images=2, seed=0, repeats=1)
-    assert [row["distance"] for row in rows] == [pytest.approx(1), pytest.approx(0.5), None]
-    assert [row["effect"] for row in rows] == [pytest.approx(2), pytest.approx(1), None]
-    assert [row["increment"] for row in rows] == [None, pytest.approx(0.5), pytest.approx(0.5)]
+    start = float(jnp.sqrt(jnp.mean((2 * jr.normal(jr.key(0), (2, 4, 4, 1))) ** 2)))
+    last = start * 1.5**3
+    assert [row["distance"] for row in rows] == [pytest.approx(last), pytest.approx(last / 2), None]
+    assert [row["increment"] for row in rows] == [None, pytest.approx(last / 2), pytest.approx(last / 2)]
+    effects = [start * (1.5**4 - 1), start * (1.5**4 - 1.25**4)]
+    assert [row["effect"] for row in rows] == [*map(pytest.approx, effects), None]
     used = {one.measure: one.levels for one in gammas(rows)}
     assert used == {"held_out_distance": (1, 2), "distance": (1, 2), "effect": (1, 2), "increment": (2, 3)}
 
 
-class Constant(eqx.Module):
-    value: float
+class Growing(eqx.Module):
+    rate: float
 
     def __call__(self, t, y, args):
-        return jax.numpy.full_like(y, self.value)
+        return -self.rate * y
 
 
 def test_a_network_is_read_as_far_as_it_is_trained(tmp_path):
