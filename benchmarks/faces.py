@@ -16,7 +16,8 @@ are the results. Writes `benchmarks/results/faces_quick.json`, `.csv`, `_levels.
 two sheets (`faces_full`).
 
 `--full` has more training, images and settings, for an accelerator. `--smoke` is the same with three tiny networks and
-shapes of 8 x 8 pixels, a few minutes, and writes nothing but its `--out`. None but `--smoke` has been run yet.
+shapes of 8 x 8 pixels, a few minutes, and writes nothing but its `--out`. Neither
+`--quick` nor `--full` has been run yet.
 """
 
 import argparse
