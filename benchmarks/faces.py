@@ -7,7 +7,7 @@ trains the finest level of `benchmarks/faces.toml` on 40,000 heads, then the fou
 finest, all in one pass over the same outputs of it, and independently on the images, as the paper does. The same
 command continues after an interruption. With `--checkpoint DIR`, an `--out` of `python -m mlem_jax train --config
 benchmarks/faces.toml --levels 5`, the finest level is taken from there as far as it is trained, also while that
-training goes on; levels matched to it are kept by the number of its steps.
+training goes on (it holds out other images than this study); levels matched to it are kept by the number of its steps.
 
 Then for both ladders: the error of each level against its cost in four measures, and gamma with its standard error
 from each of them (`_level_errors.py` says how); which levels plans keep; and all methods of `fashion_mnist.py`, tuned
@@ -16,8 +16,8 @@ are the results. Writes `benchmarks/results/faces_quick.json`, `.csv`, `_levels.
 two sheets (`faces_full`).
 
 `--full` has more training, images and settings, for an accelerator. `--smoke` is the same with three tiny networks and
-shapes of 8 x 8 pixels, a few minutes, and writes nothing but its `--out`. Neither
-`--quick` nor `--full` has been run yet.
+shapes of 8 x 8 pixels, a few minutes, and writes nothing but its `--out`. Neither `--quick` nor `--full` has been run
+yet.
 """
 
 import argparse
