@@ -127,7 +127,7 @@ class MultilevelTerm(diffrax.AbstractTerm):
                 drift = self._evaluate(k, t, y, args)
 
                 def leaf(s: Array, f: Array) -> Array:
-                    # Without an axis for sums, lest scalars get a shape.
+                    # Without sums there is no leading axis: scalars stay scalars.
                     product = (
                         jnp.multiply.outer(factor.astype(f.dtype), f) if sums else factor.astype(f.dtype) * f
                     )

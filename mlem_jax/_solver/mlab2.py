@@ -51,9 +51,10 @@ class MLAB2(AbstractMultilevelSolver):
     evaluated, and applied, in the middle of a step; the cheapest level runs once more in a step in which level 2 fires.
 
     A correction is applied in one step on behalf of a whole window. Just before it the state lags behind the corrected
-    path by half of it, just after it leads by half. Levels are therefore evaluated at an estimate of the path, the state
-    plus `m_k` times the last correction `D_k`, with `m_k` the expected minus the actual number of evaluations. This makes
-    the coins' error of second order in the window too; on diffusion models it is up to half as large as without.
+    path by half of it, just after it leads by half. Levels are therefore evaluated at an estimate of the path: the
+    state plus `m_k` times the last correction `D_k`, with `m_k` the expected minus the actual number of evaluations.
+    This makes the coins' error of second order in the window too; on diffusion models it is as little as half of what
+    it is without.
 
     `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
     the finest level. With the time variable `c(t) = t` this

@@ -24,7 +24,7 @@ from .network import AbstractPretrained, read_settings
 from .parameters import attend, RandomParameters, Scope, widened
 from .schedule import Training
 
-# Magnitude of SiLU of a standard normal variable (equation 81), and what is added to norms lest they be 0.
+# Magnitude of SiLU of a standard normal variable (equation 81), and what is added to norms so that none is 0.
 _SILU, _EPSILON = 0.596, 1e-4
 _SIZE_OF_HEADS = 64
 
