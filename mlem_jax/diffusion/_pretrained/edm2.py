@@ -5,64 +5,21 @@ Equations are those of the paper. Its weights are used only after they have been
 is done once, when a network is made, and what is kept are ordinary convolutions.
 """
 
-import dataclasses
-import functools
 import math
-import re
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from .._process import EDM
 from .convolutional import average_pool, double
-from .family import Found, Source
-from .files import Checkpoint
-from .network import AbstractPretrained, read_settings
+from .edm2_config import EDM2Config
+from .network import AbstractPretrained
 from .parameters import attend, RandomParameters, Scope, widened
-from .schedule import Training
 
 # Magnitude of SiLU of a standard normal variable (equation 81), and what is added to norms so that none is 0.
 _SILU, _EPSILON = 0.596, 1e-4
 _SIZE_OF_HEADS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class EDM2Config:
-    """Sizes and constants of an EDM2 network, with the authors' defaults.
-
-    - `size`: side of the (square) image or latent image; `channels` of it.
-    - `classes`: number of labels; 0 for an unconditional network.
-    - `width`: base number of channels, and its `multipliers` at every resolution; `depth`: blocks at each.
-    - `attention_sizes`: sides at which blocks have attention.
-    - `sigma_data`: standard deviation of the data; 0.5 in all published networks.
-    - `label_balance`, `skip_balance`, `residual_balance`, `attention_balance`: weights of the second of two summands.
-    - `clip`: bound of every block's output.
-    """
-
-    size: int = 64
-    channels: int = 3
-    classes: int = 1000
-    width: int = 192
-    multipliers: tuple[int, ...] = (1, 2, 3, 4)
-    depth: int = 3
-    attention_sizes: tuple[int, ...] = (16, 8)
-    sigma_data: float | int = 0.5
-    label_balance: float | int = 0.5
-    skip_balance: float | int = 0.5
-    residual_balance: float | int = 0.3
-    attention_balance: float | int = 0.3
-    clip: float | int = 256.0
-
-    def __post_init__(self):
-        halvings = 2 ** (len(self.multipliers) - 1)
-        if self.size % halvings:
-            raise ValueError(
-                f"The configuration has size = {self.size} with {len(self.multipliers)} resolutions, which need a "
-                f"multiple of {halvings}."
-            )
 
 
 def _unit(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
@@ -312,42 +269,3 @@ def _decoder(config: EDM2Config, scope: Scope, widths: list[int], skips: list[in
             blocks.append(_Block(config, inner, c_in + skips.pop(), width, decoder=True, attention=attention))
             c_in = width
     return blocks
-
-
-def find_edm2(source: Source) -> Found:
-    """An EDM2 network: predicted clean image, noise of standard deviation 0.002 to 80."""
-    checkpoint = source.checkpoint
-    # The uncertainty that is learned beside the image, for training only.
-    checkpoint.rename({name: None for name in checkpoint.shapes if name.startswith("logvar_")})
-    table = {**_sizes(checkpoint), **(source.config or {}), **source.settings}
-    config = read_settings(EDM2Config, table, name="EDM2", ignored=())
-    return Found("EDM2 network", functools.partial(EDM2, config), Training(EDM(), "x0", "sigma"))
-
-
-def _sizes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the names and shapes tell."""
-    there = checkpoint.shapes
-    stems = [match for name in there if (match := re.fullmatch(r"unet\.enc\.(\d+)x\d+_conv\.weight", name))]
-    if len(stems) != 1 or "unet.out_conv.weight" not in there:
-        raise ValueError(
-            f"{checkpoint.path} is not an EDM2 network: it lacks unet.enc.*_conv or unet.out_conv."
-        )
-    size = int(stems[0][1])
-    width = there[stems[0][0]][0]
-    multipliers, attention = [], []
-    side = size
-    while (name := f"unet.enc.{side}x{side}_block0.conv_res0.weight") in there:
-        multipliers.append(there[name][0] // width)
-        if f"unet.enc.{side}x{side}_block0.attn_qkv.weight" in there:
-            attention.append(side)
-        side //= 2
-    depth = len([name for name in there if re.match(rf"unet\.enc\.{size}x{size}_block\d+\.emb_gain", name)])
-    return {
-        "size": size,
-        "channels": there["unet.out_conv.weight"][0],
-        "classes": there.get("unet.emb_label.weight", (0, 0))[1],
-        "width": width,
-        "multipliers": tuple(multipliers),
-        "depth": depth,
-        "attention_sizes": tuple(attention),
-    }

@@ -10,8 +10,8 @@ from jaxtyping import Array, DTypeLike
 from .._predictor.adapter import NoisePredictor
 from .._predictor.guidance import Guided
 from .._process import AbstractProcess
-from .dit import find_dit, find_sit
-from .edm2 import find_edm2
+from .dit_files import find_dit, find_sit
+from .edm2_files import find_edm2
 from .family import Found, Source
 from .files import Checkpoint, read_json
 from .jit import find_jit
