@@ -8,6 +8,7 @@ from ._calibration.fit_plan import FittedPlan as FittedPlan, FittedSteps as Fitt
 from ._calibration.fit_steps import fit_steps as fit_steps
 from ._calibration.measurements import Measurements as Measurements
 from ._calibration.plan import Plan as Plan
+from ._calibration.steps_plan import steps_plan as steps_plan, StepsPlan as StepsPlan
 from ._calibration.trials import Trials as Trials
 from ._coins import (
     AbstractCoins as AbstractCoins,

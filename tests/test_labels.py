@@ -208,9 +208,12 @@ def test_labels_and_guidance_by_commands(ladder, tmp_path, monkeypatch):
         assert file["images"].shape == (4, 4, 4, 1)
     common = ("sample", "--checkpoint", tmp_path / "l", "--out", tmp_path / "no", "--n", 2, "--budget", 3)
     for arguments, message in (
-        (("--label", 4), "ladder with 3 classes was given labels from 4 to 4"),
+        (("--label", 4), "--label 4: this ladder has 3 classes; 0 to 2 are expected"),
         (("--guidance", 3), "saved with is without guidance. Measure one with 'python -m mlem_jax calibrate"),
-        (("--guidance", 2, "--calibration", tmp_path / "c.npz"), "Calibrate again"),
+        (
+            ("--guidance", 2, "--calibration", tmp_path / "c.npz"),
+            "Measure one for this ladder and these options with",
+        ),
     ):
         result = command(*common, *arguments)
         assert result.exit_code == 2 and message in result.output, result.output

@@ -96,6 +96,25 @@ class AbstractPlan(abc.ABC):
         calibrated."""
         return keep_levels(terms, self.levels, costs=self.costs)
 
+    def cut(self: _Plan, start: float) -> _Plan:
+        """The rest of the plan from the first of its times at or past `start`, with the same looks there. Its error is
+        not known. Raises `ValueError` for a start past the last step, and for kinds of plans whose steps need those
+        before."""
+        raise ValueError(
+            f"A {self.kind} cannot start at {start:g}: its steps need those before. Use a plan from Calibration.plan, "
+            "or mlem_jax.steps_plan."
+        )
+
+    def _first_step(self, start: float) -> int:
+        """Index of the first time at or past `start`."""
+        past = (self.ts <= start) if self.ts[-1] < self.ts[0] else (self.ts >= start)
+        first = int(np.argmax(past)) if np.any(past) else len(self.ts)
+        if first >= len(self.ts) - 1:
+            raise ValueError(
+                f"This plan has no step that starts at or past {start:g}; its last one starts at {self.ts[-2]:g}."
+            )
+        return first
+
     def require(self, levels: Sequence[Any], y0: Y) -> None:
         """Raises `ValueError` unless the plan was made for these levels (all that were calibrated: their types,
         settings and all numbers inside them) and a state of these shapes. A plan made by hand is for any."""

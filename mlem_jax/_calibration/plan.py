@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import diffrax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
-from .._coins import AbstractCoins
+from .._coins import AbstractCoins, ResumedCoins
 from .._probabilities.probabilities import TabulatedProbabilities
 from .._solver.base import AbstractMultilevelSolver
+from .._solver.budget import expected_evaluations
 from .._solver.method import AbstractMethod
 from .abstract_plan import AbstractPlan
 from .files import decode_record
@@ -75,6 +77,31 @@ class Plan(AbstractPlan):
         if len(self.levels) == 1:
             return self.method.single_level_solver()
         return self.method.multilevel_solver(self.probabilities, coins=self.coins, key=key, **settings)
+
+    def cut(self, start: float) -> "Plan":
+        """See [`mlem_jax.AbstractPlan`][]. Its cost counts the steps that are left."""
+        first = self._first_step(start)
+        table, coins, looks = self.table[first:], self.coins, np.array([len(self.ts) - 1.0 - first])
+        if len(self.levels) > 1:
+            coins = ResumedCoins.after(coins, jnp.asarray(self.table[:first], self.grid.dtype))
+            rest = TabulatedProbabilities(self.ts[first:-1], table)
+            looks = expected_evaluations(rest, self.ts[first:], method=self.method, coins=coins)
+        unknown = float("nan")
+        return dataclasses.replace(
+            self,
+            ts=self.ts[first:],
+            table=table,
+            coins=coins,
+            cost=float(np.asarray(looks) @ self.costs),
+            error=unknown,
+            discretisation=unknown,
+            coin_error=unknown,
+            relative_error_of_prediction=unknown,
+            nonlinearity=unknown,
+            speedup_over_finest=unknown,
+            speedup_over_single=unknown,
+            advice=(f"Cut at {self.ts[first]:g} from a longer plan: its error is not known.",),
+        )
 
     @classmethod
     def _from_file(cls, values: dict[str, Any], path: str | Path) -> "Plan":

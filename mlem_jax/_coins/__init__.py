@@ -5,3 +5,4 @@ from .clocked import StratifiedCoins as StratifiedCoins, SystematicCoins as Syst
 from .from_dict import coins_from_dict as coins_from_dict
 from .independent import IndependentCoins as IndependentCoins
 from .nested import NestedCoins as NestedCoins
+from .resumed import ResumedCoins as ResumedCoins

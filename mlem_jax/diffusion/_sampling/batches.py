@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from .._mesh import EACH, EVERYWHERE, spread
 from .failure import explain_failure
+from .given import Given
 from .sampler import Sampler
 
 # First and one past the last index.
@@ -36,7 +37,7 @@ def missing(job: Batch, there: Bool[np.ndarray, " n"]) -> list[Batch]:
 
 @eqx.filter_jit
 def draw(
-    mesh: Mesh, sampler: Sampler, indices: Int[Array, " n"], labels: PyTree
+    mesh: Mesh, sampler: Sampler, indices: Int[Array, " n"], given: Given
 ) -> tuple[Float[Array, "n ..."], Float[Array, "n saved ..."]]:
     """The samples of these indices, and their trajectories.
 
@@ -47,11 +48,11 @@ def draw(
     saveat = diffrax.SaveAt(t1=True, ts=sampler.save_at)
 
     def on_one_device(
-        arrays: Sampler, indices: Int[Array, " m"], labels: PyTree
+        arrays: Sampler, indices: Int[Array, " m"], given: Given
     ) -> tuple[Float[Array, "m ..."], Float[Array, "m saved ..."]]:
         sampler = eqx.combine(arrays, rest)
         solver = sampler.group_solver(indices[0])
-        states = jax.vmap(partial(sampler.solve, solver, saveat=saveat))(indices, labels)
+        states = jax.vmap(partial(sampler.solve, solver, saveat=saveat))(indices, given)
         return states[:, -1], states[:, :-1]
 
     # The check would ask every solver loop for annotations; nothing here is exchanged between devices.
@@ -62,7 +63,7 @@ def draw(
         out_specs=EACH,
         check_vma=False,
     )
-    return mapped(arrays, indices, labels)
+    return mapped(arrays, indices, given)
 
 
 def draw_batches(
@@ -70,23 +71,23 @@ def draw_batches(
     sampler: Sampler,
     jobs: list[Batch],
     size: int,
-    labels: PyTree,
+    given: Given,
     levels: tuple[int, ...],
 ) -> list[dict[str, np.ndarray]]:
     """The arrays of one batch per device. Where a batch is short, or there are fewer than devices, its last sample
     is drawn again to keep the shape."""
     padded = jobs + [jobs[-1]] * (mesh.size - len(jobs))
     indices = np.concatenate([np.minimum(np.arange(a, a + size), b - 1) for a, b in padded]).astype(np.int32)
-    chosen = jax.tree.map(lambda leaf: leaf[indices], labels)
-    images, trajectories = draw(mesh, sampler, spread(mesh, jnp.asarray(indices)), spread(mesh, chosen))
+    images, trajectories = draw(
+        mesh, sampler, spread(mesh, jnp.asarray(indices)), spread(mesh, given.at(indices))
+    )
     images, trajectories = np.asarray(images), np.asarray(trajectories)
     finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
     if not finite.all():
         index = int(indices[~finite].min())
-        label = jax.tree.map(lambda leaf: leaf[index], labels)
         on_one = jax.device_put(eqx.filter(sampler, eqx.is_array), mesh.devices.flat[0])
         alone = eqx.combine(on_one, sampler)
-        raise FloatingPointError(explain_failure(alone, index, label, levels))
+        raise FloatingPointError(explain_failure(alone, index, given.at(index), levels))
     arrays = []
     for device, (start, stop) in enumerate(jobs):
         rows = slice(device * size, device * size + stop - start)

@@ -18,6 +18,7 @@ from .._ladder.ladder import Guidance, Ladder
 from .._network.layers import check_label_range
 from .._predictor.adapter import NoisePredictor
 from .._predictor.drift import sampling_drifts
+from .given import Given
 from .sampler import Sampler
 
 
@@ -97,6 +98,38 @@ def check_labels(n: int, args: PyTree, labels: PyTree, levels: Any) -> None:
             check_label_range("The ladder", np.asarray(leaf), levels.config.classes)
 
 
+def check_given(
+    given: Given, *, start_at: float | int | None, n: int, shape: tuple[int, ...], dtype: Any
+) -> Given:
+    """The images and masks for all samples. Raises `ValueError` for other shapes, or one argument of a pair."""
+    for first, second, one, other in (
+        ("start_from", "start_at", given.origin, start_at),
+        ("known", "mask", given.known, given.mask),
+    ):
+        if (one is None) != (other is None):
+            raise ValueError(f"{first} and {second} belong together; give both, or neither.")
+    if start_at is not None and not start_at >= 0:
+        raise ValueError(f"start_at={start_at}; a noise level s of at least 0 is expected.")
+    return given._replace(
+        origin=_for_all("start_from", given.origin, n, shape, dtype),
+        known=_for_all("known", given.known, n, shape, dtype),
+        mask=_for_all("mask", given.mask, n, shape, bool),
+    )
+
+
+def _for_all(name: str, images: Any, n: int, shape: tuple[int, ...], dtype: Any) -> jax.Array | None:
+    if images is None:
+        return None
+    array = np.asarray(images)
+    try:
+        return jnp.asarray(np.broadcast_to(array, (n, *shape)), dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} has the shape {array.shape} for {n} samples of shape {shape}; {(n, *shape)} is expected, or "
+            f"{shape} for the same for all."
+        ) from error
+
+
 def saved_times(save_at: Numbers | None, plan: AbstractPlan) -> jax.Array | None:
     """The times at which trajectories are kept. Raises `ValueError`."""
     if save_at is None:
@@ -142,13 +175,11 @@ def make_sampler(
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, sampler)
 
 
-def check_levels(sampler: Sampler, levels: tuple[int, ...], labels: PyTree) -> None:
+def check_levels(sampler: Sampler, levels: tuple[int, ...], given: Given) -> None:
     """Raises `ValueError` for levels that do not fit the shape or each other, in a second and before any file."""
-    label = None if labels is None else jax.tree.map(lambda leaf: leaf[0], labels)
-    index = jnp.asarray(0)
-    _, term = find_multilevel_term(sampler.terms(index))
-    args = sampler.args if label is None else label
-    start = sampler.start(index)
+    index, first = jnp.asarray(0), given.at(0)
+    _, term = find_multilevel_term(sampler.terms(index, first))
+    args, start = sampler.level_args(first), sampler.start(index, first)
     try:
         term.check_levels(sampler.ts[0], start, args)
     except ValueError:

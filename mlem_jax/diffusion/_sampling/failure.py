@@ -4,17 +4,17 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from ..._term import find_multilevel_term
+from .given import Given
 from .sampler import Sampler
 
 
-def explain_failure(sampler: Sampler, index: int, label: PyTree, levels: tuple[int, ...]) -> str:
+def explain_failure(sampler: Sampler, index: int, given: Given, levels: tuple[int, ...]) -> str:
     """Which level, in which step and at which time, made this sample something that is not finite."""
     place = jnp.asarray(index)
     saveat = diffrax.SaveAt(t0=True, steps=True)
-    solve = eqx.filter_jit(lambda sampler: sampler.solve(sampler.group_solver(place), place, label, saveat))
+    solve = eqx.filter_jit(lambda sampler: sampler.solve(sampler.group_solver(place), place, given, saveat))
     states = np.asarray(solve(sampler))
     bad = np.nonzero(~np.isfinite(states).all(axis=tuple(range(1, states.ndim))))[0]
     if not len(bad):
@@ -24,8 +24,8 @@ def explain_failure(sampler: Sampler, index: int, label: PyTree, levels: tuple[i
         )
     step = int(bad[0]) - 1
     s, before = sampler.ts[step], jnp.asarray(states[step])
-    _, term = find_multilevel_term(sampler.terms(place))
-    args = sampler.args if label is None else label
+    _, term = find_multilevel_term(sampler.terms(place, given))
+    args = sampler.level_args(given)
     guilty = [
         str(level + 1)
         for level, drift in zip(levels, term.levels, strict=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, PRNGKeyArray, PyTree
+from jaxtyping import ArrayLike, Bool, PRNGKeyArray, PyTree
 
 from ..._calibration.abstract_plan import AbstractPlan
 from ..._custom_types import Numbers
@@ -21,6 +21,7 @@ from .._mesh import make_mesh, put_everywhere
 from .._predictor.adapter import NoisePredictor
 from .batches import Batch, draw_batches, missing, split
 from .checks import (
+    check_given,
     check_key,
     check_labels,
     check_levels,
@@ -30,6 +31,7 @@ from .checks import (
     positive_integer,
     saved_times,
 )
+from .given import Given
 from .pictures import as_bytes as to_bytes
 from .run_folder import Arrays, RunFolder
 from .sampler import Sampler
@@ -47,6 +49,10 @@ def sample(
     args: PyTree = None,
     labels: PyTree = None,
     guidance: Guidance | None = None,
+    start_from: ArrayLike | None = None,
+    start_at: float | int | None = None,
+    known: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     save_at: Numbers | None = None,
     batch_size: Any = 64,
     coin_group: Any = 64,
@@ -93,6 +99,12 @@ def sample(
     - `labels`: arrays with a leading axis of `n`: what each sample hands to them instead.
     - `guidance`: of a ladder with classes, one scale or one for each level, see
         [`mlem_jax.diffusion.Guided`][]; the plan's calibration is to be made with the same. Only with a ladder.
+    - `start_from`, `start_at`: images `(n, *shape)`, or one for all, and a noise level `s`: instead of from pure noise
+        sampling starts from these images, noised to the first of the plan's times at or below `start_at` (SDEdit, Meng
+        et al. 2022), and takes the steps that are left, with the same looks. Where none are left, which includes
+        `start_at=0`, the images come back as they are.
+    - `known`, `mask`: images `(n, *shape)`, or one for all, and where their pixels are known, in any shape that
+        broadcasts to them (inpainting). Samples have exactly the known pixels; the networks see these noised.
     - `save_at`: decreasing values of `s` between `plan.ts[0]` and `plan.ts[-1]` at which to keep the trajectories,
         linear between steps.
     - `batch_size`: samples that one device holds at a time; bounds its memory. With random coins, at most
@@ -119,6 +131,12 @@ def sample(
     check_labels(n, args, labels, levels)
     predictors, shape = levels_and_shape(levels, shape, guidance)
     check_plan(plan, predictors, shape, float(stochasticity))
+    given = check_given(
+        Given(labels, start_from, known, mask), start_at=start_at, n=n, shape=shape, dtype=plan.grid.dtype
+    )
+    nothing_left = start_at is not None and start_at < plan.ts[-2]
+    if start_at is not None and not nothing_left:
+        plan = plan.cut(float(start_at))
     sampler = make_sampler(
         predictors,
         plan,
@@ -129,12 +147,14 @@ def sample(
         save_at=saved_times(save_at, plan),
         coin_group=coin_group,
     )
-    check_levels(sampler, plan.levels, labels)
-    job = _Job(sampler, plan, n, labels, as_bytes, progress)
+    check_levels(sampler, plan.levels, given)
+    job = _Job(sampler, plan, n, given, as_bytes, progress)
+    if nothing_left:
+        job.take_origins()
     mesh = make_mesh(tuple(devices or jax.local_devices()))
     if out is None:
         return job.samples(job.draw(mesh, batch_size, None))
-    folder = RunFolder(out, _description(sampler, plan, key, labels, as_bytes))
+    folder = RunFolder(out, _description(sampler, plan, key, given, as_bytes))
     with folder.lock(shared=jax.process_count() > 1):
         job.take_from(folder)
         return job.samples(job.draw(mesh, batch_size, folder))
@@ -144,11 +164,11 @@ class _Job:
     """The samples that are there so far, and how the others come."""
 
     def __init__(
-        self, sampler: Sampler, plan: AbstractPlan, n: int, labels: PyTree, as_bytes: bool, progress: bool
+        self, sampler: Sampler, plan: AbstractPlan, n: int, given: Given, as_bytes: bool, progress: bool
     ):
-        self.sampler, self.levels, self.labels = sampler, plan.levels, labels
+        self.sampler, self.levels, self.given = sampler, plan.levels, given
         self.as_bytes, self.progress = as_bytes, progress
-        self.label_arrays = _label_arrays(labels)
+        self.label_arrays = _label_arrays(given.label)
         self.there: Bool[np.ndarray, " n"] = np.zeros(n, bool)
         # How many samples the folder's result has.
         self.stored = 0
@@ -163,6 +183,19 @@ class _Job:
         self.there[start:stop] = True
         for name, array in self.whole.items():
             array[start:stop] = arrays[name][: max(stop - start, 0)]
+
+    def take_origins(self) -> None:
+        """Takes the images from which samples would start, for want of steps."""
+        if self.sampler.save_at is not None:
+            raise ValueError("There are no steps of which save_at could keep states. Leave it out.")
+        self.take(0, {"images": self._finished(np.asarray(self.given.origin), 0)})
+
+    def _finished(self, images: np.ndarray, start: int) -> np.ndarray:
+        """Images of the samples from `start` on, with the known pixels and as they are stored."""
+        if self.given.known is not None:
+            rows = slice(start, start + len(images))
+            images = np.where(self.given.mask[rows], self.given.known[rows], images)
+        return to_bytes(images) if self.as_bytes else images
 
     def take_from(self, folder: RunFolder) -> None:
         """Takes what a folder has."""
@@ -193,10 +226,9 @@ class _Job:
         with show_progress("sampling", total=total, done=done, unit="samples", shown=shown) as progress:
             for first in range(0, len(todo), mesh.size):
                 jobs = todo[first : first + mesh.size]
-                drawn = draw_batches(mesh, sampler, jobs, size, self.labels, self.levels)
+                drawn = draw_batches(mesh, sampler, jobs, size, self.given, self.levels)
                 for (start, stop), arrays in zip(jobs, drawn, strict=True):
-                    if self.as_bytes:
-                        arrays["images"] = to_bytes(arrays["images"])
+                    arrays["images"] = self._finished(arrays["images"], start)
                     if folder is not None:
                         owned = {name: array[start:stop] for name, array in self.label_arrays.items()}
                         folder.add(start, stop, {**arrays, **owned})
@@ -208,9 +240,7 @@ class _Job:
         whole = self.whole
         if len(mine) < len(self.there):
             whole = {name: array[mine] for name, array in whole.items()}
-        labels = (
-            None if self.labels is None else jax.tree.map(lambda leaf: np.asarray(leaf)[mine], self.labels)
-        )
+        labels = jax.tree.map(lambda leaf: np.asarray(leaf)[mine], self.given.label)
         return Samples(whole["images"], whole.get("trajectories"), mine, labels)
 
 
@@ -223,7 +253,7 @@ def _label_arrays(labels: PyTree) -> Arrays:
 
 
 def _description(
-    sampler: Sampler, plan: AbstractPlan, key: PRNGKeyArray, labels: PyTree, as_bytes: bool
+    sampler: Sampler, plan: AbstractPlan, key: PRNGKeyArray, given: Given, as_bytes: bool
 ) -> dict[str, Any]:
     """What decides the samples, but for rounding; of the labels their kind, since those of more samples are more."""
     try:
@@ -235,7 +265,9 @@ def _description(
             "shape": list(sampler.shape),
             "stochasticity": sampler.stochasticity,
             "args": fingerprint(sampler.args),
-            "labels": str(jax.tree.map(lambda leaf: (str(leaf.dtype), leaf.shape[1:]), labels)),
+            "labels": str(jax.tree.map(lambda leaf: (str(leaf.dtype), leaf.shape[1:]), given.label)),
+            "start_from": fingerprint(given.origin),
+            "known": fingerprint((given.known, given.mask)),
             "save_at": None if sampler.save_at is None else np.asarray(sampler.save_at).tolist(),
             "coin_group": sampler.coin_group,
             "dtype": str(sampler.ts.dtype),

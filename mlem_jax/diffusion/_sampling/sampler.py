@@ -4,16 +4,18 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..._brownian import GridBrownianPath
 from .._predictor.adapter import NoisePredictor
 from .._predictor.drift import sampling_terms
+from .given import Given, knowing_pixels
 
 
 class Sampler(eqx.Module):
-    """All that a sample depends on, except for its index and label.
+    """All that a sample depends on, except for its index and what it is given.
 
     - `predictors`: those of the plan's levels, with `costs` of one evaluation each.
     - `solver`: the plan's, with the key from which the keys of the coin groups are made.
@@ -35,18 +37,28 @@ class Sampler(eqx.Module):
     stochasticity: float = eqx.field(static=True)
     coin_group: int | None = eqx.field(static=True)
 
-    def start(self, index: Int[Array, ""]) -> Float[Array, "..."]:
-        """The noise from which a sample starts."""
-        return self.ts[0] * jr.normal(jr.fold_in(self.noise_key, index), self.shape, self.ts.dtype)
+    def start(self, index: Int[Array, ""], given: Given) -> Float[Array, "..."]:
+        """The state from which a sample starts: noise, or the noised image or pixels that it is given."""
+        noise = self.ts[0] * jr.normal(jr.fold_in(self.noise_key, index), self.shape, self.ts.dtype)
+        start = noise if given.origin is None else given.origin + noise
+        return start if given.known is None else jnp.where(given.mask, given.known + noise, start)
 
-    def terms(self, index: Int[Array, ""]) -> Any:
+    def terms(self, index: Int[Array, ""], given: Given) -> Any:
         """The equation of a sample, with its own Brownian path."""
+        predictors = self.predictors
+        if given.known is not None:
+            predictors = tuple(map(knowing_pixels, predictors))
         path = None
         if self.stochasticity:
             path = GridBrownianPath(self.ts, self.shape, key=jr.fold_in(self.path_key, index))
         return sampling_terms(
-            *self.predictors, stochasticity=self.stochasticity, brownian_motion=path, costs=self.costs
+            *predictors, stochasticity=self.stochasticity, brownian_motion=path, costs=self.costs
         )
+
+    def level_args(self, given: Given) -> PyTree:
+        """The `args` of the levels for a sample."""
+        label = self.args if given.label is None else given.label
+        return label if given.known is None else given._replace(label=label)
 
     def group_solver(self, index: Int[Array, ""]) -> diffrax.AbstractSolver:
         """The solver with the coins of the group to which a sample belongs."""
@@ -59,18 +71,18 @@ class Sampler(eqx.Module):
         self,
         solver: diffrax.AbstractSolver,
         index: Int[Array, ""],
-        label: PyTree,
+        given: Given,
         saveat: diffrax.SaveAt,
     ) -> Float[Array, "saved ..."]:
         """One sample's states where `saveat` asks for them."""
         solution = diffrax.diffeqsolve(
-            self.terms(index),
+            self.terms(index, given),
             solver,
             self.ts[0],
             self.ts[-1],
             None,
-            self.start(index),
-            self.args if label is None else label,
+            self.start(index, given),
+            self.level_args(given),
             saveat=saveat,
             stepsize_controller=diffrax.StepTo(self.ts),
             max_steps=len(self.ts) - 1,
