@@ -48,12 +48,12 @@ print(calibration)
 # |---|---|---|
 # | cost | of one evaluation, the finest level being 1 (FLOPs, unless you say otherwise) | factors of 4 to 8 |
 # | seconds | wall-clock seconds of one evaluation of a batch | the same factors; if not, calibrate with `costs="seconds"` |
-# | RMS D_k (max) | the level's correction $D_k = f^k - f^{k-1}$, where it is largest | falls from level to level |
-# | variance J D_k | mean square movement of the *end* by a correction in one step ($J$: derivative of the end) | falls faster |
+# | max D_k | RMS of the level's correction $D_k = f^k - f^{k-1}$, where it is largest | falls from level to level |
+# | var J D_k | mean square movement of the *end* by a correction in one step ($J$: derivative of the end) | falls faster |
 # | mass | the same summed over the solve: how far the level could move the end | what gamma is fitted to |
 # | kurtosis | 3 for a Gaussian; large: a few trajectories decide the error | below 100, or more pilots |
 # | memory | for how many steps a correction stays alike | long: coupled coins gain much |
-# | telescoping | z-score: do the increments add up to the level? | within 4 or so |
+# | alone | how far the level alone ends from the finest: predicted from its effects, over measured | near 1; beyond 3 or below 1/3 do not trust plans with it |
 # | share | of what independent coins would pay, by level | no level takes it all |
 #
 # Below the table: **gamma**, in cost = accuracy$^{-\gamma}$, or why there is none; the error of the finest level alone
@@ -80,9 +80,10 @@ print(plan)
 # %% [markdown]
 # - **expected looks**: how many times each kept level fires; times *cost each* it is about the level's cost.
 # - **predicted error**: distance to the exact solution of the finest level; ± is its standard error over pilots. It has
-#   two parts: **steps**, the error of the finest level alone with as many steps, and **coins**. The larger one says
-#   what to spend on.
-# - **nonlinearity**: the error of trial runs over that of the linear model. Near 1 the linear model can be trusted.
+#   two parts: **steps**, the error of the finest level alone with as many steps, and **coins**. Their squares add up,
+#   unless trial runs showed that both point the same way. The larger one says what to spend on.
+# - **times the linear model's**: the coins' error, trial runs included, over that of the linear model. Near 1 the linear
+#   model can be trusted.
 # - **speed-up**: cost at the same error without ML-EM, on the finest level and on the best level alone.
 #
 # When is each network evaluated?

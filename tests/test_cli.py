@@ -95,7 +95,7 @@ def test_main_job_for_a_target_error(run, tmp_path):
     # toss and too little for independent coins on both levels.
     numbers = tmp_path / "numbers.json"
     result = run("--out", tmp_path / "out", "--json", numbers, "--error", 50, "--samples", 2)
-    assert result.exit_code == 0 and "by the clock" not in result.output, result.output
+    assert result.exit_code == 0 and "wall-clock" not in result.output, result.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["coins.png", "samples.png"]
     *euler, ours = json.loads(numbers.read_text())["rows"]
     assert all(row["method"].startswith("Euler") for row in euler)
@@ -103,7 +103,7 @@ def test_main_job_for_a_target_error(run, tmp_path):
     assert ours["method"] == "ML-EM default coins" and 0 < ours["finest_evaluations"] < 4
     # How long networks so small take is chance; whatever the plan is, it says by what it was made.
     timed = run("--out", tmp_path / "out", "--error", 50, "--samples", 2, "--in-seconds")
-    assert timed.exit_code == 0 and "Costs are by the clock" in timed.output, timed.output
+    assert timed.exit_code == 0 and "Costs are wall-clock seconds" in timed.output, timed.output
     unknown = run("trian", "--out", tmp_path)
     assert unknown.exit_code == 2 and "No such command 'trian'" in unknown.output
     both = run("--out", tmp_path, "--error", 50, "--budget", 3)

@@ -271,7 +271,7 @@ def test_plans_in_seconds_weigh_levels_by_the_clock(calibration):
     np.testing.assert_allclose(by_flops.costs, np.array(COSTS) / COSTS[-1])
     looks, more_looks = (p.table[:, -1].sum() for p in (plan, by_flops))
     assert looks < 0.8 * more_looks and plan.cost <= 12
-    assert f"by the clock, of batches of {timed.measurements.batch}" in str(plan) and "clock" not in str(
+    assert f"wall-clock seconds of batches of {timed.measurements.batch}" in str(plan) and "clock" not in str(
         by_flops
     )
 

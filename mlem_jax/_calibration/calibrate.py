@@ -1,27 +1,24 @@
 """Measuring levels along real trajectories, and trying ML-EM on them."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-import diffrax
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from .._custom_types import Args, Y
 from .._fingerprint import level_id, state_id
 from .._progress import show_progress
 from .._solver.method import AbstractMethod, EulerMaruyama
-from .._term import find_multilevel_term
 from .calibration import Calibration
 from .costs import check_costs, relative_costs, time_levels
+from .inputs import check_finite, make_pilots
 from .measurements import Measurements
-from .pilots import FixedTerms, LevelSubsetTerms, MakeTerms, PilotInputs, Pilots, ReportProgress
+from .pilots import LevelSubsetTerms, Pilots, ReportProgress
 from .single_runs import run_single_levels, strides
 from .sweep import sweep
 from .trial_runs import run_trials, TRIAL_BUDGETS
@@ -61,15 +58,15 @@ def calibrate(
         trajectory noise of its own (otherwise all see the same).
     - `ts`: times of the pilots' Euler steps, `(N + 1,)`: the finest grid a plan can use. `N` should be a multiple
         of 4 with many factors of 2, since plans may take every 2nd, 4th, ... of these times.
-    - `y0s`: initial states of the `P` pilot trajectories, with a leading axis. Errors of a plan are averages
-        over such states; with `P = 32` they are good to about ten per cent.
-    - `args`: what every pilot hands to the levels as their `args`; or
+    - `y0s`: initial states of the `P` pilot trajectories, with a leading axis; dtypes as for `diffeqsolve`. Errors of a
+        plan are averages over such states; with `P = 32` they are good to about ten per cent.
+    - `args`: what every pilot hands to the levels as their `args`, any PyTree; or
     - `labels`: arrays with a leading axis of `P`: what each pilot hands to them instead.
     - `key`: for the random directions, trial coins, and noise; keyword-only.
     - `method`: of the steps that plans take: [`mlem_jax.EulerMaruyama`][] for [`mlem_jax.MLEM`][] or
         [`mlem_jax.AdamsBashforth`][] for [`mlem_jax.MLAB2`][].
     - `costs`: cost of one evaluation of each level, in any unit; or `"flops"`, as compiled; or
-        `"seconds"`, by the clock for a batch. By default those of the term, or else the FLOPs.
+        `"seconds"`, wall-clock time for a batch. By default those of the term, or else the FLOPs.
     - `finest_error`: the finest level's own RMS error at the end, if known; only reported.
     - `probes`: random directions per trajectory.
     - `sensitivity_level`: index of the level whose derivative is used; the second finest by default.
@@ -80,9 +77,10 @@ def calibrate(
 
     Costs about `5 N` evaluations of the finest level on all pilots.
 
-    Raises `ValueError` for terms without a MultilevelTerm, with fewer than two levels, for labels beside `args` or
-    of another number than the pilots, for a wrong number of costs, times that are not monotone, or `N` not a
-    multiple of 4.
+    With one level only its errors are measured, and a plan says how many steps it needs.
+
+    Raises `ValueError` for terms without a MultilevelTerm, for labels beside `args` or of another number than the
+    pilots, for a wrong number of costs, times that are not monotone, or `N` not a multiple of 4.
     """
     if not isinstance(method, AbstractMethod):
         raise ValueError(
@@ -90,13 +88,17 @@ def calibrate(
             'mlem_jax.AdamsBashforth("log").'
         )
     keys = jr.split(key, 3)
-    pilots = _pilots(terms, ts, y0s, args, labels, keys[0], batch_size)
+    pilots = make_pilots(terms, ts, y0s, args, labels, keys[0], batch_size)
     num_levels, batches = len(pilots.term.levels), pilots.batches
     y0, inputs = jtu.tree_map(lambda leaf: leaf[0], batches[0])
     priced = check_costs(pilots.term, costs)
     runs = num_levels * len(strides(len(pilots.ts) - 1))
     work = len(batches) * (_SWEEP_WORK + runs) + len(trials) * len(TRIAL_BUDGETS)
-    with _progress_bar(work, progress) as report_progress:
+    with show_progress("calibrating", total=work, shown=progress) as display:
+
+        def report_progress(what: str, count: int) -> None:
+            display.advance(count, what)
+
         report_progress("timing the levels", 0)
         seconds = time_levels(pilots.term, pilots.ts[0], *batches[0], args)
         relative = relative_costs(pilots.term, priced, seconds, pilots.ts[0], y0, inputs.args(args))
@@ -116,38 +118,11 @@ def calibrate(
             levels_id=tuple(level_id(level) for level in pilots.term.levels),
             state_id=state_id(y0),
             finest_error=finest_error,
+            start_share=single.start_share,
             method=method,
         )
-        tried = run_trials(measured, trials, pilots, single.finest_ends, keys[2], report_progress)
+        tried = run_trials(measured, trials, pilots, single, keys[2], report_progress)
     return Calibration(measured, tried)
-
-
-def _pilots(
-    terms: PyTree | MakeTerms,
-    ts: ArrayLike,
-    y0s: Y,
-    args: Args,
-    labels: PyTree,
-    key: PRNGKeyArray,
-    batch_size: int,
-) -> Pilots:
-    """The pilots in batches. Raises `ValueError` for whatever does not fit together."""
-    count = jtu.tree_leaves(y0s)[0].shape[0]
-    make_terms = terms if _makes_terms(terms) else FixedTerms(terms)
-    place, term = find_multilevel_term(make_terms(key))
-    if len(term.levels) < 2:
-        raise ValueError("There is nothing to calibrate with one level; use diffrax.Euler().")
-    ts = jnp.asarray(ts, jnp.result_type(float))
-    _check_times(ts)
-    _check_labels(labels, args, count)
-    inputs = PilotInputs(jr.split(key, count), jtu.tree_map(jnp.asarray, labels))
-    y0, first = jtu.tree_map(lambda leaf: leaf[0], (y0s, inputs))
-    term.check_levels(ts[0], y0, first.args(args))
-    batches = [
-        jtu.tree_map(lambda leaf: leaf[i : i + batch_size], (y0s, inputs))  # noqa: B023
-        for i in range(0, count, batch_size)
-    ]
-    return Pilots(make_terms, place, term, ts, args, batches)
 
 
 def _sweep(
@@ -166,47 +141,5 @@ def _sweep(
         jax.block_until_ready(found[-1])
         report_progress("increments along trajectories", _SWEEP_WORK)
     sizes, effects = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
-    _check_finite(effects, pilots.ts)
+    check_finite(effects, pilots.ts)
     return sizes, effects
-
-
-def _makes_terms(terms: Any) -> bool:
-    return callable(terms) and not isinstance(terms, diffrax.AbstractTerm)
-
-
-def _check_labels(labels: PyTree, args: Args, pilots: int) -> None:
-    if labels is not None and args is not None:
-        raise ValueError("Give args, the same for all pilots, or labels, one for each; not both.")
-    for leaf in jtu.tree_leaves(labels):
-        if jnp.shape(leaf)[:1] != (pilots,):
-            raise ValueError(
-                f"labels has an array of shape {jnp.shape(leaf)} for {pilots} pilots; one entry per pilot is "
-                f"expected, shape ({pilots}, ...). For the same for all write args=..."
-            )
-
-
-def _check_times(ts: jax.Array) -> None:
-    steps = np.diff(np.asarray(ts))
-    if ts.ndim != 1 or len(steps) < 4 or len(steps) % 4 or not (np.all(steps > 0) or np.all(steps < 0)):
-        raise ValueError(
-            f"calibrate was given times of shape {ts.shape}; an increasing or decreasing sequence is "
-            "expected whose number of steps is a multiple of 4, for example jnp.linspace(t0, t1, 129)."
-        )
-
-
-def _check_finite(effects: np.ndarray, ts: Array) -> None:
-    bad = ~np.all(np.isfinite(effects), axis=(1, 3))
-    if np.any(bad):
-        steps = len(ts) - 1
-        raise ValueError(
-            f"{int(np.sum(np.any(bad, axis=0)))} of {effects.shape[2]} pilot trajectories of Euler on the finest level "
-            f"with {steps} steps, or the derivatives along them, are not finite. Calibrate with a finer ts, for "
-            f"example {4 * steps} steps, or with sensitivity_level=0 if only the derivatives explode."
-        )
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar, as a function of what is being done and of how much work is done since."""
-    with show_progress("calibrating", total=total, unit="runs", shown=shown) as display:
-        yield lambda what, advance: display.advance(advance, what)

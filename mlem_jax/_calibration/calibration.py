@@ -29,10 +29,12 @@ class Calibration:
     - `measurements`: sizes and effects of the increments, costs, and errors of each level alone along pilot
         trajectories, a [`mlem_jax.Measurements`][].
     - `trials`: runs of the multilevel method on the same pilots, a [`mlem_jax.Trials`][].
+    - `remarks`: what else the caller of `calibrate` noticed, in words; printed, and part of the advice of each plan.
     """
 
     measurements: Measurements
     trials: Trials
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_levels(self) -> int:
@@ -86,7 +88,7 @@ class Calibration:
         Raises `ValueError` if both or neither of budget and error are given, if they are not positive, or if they
         cannot be met.
         """
-        return choose_plan(
+        plan = choose_plan(
             self.measurements,
             self.trials,
             budget=budget,
@@ -96,6 +98,7 @@ class Calibration:
             levels=levels,
             in_seconds=in_seconds,
         )
+        return dataclasses.replace(plan, advice=(*plan.advice, *self.remarks))
 
     def mismatch(self, levels: Sequence[Any], y0: Y) -> str | None:
         """A sentence that says how these levels or this state differ from those that were measured, or `None`."""
@@ -121,13 +124,12 @@ class Calibration:
         levels is checked by `require`."""
         remedy = "Measure it again: mlem_jax.calibrate(...).save(FILE)."
         _, values = read_record(path, {_KIND: _VERSION}, "a calibration", remedy)
-        records = {"measurements": Measurements, "trials": Trials}
-        return cls(
-            **{name: decode_record(kind, values.get(name, {}), path) for name, kind in records.items()}
-        )
+        for name, record in (("measurements", Measurements), ("trials", Trials)):
+            values[name] = decode_record(record, values.get(name, {}), path)
+        return decode_record(cls, values, path)
 
     def __str__(self) -> str:
-        return calibration_report(self.measurements, self.trials)
+        return "\n".join([calibration_report(self.measurements, self.trials), *self.remarks])
 
 
 def make_plan(calibration: Calibration, **settings: Any) -> Plan:

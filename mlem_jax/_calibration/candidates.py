@@ -75,7 +75,7 @@ def _candidate(
         selection=selection,
         table=table[: model.steps, model.pad :],
         cost=cost,
-        error=float(np.hypot(coin_error, discretisation)),
+        error=search.trials.total_error(coins.name, budget, coin_error, discretisation),
         discretisation=discretisation,
         coin_error=coin_error,
         uncertainty=uncertainty,

@@ -27,6 +27,8 @@ class Measurements:
         `(K, S)`.
     - `levels_id`, `state_id`: which levels and which shape of state these are.
     - `finest_error`: the finest level's own error, if the user knows it.
+    - `start_share`: what share of the initial states is left in the finest level's end states: the slope of a
+        regression through zero over pilots and components. `None` if it was not measured.
     - `method`: of the steps of single levels and trial runs.
     """
 
@@ -43,6 +45,7 @@ class Measurements:
     levels_id: tuple[str, ...]
     state_id: str
     finest_error: float | None = None
+    start_share: float | None = None
     method: AbstractMethod = EulerMaruyama()  # noqa: RUF009 (immutable)
 
     @property

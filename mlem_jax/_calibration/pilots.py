@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, Shaped
 
 from .._custom_types import Args, Y
 from .._solver.method import AbstractMethod
@@ -161,14 +161,31 @@ def segmented_ends(
     return ys
 
 
-def squared_distances(ends: list[PyTree], others: list[PyTree]) -> Float[np.ndarray, " pilots"]:
-    """Mean squares over the state's components, for each pilot; infinite where a solve exploded."""
+def differences(ends: list[PyTree], others: list[PyTree]) -> Shaped[np.ndarray, "pilots components"]:
+    """The components of end states less those of others, in double precision."""
     found = []
     for end, other in zip(ends, others, strict=True):
         pairs = zip(jtu.tree_leaves(end), jtu.tree_leaves(other), strict=True)
         apart = [(np.asarray(a) - np.asarray(b)).reshape(a.shape[0], -1) for a, b in pairs]
-        found.append(np.mean(np.concatenate(apart, axis=1).astype(float) ** 2, axis=1))
-    return np.nan_to_num(np.concatenate(found), nan=np.inf, posinf=np.inf)
+        found.append(np.concatenate(apart, axis=1))
+    joined = np.concatenate(found)
+    return joined.astype(np.result_type(joined.dtype, float))
+
+
+def squared_distances(ends: list[PyTree], others: list[PyTree]) -> Float[np.ndarray, " pilots"]:
+    """Mean squares over the state's components, for each pilot; infinite where a solve exploded."""
+    squares = np.mean(np.abs(differences(ends, others)) ** 2, axis=1)
+    return np.nan_to_num(squares, nan=np.inf, posinf=np.inf)
+
+
+def cosine(
+    first: Shaped[np.ndarray, "pilots components"], second: Shaped[np.ndarray, "pilots components"]
+) -> float:
+    """Of the angle between two sets of vectors, over all pilots; 0 where one of them vanishes or exploded."""
+    length = np.sqrt(np.sum(np.abs(first) ** 2) * np.sum(np.abs(second) ** 2))
+    if not 0 < length < np.inf:
+        return 0.0
+    return float(np.real(np.vdot(first, second)) / length)
 
 
 def root_mean(squares: Float[np.ndarray, " pilots"]) -> tuple[float, float]:

@@ -18,13 +18,22 @@ from .abstract_plan import AbstractPlan
 from .files import decode_record
 from .linear_model import toss
 
+# A ratio to a linear error that all but vanishes says no more than that.
+_LARGEST_RATIO = 100.0
+
+
+def times(ratio: float) -> str:
+    """A ratio in words."""
+    return f"{ratio:.2g} times" if ratio < _LARGEST_RATIO else f"over {_LARGEST_RATIO:.0f} times"
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Plan(AbstractPlan):
     """A plan of [`mlem_jax.MLEM`][] or [`mlem_jax.MLAB2`][], or of one level alone.
 
     What all plans offer is in [`mlem_jax.AbstractPlan`][]. One level alone means no coins: `advice` says why. `error`
-    is the root of the sum of squares of `discretisation` and `coin_error`.
+    is that of `discretisation` and `coin_error` together: the root of the sum of their squares, or more where the
+    trial runs showed that they point the same way (`Trials.alignment`).
 
     - `table`: probability of each kept level in each step, `(N, K)`.
     - `coins`: the policy.
@@ -72,9 +81,10 @@ class Plan(AbstractPlan):
         return toss(self.coins, self.table, solver.key[None])[0] > 0
 
     def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
-        """The solver for `plan.terms(terms)`: a multilevel one, to which further settings are passed, or where one
-        level alone is best the method's solver for one level."""
-        if len(self.levels) == 1:
+        """The solver for `plan.terms(terms)`: a multilevel one, to which further settings (`record`, `shared`,
+        `check_finite`) are passed. Where one level alone is best and there are no settings, the method's solver for one
+        level. Raises `TypeError` for a setting that the multilevel solver does not have."""
+        if len(self.levels) == 1 and not settings:
             return self.method.single_level_solver()
         return self.method.multilevel_solver(self.probabilities, coins=self.coins, key=key, **settings)
 
@@ -121,7 +131,9 @@ class Plan(AbstractPlan):
         spread = self.relative_error_of_prediction
         lines.append(f"predicted error        {self.error:.4g} ± {100 * spread:.0f}%")
         lines.append(f"  steps ({method})".ljust(23) + f"{self.discretisation:.4g}")
-        lines.append(f"  coins                {self.coin_error:.4g}  (nonlinearity {self.nonlinearity:.2f})")
+        lines.append(
+            f"  coins                {self.coin_error:.4g}  ({times(self.nonlinearity)} the linear model's)"
+        )
         if self.finest_error is not None:
             lines.append(f"  finest level itself  {self.finest_error:.4g}  (not in the predicted error)")
         lines.append(

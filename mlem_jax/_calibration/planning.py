@@ -1,6 +1,8 @@
 """The choice between a multilevel plan and one level alone, for a budget or a target error."""
 
 import dataclasses
+import numbers
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from .._coins import AbstractCoins, SystematicCoins
 from .allocation import FEW_LOOKS
 from .candidates import best_candidate, Candidate, Search
 from .measurements import Measurements
-from .plan import Plan
+from .plan import Plan, times
 from .single_level import best_alone, single_level_plan, speedups
 from .trials import Trials
 
@@ -19,6 +21,22 @@ _BRACKET = 0.02
 _STRONGLY_NONLINEAR = 2.0
 _UNCERTAIN = 0.15
 _GAIN = 1.05
+
+
+class UnreachableError(ValueError):
+    """No plan reaches the target error; `least` is the smallest one found, infinite if there is no plan at all."""
+
+    def __init__(self, error: float | int, least: float, steps: int):
+        found = (
+            f"the predicted error is at least {least:.3g}"
+            if np.isfinite(least)
+            else "there is no plan at all"
+        )
+        super().__init__(
+            f"An error of {error:g} cannot be reached: with the calibration's {steps} steps {found}. Calibrate with more "
+            "steps, or accept a larger error."
+        )
+        self.least = least
 
 
 def choose_plan(
@@ -35,10 +53,9 @@ def choose_plan(
     """The plan for a budget or a target error; arguments and errors as for `Calibration.plan`."""
     if (budget is None) == (error is None):
         raise ValueError(f"A plan needs budget=... or error=..., one of them; got {budget} and {error}.")
-    wanted = budget if error is None else error
-    assert wanted is not None
-    if not 0 < wanted < np.inf:
-        raise ValueError(f"A budget or an error is a positive number; got {wanted}.")
+    wanted = _positive("budget", budget) if error is None else _positive("error", error)
+    steps = None if steps is None else _whole("steps", steps)
+    levels = None if levels is None else tuple(_whole("levels", level) for level in levels)
     if not isinstance(coins, AbstractCoins):
         raise ValueError(f"coins={coins!r}: an object such as mlem_jax.StratifiedCoins() is expected.")
     search = Search(measured.in_seconds() if in_seconds else measured, trials, coins, steps, levels)
@@ -48,8 +65,23 @@ def choose_plan(
         plan = _plan_for_error(search, wanted)
     if not in_seconds:
         return plan
-    clock = f"Costs are by the clock, of batches of {measured.batch} on {measured.device}."
-    return dataclasses.replace(plan, advice=(*plan.advice, clock))
+    unit = f"Costs are wall-clock seconds of batches of {measured.batch} on {measured.device}."
+    return dataclasses.replace(plan, advice=(*plan.advice, unit))
+
+
+def _positive(name: str, value: Any) -> float:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and 0 < float(value) < np.inf):
+        raise ValueError(
+            f"A plan was given {name}={value!r}; a positive number is expected, such as {name}=8."
+        )
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"A plan was given {value!r} in {name}=...; whole numbers are expected.")
+    return int(value)
 
 
 def _plan_for_error(search: Search, error: float | int) -> Plan:
@@ -66,11 +98,7 @@ def _plan_for_error(search: Search, error: float | int) -> Plan:
 
     plan = attempt(high)
     if plan is None or plan.error > error:
-        least = "unknown" if plan is None else f"{plan.error:.3g}"
-        raise ValueError(
-            f"An error of {error:g} cannot be reached: with the calibration's {measured.num_steps} steps the "
-            f"predicted error is at least {least}. Calibrate with more steps, or accept a larger error."
-        )
+        raise UnreachableError(error, np.inf if plan is None else plan.error, measured.num_steps)
     while high - low > _BRACKET:
         middle = 0.5 * (low + high)
         found = attempt(middle)
@@ -137,7 +165,7 @@ def _advice(search: Search, best: Candidate) -> list[str]:
         advice.append("These coins were not tried on the pilots; the prediction is the linear model's.")
     elif not 1 / _STRONGLY_NONLINEAR < best.nonlinearity < _STRONGLY_NONLINEAR:
         advice.append(
-            f"With what trial runs showed, the coins err {best.nonlinearity:.1f} times what the linear model says: "
+            f"With what trial runs showed, the coins err {times(best.nonlinearity)} what the linear model says: "
             "strongly nonlinear at this budget, trust the prediction less."
         )
     looks = float(np.sum(best.table[:, -1]))

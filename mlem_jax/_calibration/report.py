@@ -3,11 +3,18 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from .measurements import Measurements
+from .plan import times
 from .trials import Trials
 
+# Warnings are given beyond these. Giles (2015) warns of a kurtosis above 100.
 _KURTOSIS = 100.0
+_FAR_OFF = 3.0
+_CLOSE_COSTS = 2.0
+_MUCH_WORSE = 2.0
+_SMALLEST = 1e-30
 
 
 class Regression(NamedTuple):
@@ -83,19 +90,20 @@ def memory(measured: Measurements) -> np.ndarray:
     return found
 
 
-def telescoping(measured: Measurements) -> np.ndarray:
-    """z-scores, `(K,)`: the mean effect of `f^k` on one half of the pilots against the sum of the mean effects
-    of `D_1, ..., D_k` on the other half. Beyond 4 or so, the levels are not what was differenced."""
-    moves = np.einsum(
-        "nkpr,n->kpr", measured.effects.astype(float), np.abs(np.diff(measured.ts)), optimize=True
-    )
-    total = np.cumsum(np.mean(moves, axis=2), axis=0)
-    half = total.shape[1] // 2
-    one, other = total[:, :half], total[:, half:]
-    variance = np.var(one, axis=1) / max(half, 1) + np.var(other, axis=1) / other.shape[1]
-    if half < 2:
-        return np.full(measured.num_levels, np.nan)
-    return (one.mean(1) - other.mean(1)) / np.sqrt(np.maximum(variance, 1e-300))
+def alone_ratio(measured: Measurements) -> Float[np.ndarray, " levels"]:
+    """How far each level alone ends from the finest one as its effects predict, `sum_n h_n J (f^K - f^k)`, over how far
+    it was measured to end, `(K,)`; NaN for the finest level.
+
+    The prediction comes from the sweep along the finest level's path, the measurement from solves of the level alone.
+    About 1 where the linear model holds; far from 1 where the increments are not what the solver evaluates (a level
+    that is not a function of its arguments) or where the level leaves the neighbourhood of the path.
+    """
+    moves = np.einsum("nkpr,n->kpr", measured.effects.astype(float), np.abs(np.diff(measured.ts)))
+    # The increments of all finer levels are what a level alone lacks.
+    lacking = np.cumsum(moves[::-1], axis=0)[::-1][1:]
+    predicted = np.sqrt(np.mean(lacking**2, axis=(1, 2)))
+    found = measured.single_error[:-1, -1]
+    return np.append(predicted / np.maximum(found, _SMALLEST), np.nan)
 
 
 def useless(measured: Measurements) -> list[int]:
@@ -125,14 +133,15 @@ def warnings(measured: Measurements, trials: Trials) -> list[str]:
             found.append(
                 f"Level {k + 1}: kurtosis {value:.0f} > 100: a few trajectories decide the error; use more pilots."
             )
-    for k, z in enumerate(telescoping(measured)):
-        if abs(z) > 5:
+    for k, ratio in enumerate(alone_ratio(measured)[:-1]):
+        if not 1 / _FAR_OFF < ratio < _FAR_OFF:
             found.append(
-                f"Level {k + 1}: telescoping check failed (z = {z:.1f}); is the level deterministic?"
+                f"Level {k + 1} alone ends {ratio:.2g} times as far from the finest level as measured, says the linear "
+                "model: do not trust predictions with this level. Is it a function of t, y and args only?"
             )
     ratios = measured.costs[1:] / measured.costs[:-1]
     for k, ratio in enumerate(ratios):
-        if ratio < 2:
+        if ratio < _CLOSE_COSTS:
             found.append(
                 f"Levels {k + 1} and {k + 2} are close together: their costs differ by a factor of {ratio:.2g} only."
             )
@@ -147,55 +156,71 @@ def warnings(measured: Measurements, trials: Trials) -> list[str]:
     for name, budget, predicted, found_error in zip(
         trials.coins, trials.budget, trials.predicted, trials.measured, strict=True
     ):
-        if found_error > 2 * predicted:
+        if found_error > _MUCH_WORSE * predicted:
             found.append(
-                f"{name} at budget {budget:g}: trial runs erred {found_error / predicted:.1f} times the linear "
-                "prediction (strongly nonlinear)."
+                f"{name} at budget {budget:g}: trial runs erred {times(found_error / max(predicted, _SMALLEST))} the "
+                "linear prediction (strongly nonlinear)."
             )
     return found
 
 
 def calibration_report(measured: Measurements, trials: Trials) -> str:
     """The report that `print(calibration)` shows."""
-    mass, kurt, lag, z = (f(measured) for f in (lambda c: c.mass, kurtosis, memory, telescoping))
+    costs, mass, ratio = measured.costs, measured.mass, alone_ratio(measured)
     variance = np.mean(measured.effect_rms**2, axis=0)
-    worth = mass[1:] * np.sqrt(measured.costs[1:] + measured.costs[:-1])
-    share = np.concatenate([[0.0], worth / worth.sum()])
+    worth = mass[1:] * np.sqrt(costs[1:] + costs[:-1])
+    share = np.concatenate([[0.0], worth / max(worth.sum(), _SMALLEST)])
+    columns = (
+        ("cost", 9, costs, ".4g"),
+        ("seconds", 9, measured.seconds, ".2g"),
+        ("max D_k", 9, measured.increment_rms.max(axis=0), ".3g"),
+        ("var J D_k", 10, variance, ".2g"),
+        ("mass", 8, mass, ".3g"),
+        ("kurtosis", 9, kurtosis(measured), ".1f"),
+        ("memory", 7, memory(measured), ".0f"),
+        ("alone", 7, ratio, ".2f"),
+        ("share", 6, share, ".0%"),
+    )
     lines = [
-        f"{measured.num_levels} levels, {len(measured.ts) - 1} steps, {measured.effects.shape[2]} pilot "
-        f"trajectories; seconds for a batch of {measured.batch} on {measured.device}",
-        "level       cost    seconds  RMS D_k(max)  variance J D_k   mass  kurtosis  memory  telescoping  share",
+        f"{measured.num_levels} levels, {measured.num_steps} steps, {measured.num_pilots} pilot trajectories",
+        f"seconds: for a batch of {measured.batch} on {measured.device}",
+        "level" + "".join(f"{name:>{width}}" for name, width, *_ in columns),
     ]
     for k in range(measured.num_levels):
-        lines.append(
-            f"{k + 1:5d} {measured.costs[k]:10.4g} {measured.seconds[k]:10.3g} "
-            f"{measured.increment_rms[:, k].max():13.4g} {variance[k]:15.3g} {mass[k]:6.3g} {kurt[k]:9.1f} "
-            f"{lag[k]:7.0f} {z[k]:12.1f} {100 * share[k]:5.0f}%"
-        )
-    lines.append(
-        "(mass: sum of h times RMS of J D_k; memory: steps until kicks decorrelate; telescoping: z-score; share of "
-        "the cost-error product of independent coins)"
-    )
-    fit = regression(measured)
-    if fit is None:
-        lines.append("gamma: needs at least three levels")
-    elif not fit.gamma > (2 * fit.standard_error if np.isfinite(fit.standard_error) else 0):
-        lines.append(
-            f"gamma cannot be measured here (a fit says {fit.gamma:.3g} ± {fit.standard_error:.2g}): the effects of "
-            f"levels {', '.join(map(str, fit.levels))} do not fall as a power of their costs."
-        )
-    else:
-        spread = "" if np.isinf(fit.standard_error) else f" ± {fit.standard_error:.2f}"
-        lines.append(
-            f"gamma = {fit.gamma:.2f}{spread} (mass of levels {', '.join(map(str, fit.levels))} against cost);"
-        )
-        lines.append(
-            f"in Giles' letters beta = {fit.giles_beta:.2f}, gamma_G = {fit.giles_gamma:.2f} per level, and gamma = "
-            "2 gamma_G / beta"
-        )
+        cells = ["-" if np.isnan(v[k]) else format(v[k], form) for _, _, v, form in columns]
+        widths = [width for _, width, *_ in columns]
+        lines.append(f"{k + 1:5d}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+    lines += [*_LEGEND, *_gamma_lines(measured)]
     finest = ", ".join(
         f"{error:.3g} ({steps})"
         for steps, error in zip(measured.single_steps, measured.single_error[-1], strict=True)
     )
     lines.append(f"{measured.method.single_level_name} on the finest level errs (steps): {finest}")
     return "\n".join([*lines, *warnings(measured, trials)])
+
+
+_LEGEND = (
+    "(max D_k: RMS of the increment where it is largest; var J D_k: mean square of what",
+    "it does to the end state in one step; mass: sum of h times RMS of J D_k; memory:",
+    "steps until effects decorrelate; alone: distance of the level alone to the finest,",
+    "predicted over measured; share: of the cost-error product of independent coins)",
+)
+
+
+def _gamma_lines(measured: Measurements) -> list[str]:
+    """Gamma, or why there is none."""
+    fit = regression(measured)
+    if fit is None:
+        return ["gamma: needs at least three levels"]
+    names = ", ".join(map(str, fit.levels))
+    if not fit.gamma > (2 * fit.standard_error if np.isfinite(fit.standard_error) else 0):
+        return [
+            f"gamma cannot be measured here (a fit says {fit.gamma:.3g} ± {fit.standard_error:.2g}): the effects of "
+            f"levels {names} do not fall as a power of their costs."
+        ]
+    uncertainty = "" if np.isinf(fit.standard_error) else f" ± {fit.standard_error:.2f}"
+    return [
+        f"gamma = {fit.gamma:.2f}{uncertainty} (mass of levels {names} against cost);",
+        f"in Giles' letters beta = {fit.giles_beta:.2f}, gamma_G = {fit.giles_gamma:.2f} per level, and gamma = "
+        "2 gamma_G / beta",
+    ]

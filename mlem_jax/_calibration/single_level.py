@@ -8,7 +8,8 @@ from .._coins import AbstractCoins
 from .measurements import Measurements
 from .plan import Plan
 
-_MOST_STEPS = 1e6
+# The step counts that are tried for an error: this many, spaced evenly on a logarithmic axis up to the last.
+_TRIED, _MOST_STEPS = 4000, 1e6
 
 
 class SingleLevel(NamedTuple):
@@ -37,7 +38,7 @@ def best_alone(measured: Measurements, budget: float | int, steps: int | None = 
 
 def steps_for_error(measured: Measurements, level: int, error: float | int) -> float:
     """Steps on one level alone for this error: the fewest that reach it, infinite if none do."""
-    counts = np.geomspace(measured.single_steps[0], _MOST_STEPS, 4000)
+    counts = np.geomspace(measured.single_steps[0], _MOST_STEPS, _TRIED)
     reached = measured.single_level_error(level, counts) <= error
     return float(counts[np.argmax(reached)]) if np.any(reached) else np.inf
 
@@ -56,11 +57,18 @@ def single_level_plan(
     # A subset of the calibrated times, so that a noise path on their grid still fits.
     ts = measured.ts[np.round(np.linspace(0, total, alone.steps + 1)).astype(int)]
     cost = alone.steps * float(measured.costs[alone.level])
-    reason = (
-        "no combination of levels fits the budget"
-        if multilevel_error is None
-        else f"the best combination of levels would err {multilevel_error:.3g}"
-    )
+    if measured.num_levels == 1:
+        advice = "There is one level; it is solved alone."
+    else:
+        reason = (
+            "no combination of levels fits the budget"
+            if multilevel_error is None
+            else f"the best combination of levels would err {multilevel_error:.3g}"
+        )
+        advice = (
+            f"Use level {alone.level + 1} alone: it errs {alone.error:.3g} at this budget; {reason}. ML-EM does not "
+            "pay here."
+        )
     over_finest, over_single = speedups(measured, alone.error, cost)
     return Plan(
         ts=ts,
@@ -80,8 +88,5 @@ def single_level_plan(
         finest_error=measured.finest_error,
         levels_id=measured.levels_id,
         state_id=measured.state_id,
-        advice=(
-            f"Use level {alone.level + 1} alone: it errs {alone.error:.3g} at this budget; {reason}. ML-EM does not "
-            "pay here.",
-        ),
+        advice=(advice,),
     )

@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from .._solver.method import AbstractMethod
 from .pilots import (
+    differences,
     Pilots,
     ReportProgress,
     rms_distance,
@@ -22,16 +24,25 @@ from .pilots import (
 _STRIDES, _LONGER_STRIDES, _FEWEST_STEPS = (1, 2, 4), (8, 16, 32), 8
 # Differences between step counts count as converging where they fall by this share of what the order promises.
 _CONVERGING = 0.8
+_SMALLEST_SQUARE = 1e-300
 
 
 class SingleRuns(NamedTuple):
-    """Step counts; errors of each level against the reference, and their relative standard errors; and the finest
-    level's end states by stride, for each batch."""
+    """What came of them.
+
+    - `steps`: step counts.
+    - `error`, `uncertainty`: of each level against the reference, and the relative standard error of that.
+    - `finest_ends`: the finest level's end states by stride, for each batch.
+    - `reference`: its best known end states, for each batch.
+    - `start_share`: what share of the initial states is left in them.
+    """
 
     steps: Int[np.ndarray, " counts"]
     error: Float[np.ndarray, "levels counts"]
     uncertainty: Float[np.ndarray, "levels counts"]
     finest_ends: dict[int, list[PyTree]]
+    reference: list[PyTree]
+    start_share: float
 
 
 def strides(total: int) -> list[int]:
@@ -70,7 +81,16 @@ def run_single_levels(pilots: Pilots, method: AbstractMethod, report_progress: R
         for k in range(num_levels)
     ]
     errors, uncertainties = np.moveaxis(np.array(rows), 2, 0)
-    return SingleRuns(np.array([total // m for m in reversed(every)]), errors, uncertainties, finest_ends)
+    steps = np.array([total // m for m in reversed(every)])
+    share = _share_left([ys for ys, _ in pilots.batches], reference)
+    return SingleRuns(steps, errors, uncertainties, finest_ends, reference, share)
+
+
+def _share_left(starts: list[PyTree], ends: list[PyTree]) -> float:
+    """The slope of a regression of end states on initial states through zero, over all pilots and components."""
+    origin = [jtu.tree_map(jnp.zeros_like, ys) for ys in starts]
+    start, end = differences(starts, origin), differences(ends, origin)
+    return float(np.real(np.vdot(start, end)) / max(np.sum(np.abs(start) ** 2), _SMALLEST_SQUARE))
 
 
 def _reference(finest_ends: dict[int, list[PyTree]], order: int) -> tuple[list[PyTree], float]:

@@ -28,7 +28,7 @@ def sweep(
 ) -> tuple[Float[Array, "steps levels pilots"], Float[Array, "steps levels pilots probes"]]:
     """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step along Euler on
     the finest level; `J` is that of the flow of `make_cheap`'s terms. Mean squares over directions are
-    mean squares over the state's components."""
+    mean squares over the state's components, a complex one counting once with its absolute square."""
     components = sum(leaf[0].size for leaf in jtu.tree_leaves(y0s))
 
     def one_path(y0: Y, inputs: PilotInputs, key: PRNGKeyArray) -> tuple[Array, Array]:
@@ -41,8 +41,8 @@ def sweep(
         def back(adjoints: Y, step: Array) -> tuple[Y, tuple[Array, Array]]:
             y = jtu.tree_map(lambda leaf: leaf[step], path)
             increments = _increments(term.levels, ts[step], y, given)
-            squares = jnp.stack([_dot(d, d) for d in increments]) / components
-            effects = jnp.stack([jax.vmap(lambda a, d=d: _dot(a, d))(adjoints) for d in increments])
+            squares = jnp.stack([_pair(jtu.tree_map(jnp.conj, d), d) for d in increments]) / components
+            effects = jnp.stack([jax.vmap(lambda a, d=d: _pair(a, d))(adjoints) for d in increments])
 
             def advance(y: Y) -> Y:
                 return jtu.tree_map(jnp.add, y, _step(cheap_terms, ts[step], ts[step + 1], y, given))
@@ -60,11 +60,17 @@ def sweep(
 
 
 def _directions(y0: Y, probes: int, key: PRNGKeyArray) -> PyTree:
-    """Random signs like the state, with a leading axis."""
+    """Random signs like the state, with a leading axis; of real and imaginary parts where it is complex."""
     leaves, structure = jtu.tree_flatten(y0)
-    drawn = [
-        jr.rademacher(jr.fold_in(key, i), (probes, *leaf.shape), leaf.dtype) for i, leaf in enumerate(leaves)
-    ]
+
+    def draw(key: PRNGKeyArray, leaf: Array) -> Array:
+        shape = (probes, *leaf.shape)
+        if not jnp.iscomplexobj(leaf):
+            return jr.rademacher(key, shape, leaf.dtype)
+        real, imaginary = (jr.rademacher(k, shape, leaf.real.dtype) for k in jr.split(key))
+        return jax.lax.complex(real, imaginary)
+
+    drawn = [draw(jr.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)]
     return jtu.tree_unflatten(structure, drawn)
 
 
@@ -74,8 +80,9 @@ def _increments(levels: tuple[Callable, ...], t: Array, y: Y, args: Args) -> lis
     return [drifts[0]] + [jtu.tree_map(jnp.subtract, fine, coarse) for fine, coarse in pairs]
 
 
-def _dot(a: Y, b: Y) -> Array:
-    products = jtu.tree_map(lambda u, v: jnp.sum(u * v), a, b)
+def _pair(a: Y, b: Y) -> Array:
+    """The real part of the sum of products: the pairing of cotangents and tangents in JAX, for complex states too."""
+    products = jtu.tree_map(lambda u, v: jnp.sum((u * v).real), a, b)
     return jnp.sum(jnp.stack(jtu.tree_leaves(products)))
 
 

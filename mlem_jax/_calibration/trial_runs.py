@@ -6,7 +6,7 @@ import diffrax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from .._coins import AbstractCoins
 from .._custom_types import Args, Y
@@ -14,6 +14,8 @@ from .._probabilities.probabilities import TabulatedProbabilities
 from .linear_model import error_of_counts, select, Selection, toss
 from .measurements import Measurements
 from .pilots import (
+    cosine,
+    differences,
     LevelSubsetTerms,
     MakeTerms,
     PilotInputs,
@@ -25,6 +27,7 @@ from .pilots import (
 )
 from .plan import Plan
 from .planning import choose_plan
+from .single_runs import SingleRuns
 from .trials import Trials
 
 TRIAL_BUDGETS = (2.0, 4.0, 10.0, 25.0)
@@ -38,17 +41,17 @@ def run_trials(
     measured: Measurements,
     policies: Sequence[AbstractCoins],
     pilots: Pilots,
-    finest_ends: dict[int, list[PyTree]],
+    single: SingleRuns,
     key: PRNGKeyArray,
     report_progress: ReportProgress,
 ) -> Trials:
     """Solves the pilots with each policy at a few budgets as a plan would. Compares the distance to the finest level
-    alone in the same steps, whose end states are given for each stride, with what the linear model predicts."""
+    alone in the same steps, with what the linear model predicts."""
     total = measured.num_steps
     levels = _kept_levels(measured)
     kept = LevelSubsetTerms(pilots.make_terms, levels)
     segment = int(measured.single_steps[0])
-    rows: list[tuple[str, float, float, float, float]] = []
+    rows: list[tuple[str, float, float, float, float, float]] = []
     for policy in policies:
         seeds = 1 if policy.deterministic else _SEEDS
         for budget in TRIAL_BUDGETS:
@@ -62,25 +65,29 @@ def run_trials(
             table[:steps, model.pad :] = plan.table
             # The same coins for the prediction and the solve, so that a few seeds are enough to compare.
             counts = toss(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
-            distances = []
+            finest = single.finest_ends[total // steps]
+            distances, alignment = [], 0.0
             for count in counts:
                 fired = count[:steps, model.pad :]
                 ends = [
                     _solve(kept, plan, fired, segment, ys, pilots.args, inputs, key)
                     for ys, inputs in pilots.batches
                 ]
-                distances.append(squared_distances(ends, finest_ends[total // steps]))
+                distances.append(squared_distances(ends, finest))
+                if policy.deterministic:
+                    alignment = cosine(differences(ends, finest), differences(finest, single.reference))
             predicted = error_of_counts(model, table, counts)
-            rows.append((policy.name, budget, predicted, *root_mean(np.mean(distances, axis=0))))
+            rows.append((policy.name, budget, predicted, *root_mean(np.mean(distances, axis=0)), alignment))
     if not rows:
         return Trials.none()
-    names, budgets, predictions, measurements, uncertainties = zip(*rows, strict=True)
+    names, budgets, predictions, measurements, uncertainties, alignments = zip(*rows, strict=True)
     return Trials(
         coins=names,
         budget=np.array(budgets),
         predicted=np.array(predictions),
         measured=np.array(measurements),
         uncertainty=np.array(uncertainties),
+        alignment=np.array(alignments),
     )
 
 

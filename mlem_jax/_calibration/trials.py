@@ -19,6 +19,9 @@ class Trials:
     - `budget`: of the run, in evaluations of the finest level.
     - `predicted`, `measured`: the coins' part of the error (RMS) as the linear model predicts it and as it was.
     - `uncertainty`: the relative standard error of `measured`, from the differences between pilots.
+    - `alignment`: the cosine of the angle between the coins' error and that of the steps, over all pilots and
+        components, for deterministic policies; 0 for random ones, whose error is as often of either sign, and where it
+        was not measured.
     """
 
     coins: tuple[str, ...]
@@ -26,6 +29,7 @@ class Trials:
     predicted: Float[np.ndarray, " trials"]
     measured: Float[np.ndarray, " trials"]
     uncertainty: Float[np.ndarray, " trials"]
+    alignment: Float[np.ndarray, " trials"] | None = None
 
     @classmethod
     def none(cls) -> "Trials":
@@ -45,10 +49,9 @@ class Trials:
         added; where a trial erred less than predicted, the prediction is multiplied by that ratio. Both are
         interpolated between budgets on logarithmic axes and constant beyond.
         """
-        mine = [i for i, name in enumerate(self.coins) if name == coins]
+        mine = self._rows(coins)
         if not mine:
             return linear, uncertainty
-        mine.sort(key=lambda i: self.budget[i])
         x, here = np.log(self.budget[mine]), np.log(budget)
         predicted, measured = (
             np.clip(values[mine], _SMALLEST, _LARGEST) for values in (self.predicted, self.measured)
@@ -57,3 +60,20 @@ class Trials:
         factor = np.exp(np.interp(here, x, np.log(np.minimum(1.0, measured / predicted))))
         error = float(np.hypot(factor * linear, np.exp(np.interp(here, x, np.log(beyond)))))
         return error, max(uncertainty, float(np.interp(here, x, self.uncertainty[mine])))
+
+    def total_error(self, coins: str, budget: float | int, coin_error: float, discretisation: float) -> float:
+        """The error of coins and steps together: `sqrt(a**2 + b**2 + 2 c a b)` with `c` the alignment, interpolated
+        between budgets on a logarithmic axis. A negative one counts as 0: whether errors cancel depends on more than
+        the budget, and a prediction does not rely on it."""
+        mine = self._rows(coins)
+        alignment = 0.0
+        if mine and self.alignment is not None:
+            alignment = max(
+                0.0, float(np.interp(np.log(budget), np.log(self.budget[mine]), self.alignment[mine]))
+            )
+        return float(np.sqrt(coin_error**2 + discretisation**2 + 2 * alignment * coin_error * discretisation))
+
+    def _rows(self, coins: str) -> list[int]:
+        """Of the trials of a policy, by growing budget."""
+        mine = [i for i, name in enumerate(self.coins) if name == coins]
+        return sorted(mine, key=lambda i: self.budget[i])

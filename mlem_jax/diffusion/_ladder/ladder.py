@@ -19,6 +19,7 @@ import numpy as np
 from ..._calibration.calibrate import calibrate
 from ..._calibration.calibration import Calibration
 from ..._calibration.plan import Plan
+from ..._calibration.planning import UnreachableError
 from ..._io import full_disk_explained
 from ..._solver.method import AbstractMethod, AdamsBashforth, EulerMaruyama
 from ..._term import MultilevelTerm
@@ -32,6 +33,8 @@ from .toml import config_text, read_saved_config
 _SHIPPED = Path(__file__).parents[1] / "fashion_mnist"
 # In which a ladder is calibrated. A diffusion model's drift is closer to a straight line in log s than in s.
 METHODS = (EulerMaruyama(), AdamsBashforth("log"))
+# A denoiser's samples contain of its start noise about their own size over s_max: half a per cent for s_max = 80.
+_NOISE_LEFT = 0.05
 _CONFIG, _CARD = "ladder.toml", "card.json"
 # One scale for all levels, or one for each.
 Guidance = float | int | Sequence[float | int]
@@ -133,7 +136,8 @@ class Ladder:
         predicted error, or for a wanted `error` the cheaper one. Arguments and errors as for
         [`mlem_jax.make_plan`][]."""
         there = [method for method in METHODS if _kind(sde, method) in self.calibrations] or METHODS[:1]
-        found, refusals = [], []
+        found: list[Plan] = []
+        refusals: list[ValueError] = []
         for method in there:
             calibration = self.calibration(sde=sde, method=method)
             calibration.require(self._drifts(sde), jnp.zeros(self.config.shape))
@@ -142,7 +146,8 @@ class Ladder:
             except ValueError as refusal:
                 refusals.append(refusal)
         if not found:
-            raise refusals[0]
+            unreachable = [refusal for refusal in refusals if isinstance(refusal, UnreachableError)]
+            raise min(unreachable, key=lambda refusal: refusal.least, default=refusals[0])
         return min(found, key=lambda plan: plan.error if error is None else plan.cost)
 
     def flops(self) -> tuple[float, ...]:
@@ -173,7 +178,15 @@ def calibrate_ladder(
     labels = None if classes is None else jr.randint(jr.fold_in(key, 2), (pilots,), 0, classes)
     term = ladder.term(sde=sde, guidance=guidance)
     terms = NoisyTerms(term, ts, shape) if sde else term
-    return calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, progress=progress)
+    found = calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, progress=progress)
+    share = found.measurements.start_share
+    if share is None or abs(share) < _NOISE_LEFT:
+        return found
+    remark = (
+        f"The finest level does not denoise: {share:.0%} of the noise that sampling starts from is left at its end; "
+        "errors are distances to that end. Train it longer, or give it a shape that can represent an image."
+    )
+    return dataclasses.replace(found, remarks=(remark,))
 
 
 def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:
