@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, Shaped
 
-from .._custom_types import Args, Y
+from .._custom_types import Args, RealScalarLike, Y
 from .._solver.method import AbstractMethod
 from .._term import find_multilevel_term, MultilevelTerm
 from .levels import keep_levels
@@ -52,9 +52,14 @@ class SingleLevelTerms(eqx.Module):
     def __call__(self, key: PRNGKeyArray) -> PyTree:
         terms = self.make_terms(key)
         _, term = find_multilevel_term(terms)
-        # Plain functions, because lax.switch wants to hash its branches and modules have no hash.
-        branches = [lambda t, y, args, f=f: f(t, y, args) for f in term.levels]
-        kept = MultilevelTerm(lambda t, y, args: jax.lax.switch(self.level, branches, t, y, args))
+
+        def selected(t: RealScalarLike, y: Y, args: Args) -> Y:
+            # Plain functions, because lax.switch hashes its branches and modules have no hash. They capture args, which
+            # may contain what is no array.
+            branches = [lambda t, y, f=f: f(t, y, args) for f in term.levels]
+            return jax.lax.switch(self.level, branches, t, y)
+
+        kept = MultilevelTerm(selected)
         if self.place is None:
             return kept
         return diffrax.MultiTerm(*(kept if i == self.place else x for i, x in enumerate(terms.terms)))

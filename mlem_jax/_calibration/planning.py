@@ -19,6 +19,7 @@ MIDPOINT = SystematicCoins(offset=0.5)
 _BRACKET = 0.02
 # Advice is given beyond these.
 _STRONGLY_NONLINEAR = 2.0
+_LINEAR_PART_CANCELS = 20.0
 _UNCERTAIN = 0.15
 _GAIN = 1.05
 
@@ -163,6 +164,11 @@ def _advice(search: Search, best: Candidate) -> list[str]:
         )
     if search.coins.name not in search.trials.coins:
         advice.append("These coins were not tried on the pilots; the prediction is the linear model's.")
+    elif best.nonlinearity > _LINEAR_PART_CANCELS:
+        advice.append(
+            "The linear parts of the coins' errors cancel. What is left was measured in trial runs with other budgets: "
+            "the prediction may be off by a factor of 3."
+        )
     elif not 1 / _STRONGLY_NONLINEAR < best.nonlinearity < _STRONGLY_NONLINEAR:
         advice.append(
             f"With what trial runs showed, the coins err {times(best.nonlinearity)} what the linear model says: "

@@ -62,15 +62,14 @@ class Trials:
         return error, max(uncertainty, float(np.interp(here, x, self.uncertainty[mine])))
 
     def total_error(self, coins: str, budget: float | int, coin_error: float, discretisation: float) -> float:
-        """The error of coins and steps together: `sqrt(a**2 + b**2 + 2 c a b)` with `c` the alignment, interpolated
-        between budgets on a logarithmic axis. A negative one counts as 0: whether errors cancel depends on more than
-        the budget, and a prediction does not rely on it."""
+        """The error of coins and steps together: `sqrt(a**2 + b**2 + 2 c a b)` with `c` the larger alignment of the two
+        trials next to the budget, or 0. Where the sign changes depends on more than the budget, and a prediction does
+        not rely on errors that cancel."""
         mine = self._rows(coins)
         alignment = 0.0
         if mine and self.alignment is not None:
-            alignment = max(
-                0.0, float(np.interp(np.log(budget), np.log(self.budget[mine]), self.alignment[mine]))
-            )
+            above = int(np.searchsorted(self.budget[mine], budget))
+            alignment = max(0.0, *self.alignment[mine][max(above - 1, 0) : above + 1].tolist())
         return float(np.sqrt(coin_error**2 + discretisation**2 + 2 * alignment * coin_error * discretisation))
 
     def _rows(self, coins: str) -> list[int]:
