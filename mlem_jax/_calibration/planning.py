@@ -34,8 +34,8 @@ class UnreachableError(ValueError):
             else "there is no plan at all"
         )
         super().__init__(
-            f"An error of {error:g} cannot be reached: with the calibration's {steps} steps {found}. Calibrate with more "
-            "steps, or accept a larger error."
+            f"An error of {error:g} cannot be reached: with the calibration's {steps} steps {found}. Calibrate with "
+            "more steps, or accept a larger error."
         )
         self.least = least
 
