@@ -261,3 +261,13 @@ def test_one_level_functions_in_args_and_whole_numbers_as_states():
         and plan.advice == ("There is one level; it is solved alone.",)
     )
     assert "gamma: needs" in str(found)
+    assert repr(found) == "<Calibration for MLEM: 1 levels, 16 steps, 2 pilots>"
+    assert repr(plan).startswith("<Plan: levels 1, 10 steps, cost 10, predicted error 0.0")
+
+
+def test_tables_fit_into_80_columns():
+    measured = made(random_effects(0), (0.01, 0.1, 1.0))
+    plan = choose_plan(measured, ml.Trials.none(), budget=3.0)
+    report = str(ml.Calibration(measured, ml.Trials.none())).splitlines()
+    for line in [*report[:6], *str(plan).splitlines()[:8]]:
+        assert len(line) <= 80, line

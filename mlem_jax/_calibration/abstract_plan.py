@@ -20,7 +20,7 @@ _Plan = TypeVar("_Plan", bound="AbstractPlan")
 _REMEDY = "Make it again: calibration.plan(...).save(FILE)."
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class AbstractPlan(abc.ABC):
     """How to solve within a budget, and what will come of it. From `Calibration.plan`; `print` it.
 
@@ -85,6 +85,13 @@ class AbstractPlan(abc.ABC):
     @abc.abstractmethod
     def _from_file(cls: type[_Plan], values: dict[str, Any], path: str | Path) -> _Plan:
         """The plan whose fields were written to a file."""
+
+    def __repr__(self) -> str:
+        levels = ", ".join(str(level + 1) for level in self.levels)
+        return (
+            f"<{type(self).__name__}: levels {levels}, {len(self.ts) - 1} steps, cost {self.cost:.3g}, predicted error "
+            f"{self.error:.3g}>"
+        )
 
     @property
     def grid(self) -> Float[Array, " times"]:

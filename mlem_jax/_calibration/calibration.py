@@ -22,7 +22,7 @@ from .trials import Trials
 _KIND, _VERSION = "calibration", 2
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """What [`mlem_jax.calibrate`][] found out about the levels of one problem. `print` it for a report.
 
@@ -127,6 +127,13 @@ class Calibration:
         for name, record in (("measurements", Measurements), ("trials", Trials)):
             values[name] = decode_record(record, values.get(name, {}), path)
         return decode_record(cls, values, path)
+
+    def __repr__(self) -> str:
+        measured = self.measurements
+        return (
+            f"<Calibration for {self.method.name}: {measured.num_levels} levels, {measured.num_steps} steps, "
+            f"{measured.num_pilots} pilots>"
+        )
 
     def __str__(self) -> str:
         return "\n".join([calibration_report(self.measurements, self.trials), *self.remarks])

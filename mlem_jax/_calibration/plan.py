@@ -27,7 +27,7 @@ def times(ratio: float) -> str:
     return f"{ratio:.2g} times" if ratio < _LARGEST_RATIO else f"over {_LARGEST_RATIO:.0f} times"
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Plan(AbstractPlan):
     """A plan of [`mlem_jax.MLEM`][] or [`mlem_jax.MLAB2`][], or of one level alone.
 
@@ -137,7 +137,7 @@ class Plan(AbstractPlan):
         if self.finest_error is not None:
             lines.append(f"  finest level itself  {self.finest_error:.4g}  (not in the predicted error)")
         lines.append(
-            f"speed-up at that error {self.speedup_over_finest:.1f} over {method} on the finest level, "
+            f"speed-up at that error {self.speedup_over_finest:.1f} over {method} on the finest level,"
         )
-        lines[-1] += f"{self.speedup_over_single:.1f} over the best single level"
+        lines.append(f"                       {self.speedup_over_single:.1f} over the best single level")
         return "\n".join([*lines, *self.advice])
