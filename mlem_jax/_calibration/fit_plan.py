@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from .._custom_types import Y
+from .._fingerprint import level_id, state_id
 from .._io import read_npz, write_safely
 from .._solver.multistep import LinearMultistep
 from .._solver.multistep_coefficients import MultistepCoefficients
 from .abstract_plan import AbstractPlan
-from .fingerprints import level_id, state_id
 
 _VERSION = 1
 _TABLE = ("ts", "drifts", "increments", "looks", "corrections", "repeats")

@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._custom_types import Args, TimeVariable, Y
+from .._fingerprint import level_id, state_id
 from .._progress import show_progress
 from .._solver.multistep_coefficients import MultistepCoefficients
 from .._term import find_multilevel_term
-from .calibrate import _check_labels, _makes_terms
 from .costs import check_costs, relative_costs, time_levels
-from .fingerprints import level_id, state_id
 from .fit_pilots import FitPilots
 from .fit_plan import cost_to_reach, envelope, FittedSteps
 from .fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from .fit_step import everyone, left_out
+from .inputs import check_labels, makes_terms
 from .pilots import FixedTerms, PilotInputs
 from .search_steps import Found, multilevel, Searcher, single_level
 
@@ -97,7 +97,7 @@ def fit_steps(
     Raises `ValueError` for terms without a `MultilevelTerm`, fewer than 8 pilots, times that are not monotone, a `most`
     below 2, labels beside `args` or of another number than the pilots, or a wrong number of costs.
     """
-    make_terms = terms if _makes_terms(terms) else FixedTerms(terms)
+    make_terms = terms if makes_terms(terms) else FixedTerms(terms)
     example = make_terms(key)
     _, term = find_multilevel_term(example)
     fine = _checked_times(ts)
@@ -111,7 +111,7 @@ def fit_steps(
             f"fit_steps was given most={most!r}; the cost of at least {_SINGLE[0]} evaluations of the finest level is "
             "expected, for example most=16."
         )
-    _check_labels(labels, args, count)
+    check_labels(labels, args, count)
     labels = jtu.tree_map(jnp.asarray, labels)
     y0 = jtu.tree_map(lambda leaf: leaf[0], y0s)
     own = PilotInputs(jr.split(key, count), labels)

@@ -29,9 +29,9 @@ def make_pilots(
     _check_times(ts)
     y0s = jtu.tree_map(lambda y: _as_solved(y, ts), y0s)
     count = _count(y0s)
-    make_terms = terms if _makes_terms(terms) else FixedTerms(terms)
+    make_terms = terms if makes_terms(terms) else FixedTerms(terms)
     place, term = find_multilevel_term(make_terms(key))
-    _check_labels(labels, args, count)
+    check_labels(labels, args, count)
     inputs = PilotInputs(jr.split(key, count), jtu.tree_map(jnp.asarray, labels))
     y0, first = jtu.tree_map(lambda leaf: leaf[0], (y0s, inputs))
     term.check_levels(ts[0], y0, first.args(args))
@@ -59,11 +59,11 @@ def _count(y0s: PyTree[Array]) -> int:
     return shapes[0][0]
 
 
-def _makes_terms(terms: Any) -> bool:
+def makes_terms(terms: Any) -> bool:
     return callable(terms) and not isinstance(terms, diffrax.AbstractTerm)
 
 
-def _check_labels(labels: PyTree, args: Args, pilots: int) -> None:
+def check_labels(labels: PyTree, args: Args, pilots: int) -> None:
     if labels is not None and args is not None:
         raise ValueError("Give args, the same for all pilots, or labels, one for each; not both.")
     for leaf in jtu.tree_leaves(labels):
