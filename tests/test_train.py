@@ -1,14 +1,17 @@
 """The trainer: deterministic, continued after a kill, matched levels, a ladder end to end."""
 
+import dataclasses
 import shutil
 import signal
 import subprocess
 import sys
 
+import diffrax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from diffusion_problems import arrays, stand_in, tiny_config, tiny_images
+from diffusion_problems import arrays, stand_in, TINY, tiny_config, tiny_images
 
 from mlem_jax._io import full_disk_explained
 from mlem_jax.diffusion import calibrate_ladder, load_ladder
@@ -290,6 +293,29 @@ def test_too_few_images_and_a_rate_that_diverges(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_ladder_of_one_level_is_trained_loaded_and_solved(tmp_path):
+    config = dataclasses.replace(tiny_config(), levels=TINY.levels[1:])
+    images = tiny_images(64)
+    ladder = train_ladder(config, tmp_path, images, tiny_images(16, seed=1), progress=False)
+    assert not ladder.calibrations and ladder.card["held_out_loss"]["to_finest"] == [0.0]
+    ts = config.process.grid(8)
+    solution = diffrax.diffeqsolve(
+        ladder.term(),
+        diffrax.Euler(),
+        ts[0],
+        ts[-1],
+        None,
+        ts[0] * jnp.ones((4, 4, 1)),
+        stepsize_controller=diffrax.StepTo(ts),
+    )
+    assert np.all(np.isfinite(solution.ys))
+    # Other data into the same folder, by name.
+    with pytest.raises(
+        ValueError, match="begun with other data: with images in memory .64 .*, and now more.npy"
+    ):
+        train_ladder(config, tmp_path, tiny_images(65), images, progress=False, data_name="more.npy")
+
+
 def test_a_ladder_from_one_file(tmp_path, monkeypatch):
     def one_measured(ladder, **settings):
         # Each calibration compiles for half a minute; how they are measured has its own tests.

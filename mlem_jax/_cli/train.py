@@ -139,11 +139,14 @@ def train(
     console.print(
         "MFLOP: per image; to finest: mean squared distance to finest level's output.", highlight=False
     )
-    following = (
-        f"Images: python -m mlem_jax sample --checkpoint {out} --n 64 --out FOLDER"
-        if ladder.calibrations
-        else f"Next: python -m mlem_jax calibrate --checkpoint {out} --out FILE.npz"
-    )
+    if ladder.calibrations:
+        following = f"Images: python -m mlem_jax sample --checkpoint {out} --n 64 --out FOLDER"
+    elif len(ladder.networks) > 1:
+        following = f"Next: python -m mlem_jax calibrate --checkpoint {out} --out FILE.npz"
+    else:
+        following = (
+            "One level needs no plan: draw images with its term and any solver, such as diffrax.Euler()."
+        )
     console.print(following, highlight=False, soft_wrap=True)
     console.print(f"In Python: mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r})", soft_wrap=True)
 

@@ -52,7 +52,8 @@ def train_ladder(
 
     At the end the ladder is calibrated on `pilots` images for plans of the probability flow, in steps of either order,
     and of the reverse SDE. A few images in a hundred leave their path, and they decide the RMS error; hence so many.
-    With 0 pilots that is left for [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings.
+    With 0 pilots that is left for [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings. A single level is
+    not calibrated; any solver of diffrax takes its `Ladder.term()`.
 
     A configuration with classes needs the labels of both sets of images. Its ladder is calibrated for labels drawn
     uniformly and no guidance.
@@ -90,7 +91,7 @@ def train_ladder(
     )
     card = _card(config, networks, trained, (held_out, held_out_labels), len(images), start is not None)
     ladder = Ladder(trained, config, card, {})
-    if pilots:
+    if pilots and len(trained) > 1:
         settings = {"pilots": pilots, "progress": progress}
         calibrations = {
             "ode": calibrate_ladder(ladder, **settings),
