@@ -49,6 +49,11 @@ def test_quoted_error_messages_are_in_the_source():
         assert found or message == "The maximum number of solver steps was reached", message
 
 
+def test_the_files_to_copy_are_there():
+    named = re.findall(r"`(mlem_jax/[\w/]+\.py)`", (DOCS / "extending.md").read_text())
+    assert len(named) > 5 and [path for path in named if not (ROOT / path).is_file()] == []
+
+
 def code_of(path):
     return "\n".join(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S))
 
