@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import mlem_jax as ml
-from mlem_jax._calibration.levels import keep_levels
+from mlem_jax._term import with_levels
 from mlem_jax.diffusion import Ladder, NoisyTerms
 
 
@@ -92,7 +92,7 @@ class Kept(eqx.Module):
     costs: tuple[float, ...] = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> Any:
-        return keep_levels(self.make_terms(key), self.levels, costs=np.array(self.costs))
+        return with_levels(self.make_terms(key), self.levels, costs=np.array(self.costs))
 
 
 def random_features(*, gamma: float, num_levels: int = 5, sde: bool = False, steps: int = 256) -> Problem:

@@ -19,14 +19,13 @@ from ._coins import (
     SystematicCoins as SystematicCoins,
 )
 from ._learning.learn import learn_probabilities as learn_probabilities, LearningHistory as LearningHistory
-from ._probabilities.probabilities import (
+from ._probabilities import (
     AbstractProbabilities as AbstractProbabilities,
     ConstantProbabilities as ConstantProbabilities,
     PowerLaw as PowerLaw,
     Rates as Rates,
     TabulatedProbabilities as TabulatedProbabilities,
 )
-from ._solver.base import Firings as Firings, MLEMState as MLEMState
 from ._solver.budget import (
     expected_evaluations as expected_evaluations,
     scale_to_budget as scale_to_budget,
@@ -42,6 +41,7 @@ from ._solver.mlab2 import MLAB2 as MLAB2
 from ._solver.mlem import MLEM as MLEM
 from ._solver.multistep import LinearMultistep as LinearMultistep, MultistepState as MultistepState
 from ._solver.multistep_coefficients import MultistepCoefficients as MultistepCoefficients
+from ._solver.state import Firings as Firings, MLAB2State as MLAB2State, MLEMState as MLEMState
 from ._term import MultilevelTerm as MultilevelTerm
 
 __version__ = "0.1.0"

@@ -34,18 +34,21 @@ def as_key(caller: str, key: Any, *, name: str = "key") -> PRNGKeyArray:
     if isinstance(key, np.ndarray | jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             if key.ndim == 0:
-                return key
+                return jnp.asarray(key)
             raise ValueError(
                 f"{caller} was given {name} with {key.shape} keys; one key is expected. Write {name}=keys[i], or map "
                 "over the keys with jax.vmap."
             )
         if key.dtype == jnp.uint32 and key.ndim == 1:
             return jnp.asarray(key)
-    raise ValueError(f"{caller} was given {name}={key!r}; a random key is expected: {name}=jax.random.key(0).")
+    raise ValueError(
+        f"{caller} was given {name}={key!r}; a random key is expected: {name}=jax.random.key(0)."
+    )
 
 
-def as_int(caller: str, value: Any, *, name: str, least: int = 1) -> int:
-    """A whole number from `least` on, of any integer type. Raises `ValueError` for another value."""
+def as_int(caller: str, value: Any, *, name: str, least: int = 1, expected: str | None = None) -> int:
+    """A whole number from `least` on, of any integer type. Raises `ValueError` for another value; the message says
+    what is `expected`, by default a whole number from `least` on."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -53,9 +56,8 @@ def as_int(caller: str, value: Any, *, name: str, least: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or number < least:
-        raise ValueError(
-            f"{caller} was given {name}={value!r}; a whole number from {least} on is expected."
-        ) from None
+        expected = f"a whole number from {least} on is expected" if expected is None else expected
+        raise ValueError(f"{caller} was given {name}={value!r}; {expected}.") from None
     return number
 
 

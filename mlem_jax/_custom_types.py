@@ -10,7 +10,6 @@ from jaxtyping import Array, ArrayLike, PyTree, Real, Shaped
 Numbers = ArrayLike | Sequence[Any]
 # The variable in which MLAB2 extrapolates a drift linearly: the time or its logarithm.
 TimeVariable = Literal["time", "log"]
-Clock = TimeVariable
 
 if TYPE_CHECKING:
     RealScalarLike = int | float | Array | np.ndarray

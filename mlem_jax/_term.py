@@ -8,10 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._batching import any_in_batch
+from ._checks import as_costs
 from ._custom_types import Args, Numbers, RealScalarLike, Y
 
 
@@ -83,14 +83,7 @@ class MultilevelTerm(diffrax.AbstractTerm):
                     f"expected.{hint}"
                 )
         if costs is not None:
-            array = np.asarray(costs, float)
-            positive = np.all((array > 0) & np.isfinite(array))
-            if array.shape != (len(levels),) or not positive or np.any(np.diff(array) < 0):
-                raise ValueError(
-                    f"MultilevelTerm has {len(levels)} levels and was given costs={costs}. One positive "
-                    "number per level is expected, cheapest level first."
-                )
-            costs = tuple(array.tolist())
+            costs = tuple(as_costs("MultilevelTerm", costs, len(levels)).tolist())
         self.levels = levels
         self.costs = costs
 
@@ -188,11 +181,13 @@ class MultilevelTerm(diffrax.AbstractTerm):
                 )
 
 
-def find_multilevel_term(terms: PyTree) -> tuple[int | None, MultilevelTerm]:
+def find_multilevel_term(
+    terms: PyTree, caller: str = "A multilevel solver"
+) -> tuple[int | None, MultilevelTerm]:
     """Where the one MultilevelTerm is in what a diffrax solver was given, and the term itself.
 
-    The place is `None` for a bare term, else its index in the `MultiTerm`. Raises `ValueError`, with
-    what to write instead, for any other term.
+    The place is `None` for a bare term, else its index in the `MultiTerm`. Raises `ValueError`, with the name of the
+    caller and what to write instead, for any other term.
     """
 
     def inner(term: Any) -> Any:
@@ -208,16 +203,33 @@ def find_multilevel_term(terms: PyTree) -> tuple[int | None, MultilevelTerm]:
     shown = f"MultiTerm({names})" if isinstance(terms, diffrax.MultiTerm) else names
     if "AdjointTerm" in names:
         raise ValueError(
-            "MLEM cannot run under BacksolveAdjoint, which solves another equation backwards in time. Use "
+            f"{caller} cannot run under BacksolveAdjoint, which solves another equation backwards in time. Use "
             "diffrax.RecursiveCheckpointAdjoint() (the default), DirectAdjoint() or ForwardMode()."
         )
     if len(places) > 1:
         raise ValueError(
-            f"MLEM was given {shown}; it needs exactly one MultilevelTerm. Add the drifts up inside the "
+            f"{caller} was given {shown}; it needs exactly one MultilevelTerm. Add the drifts up inside the "
             "levels: MultilevelTerm(lambda t, y, args: cheap1(t, y, args) + cheap2(t, y, args), ...)."
         )
     raise ValueError(
-        f"MLEM was given {shown}; it needs exactly one MultilevelTerm. For an ODE write "
+        f"{caller} was given {shown}; it needs exactly one MultilevelTerm. For an ODE write "
         "MultilevelTerm(cheap, ..., finest) in place of ODETerm(finest); for an SDE write "
         "MultiTerm(MultilevelTerm(cheap, ..., finest), ControlTerm(diffusion, brownian_motion))."
     )
+
+
+def with_levels(terms: PyTree, levels: tuple[int, ...], *, costs: Numbers | None = None) -> PyTree:
+    """The same terms with some of their levels, by index, cheapest first; and with these costs, or the ones that they
+    had. Raises `ValueError` where there are fewer levels."""
+    place, term = find_multilevel_term(terms)
+    if len(term.levels) <= max(levels):
+        raise ValueError(
+            f"Level {max(levels) + 1} is wanted and the MultilevelTerm has {len(term.levels)} levels. Pass terms with "
+            "all the levels."
+        )
+    if costs is None and term.costs is not None:
+        costs = [term.costs[k] for k in levels]
+    kept = MultilevelTerm(*[term.levels[k] for k in levels], costs=costs)
+    if place is None:
+        return kept
+    return diffrax.MultiTerm(*(kept if i == place else other for i, other in enumerate(terms.terms)))

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._custom_types import Y
+from .._term import with_levels
 from .files import read_record, write_record
 from .fingerprints import mismatch
-from .levels import keep_levels
 
 _Plan = TypeVar("_Plan", bound="AbstractPlan")
 _REMEDY = "Make it again: calibration.plan(...).save(FILE)."
@@ -101,7 +101,7 @@ class AbstractPlan(abc.ABC):
     def terms(self, terms: PyTree) -> PyTree:
         """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
         calibrated."""
-        return keep_levels(terms, self.levels, costs=self.costs)
+        return with_levels(terms, self.levels, costs=self.costs)
 
     def cut(self: _Plan, start: float) -> _Plan:
         """The rest of the plan from the first of its times at or past `start`, with the same looks there. Its error is

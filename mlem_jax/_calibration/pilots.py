@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, Shaped
 
 from .._custom_types import Args, RealScalarLike, Y
 from .._solver.method import AbstractMethod
-from .._term import find_multilevel_term, MultilevelTerm
-from .levels import keep_levels
+from .._term import find_multilevel_term, MultilevelTerm, with_levels
 
 MakeTerms = Callable[[PRNGKeyArray], PyTree]
 # Of what is being done, and of how much work is done since the last call.
@@ -72,7 +71,7 @@ class LevelSubsetTerms(eqx.Module):
     levels: tuple[int, ...] = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> PyTree:
-        return keep_levels(self.make_terms(key), self.levels)
+        return with_levels(self.make_terms(key), self.levels)
 
 
 class Pilots(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from .._coins import AbstractCoins, ResumedCoins
-from .._probabilities.probabilities import TabulatedProbabilities
+from .._probabilities import TabulatedProbabilities
 from .._solver.base import AbstractMultilevelSolver
 from .._solver.budget import expected_evaluations
 from .._solver.method import AbstractMethod

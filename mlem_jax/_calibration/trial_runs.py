@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from .._coins import AbstractCoins
 from .._custom_types import Args, Y
-from .._probabilities.probabilities import TabulatedProbabilities
+from .._probabilities import TabulatedProbabilities
 from .linear_model import error_of_counts, select, Selection, toss
 from .measurements import Measurements
 from .pilots import (
@@ -104,7 +104,8 @@ def _solve(
     """End states of the plan with coins that have been tossed already."""
 
     def solver(part: slice) -> diffrax.AbstractSolver:
-        probabilities = TabulatedProbabilities(plan.ts[:-1][part], plan.table[part])
+        # As data, so that one compiled solve serves all of them.
+        probabilities = TabulatedProbabilities(plan.grid[:-1][part], jnp.asarray(plan.table[part]))
         coins = _Tossed(jnp.asarray(counts[part]))
         return plan.method.multilevel_solver(probabilities, coins=coins, key=key)
 

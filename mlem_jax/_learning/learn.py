@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._custom_types import Args, Numbers, RealScalarLike, Y
 from .._extras import require
-from .._probabilities.probabilities import AbstractProbabilities, as_probabilities, TabulatedProbabilities
+from .._probabilities import AbstractProbabilities, as_probabilities, TabulatedProbabilities
 from .._term import find_multilevel_term
 from .weight_gradient import gradient_of_error, Problem
 

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._coins import IndependentCoins
 from .._custom_types import Args, RealScalarLike, Y
-from .._probabilities.probabilities import AbstractProbabilities
+from .._probabilities import AbstractProbabilities
 from .._solver.budget import expected_evaluations
 from .._term import find_multilevel_term, LevelControl
 

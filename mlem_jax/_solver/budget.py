@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._coins import AbstractCoins, IndependentCoins, simulate_counts
 from .._coins.base import next_finer
-from .._probabilities.probabilities import AbstractProbabilities
+from .._probabilities import AbstractProbabilities
 from .method import AbstractMethod, EulerMaruyama
 
 _P = TypeVar("_P", bound=AbstractProbabilities)

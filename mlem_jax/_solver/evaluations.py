@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 
 from .._custom_types import Numbers
-from .base import MLEMState
 from .multistep import MultistepState
+from .state import AbstractMultilevelState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,9 @@ def evaluation_report(solver_state: PyTree, *, costs: Numbers | None = None) -> 
     - `costs`: cost of one evaluation of each level in any unit; by default those of the
         `MultilevelTerm`.
 
-    Raises `ValueError` for something else than MLEM's state, or a wrong number of costs.
+    Raises `ValueError` for something else than a multilevel solver's state, or a wrong number of costs.
     """
-    if not isinstance(solver_state, MLEMState | MultistepState):
+    if not isinstance(solver_state, AbstractMultilevelState | MultistepState):
         raise ValueError(
             f"evaluation_report was given a {type(solver_state).__name__}; it needs the state of a multilevel "
             "solver: diffeqsolve(..., saveat=SaveAt(t1=True, solver_state=True)).solver_state."

@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._coins import AbstractCoins
 from .._custom_types import TimeVariable
-from .._probabilities.probabilities import AbstractProbabilities
+from .._probabilities import AbstractProbabilities
 from .mlab2 import check_time_variable, MLAB2
 from .mlem import MLEM
 

@@ -1,21 +1,23 @@
 """A multilevel solver whose steps are of second order, as a diffrax solver."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._batching import refuse_batch
 from .._coins import AbstractCoins, SystematicCoins
 from .._custom_types import Args, Numbers, RealScalarLike, TimeVariable, Y
-from .._probabilities.probabilities import AbstractProbabilities
+from .._probabilities import AbstractProbabilities
 from .._term import find_multilevel_term, LevelControl
-from .base import AbstractMultilevelSolver, BATCHED, LastStep, MLEMState, refuse_not_finite
+from .base import AbstractMultilevelSolver
+from .results import not_finite
+from .state import LastStep, MLAB2State
 
 _NO_LOGARITHM = (
     "MLAB2 with time_variable='log' was given a step from, to or across time 0, where the logarithm of the time has no "
@@ -25,6 +27,13 @@ _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
     "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
 )
+# Up to this ratio of a step's length to the last one's the drift is extrapolated linearly; beyond it the extrapolation
+# fades as the inverse of the ratio, because the difference of two drifts that are close together says nothing of a long
+# step to come: it is noise, or a jump. With additive noise, extrapolating by `r` instead of `1 / r` leaves the variance
+# `h_n^3 (r - 1/r)^2 / (4 r)` . On a grid whose steps alternate by this ratio MLAB2 then errs
+# 0.83, 1.05, 1.17 and 1.28 times as much as Euler for ratios of 1.5, 1.8, 2 and 2.2. Smooth grids (graded, Karras, even
+# in the logarithm of the time) stay below 2.
+_LARGEST_RATIO = 2.0
 
 
 def check_time_variable(name: str, value: str) -> None:
@@ -78,24 +87,33 @@ class MLAB2(AbstractMultilevelSolver):
     or a time of 0 with `time_variable="log"`.
     """
 
+    state_cls: ClassVar[type[MLAB2State]] = MLAB2State
+
+    probabilities: AbstractProbabilities
+    coins: AbstractCoins
+    _key: PRNGKeyArray | None
     time_variable: TimeVariable = eqx.field(static=True)
+    shared: bool = eqx.field(static=True)
+    record: int = eqx.field(static=True)
+    check_finite: bool = eqx.field(static=True)
 
     def __init__(
         self,
         probabilities: Numbers | AbstractProbabilities | Callable[[RealScalarLike], Numbers],
         *,
         coins: AbstractCoins = SystematicCoins(offset=0.5),  # noqa: B008 (immutable)
-        key: PRNGKeyArray,
+        key: PRNGKeyArray | None = None,
         time_variable: TimeVariable = "time",
         shared: bool = True,
         record: int = 0,
         check_finite: bool = True,
     ):
-        super().__init__(
-            probabilities, coins=coins, key=key, shared=shared, record=record, check_finite=check_finite
-        )
         check_time_variable("MLAB2", time_variable)
+        settings = self._checked_settings(probabilities, coins, key, record)
+        self.probabilities, self.coins, self._key, self.record = settings
         self.time_variable = time_variable
+        self.shared = shared
+        self.check_finite = check_finite
 
     def order(self, terms: PyTree) -> int:
         """2, in the length of the steps."""
@@ -105,11 +123,9 @@ class MLAB2(AbstractMultilevelSolver):
         """1/2 in the length of the steps (1 for additive noise)."""
         return 0.5
 
-    def init(self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args) -> MLEMState:
+    def init(self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args) -> MLAB2State:
         """Checks the terms and returns the state before the first step."""
-        state = super().init(terms, t0, t1, y0, args)
-        last = self.no_step(t0, t1, y0)
-        return eqx.tree_at(lambda s: s.last, state, last, is_leaf=lambda x: x is None)
+        return MLAB2State(**self._initial(terms, t0, t1, y0, args), last=self.no_step(t0, t1, y0))
 
     def no_step(self, t0: RealScalarLike, t1: RealScalarLike, y0: Y) -> LastStep:
         """What is remembered before the first step."""
@@ -131,67 +147,85 @@ class MLAB2(AbstractMultilevelSolver):
         t1: RealScalarLike,
         y0: Y,
         args: Args,
-        solver_state: MLEMState,
+        solver_state: MLAB2State,
         made_jump: Any,
-    ) -> tuple[Y, None, dict[str, Y], MLEMState, diffrax.RESULTS]:
+    ) -> tuple[Y, None, dict[str, Y], MLAB2State, diffrax.RESULTS]:
         """One step; as [`diffrax.AbstractSolver.step`][]."""
-        place, term = find_multilevel_term(terms)
+        place, term = find_multilevel_term(terms, "MLAB2")
+        self._check_state(solver_state, term)
         members = (terms,) if place is None else terms.terms
         controls = (terms.contr(t0, t1),) if place is None else terms.contr(t0, t1)
         ours = 0 if place is None else place
-        drift_term, dt = members[ours], controls[ours]
+        dt = controls[ours]
+        last = solver_state.last
+        length = self._length(t0, t1).astype(last.length.dtype)
+        ratio = _bounded_ratio(length, last, made_jump)
+        step = _Step(members[ours], t0, t1, dt, y0, args, ratio)
+        num_levels = len(term.levels)
         # diffeqsolve runs backward solves in the time -t; probabilities are functions of t itself.
         t = jnp.where(dt >= 0, t0, -t0)
-        numbers = jnp.arange(len(term.levels), dtype=jnp.int32)
-        increments = [
+        if self.probabilities.every_step:
+            counts = (jnp.arange(num_levels) == num_levels - 1).astype(jnp.int32)
+            fired = jnp.ones(num_levels, bool)
+            number, coins = solver_state.toss, solver_state.coins
+            now, corrections = LastStep(step.term.vf(t0, y0, args), length), []
+        else:
+            p, weights, coefficients, _, fired, number, coins = self._toss(t, jnp.abs(dt), solver_state)
+            bounds = self.probabilities.bounds
+            if bounds is None or bounds[0][0] < 1:
+                p = self._check(p, p[0] < 1, _NO_BASE)
+            counts, now, correction = self._corrected(step, last, length, p, weights, coefficients, fired)
+            corrections = [correction]
+        others = [
             member.vf_prod(t0, y0, args, c)
             for i, (member, c) in enumerate(zip(members, controls, strict=True))
             if i != ours
         ]
-        last = solver_state.last
-        assert last is not None
-        length = self._length(t0, t1).astype(last.length.dtype)
-        ratio = _ratio(length, last, made_jump)
-        if self.probabilities.every_step:
-            counts = (numbers == len(term.levels) - 1).astype(jnp.int32)
-            fired = jnp.ones(len(term.levels), bool)
-            toss, coins = solver_state.toss, solver_state.coins
-            drift = drift_term.vf(t0, y0, args)
-            now = LastStep(drift, length)
-        else:
-            p, weights, coefficients, _, fired, toss, coins = self._toss(t, jnp.abs(dt), solver_state)
-            p = eqx.error_if(p, p[0] < 1, _NO_BASE)
-            behind = last.behind
-            assert behind is not None
-            above, weights = (x[1:].astype(behind.dtype) for x in (p, weights))
-            windows = jnp.asarray(dt).astype(behind.dtype) / above
-            one, base = jnp.ones((), behind.dtype), numbers == 0
-
-            def on_path(y: Y, due: Array) -> Y:
-                return _add(y, due * windows, last.increments)
-
-            at_path = on_path(y0, behind)
-            drift = drift_term.vf_prod(t0, at_path, args, LevelControl(one, base.astype(one.dtype), base))
-            # What the middle of the step adds to the base, which is subtracted there if the next level fires.
-            runs = jnp.where(base, coefficients - 1, coefficients) != 0
-            runs = refuse_batch(runs, BATCHED) if self.shared else runs
-            counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
-            middle = _advance(0.5, dt, ratio, on_path(y0, behind + above / 2), drift, last.drift)
-            looks = LevelControl(one, _differences(runs), runs)
-            found = drift_term.vf_prod(t0 + 0.5 * (t1 - t0), middle, args, looks)
-            increments.append(_add(None, weights * above * windows, found))
-            seen = jtu.tree_map(
-                lambda new, old: jnp.where(_along(fired[1:], new), new, old), found, last.increments
-            )
-            now = LastStep(drift, length, seen, behind + above * (1 - weights))
-        y1 = _advance(1.0, dt, ratio, y0, drift, last.drift)
-        y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *increments)
-        if self.check_finite:
-            y1 = refuse_not_finite(y1, y0)
+        y1 = _advance(1.0, dt, ratio, y0, now.drift, last.drift)
+        y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *others, *corrections)
         # A step on the spot, of a trajectory that waits for the others of its batch, is no step.
         now = jtu.tree_map(lambda new, old: jnp.where(length > 0, new, old), now, last)
-        state = self._next(solver_state, t, counts, fired, toss, coins, now)
-        return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
+        result = not_finite("MLAB2", y0, y1) if self.check_finite else diffrax.RESULTS.successful
+        counters = self._next(solver_state, t, counts, fired, number, coins)
+        return y1, None, dict(y0=y0, y1=y1), MLAB2State(**counters, last=now), result
+
+    def _corrected(
+        self,
+        step: "_Step",
+        last: LastStep,
+        length: Array,
+        p: Float[Array, " levels"],
+        weights: Float[Array, " levels"],
+        coefficients: Float[Array, " levels"],
+        fired: Bool[Array, " levels"],
+    ) -> tuple[Int[Array, " levels"], LastStep, Y]:
+        """How often each level is evaluated, what is remembered of the step, and what the corrections found in it add
+        to the state."""
+        deficit = last.deficit
+        assert deficit is not None
+        above, weights = (x[1:].astype(deficit.dtype) for x in (p, weights))
+        windows = jnp.asarray(step.dt).astype(deficit.dtype) / above
+        one, base = jnp.ones((), deficit.dtype), jnp.arange(len(p), dtype=jnp.int32) == 0
+
+        def on_path(y: Y, due: Array) -> Y:
+            return _add(y, due * windows, last.increments)
+
+        at_path = on_path(step.y, deficit)
+        drift = step.term.vf_prod(
+            step.t0, at_path, step.args, LevelControl(one, base.astype(one.dtype), base)
+        )
+        # What the middle of the step adds to the base, which is subtracted there if the next level fires.
+        runs = jnp.where(base, coefficients - 1, coefficients) != 0
+        runs = refuse_batch(runs, self._batched_message()) if self.shared else runs
+        counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
+        middle = _advance(0.5, step.dt, step.ratio, on_path(step.y, deficit + above / 2), drift, last.drift)
+        looks = LevelControl(one, _differences(runs), runs)
+        found = step.term.vf_prod(step.t0 + 0.5 * (step.t1 - step.t0), middle, step.args, looks)
+        seen = jtu.tree_map(
+            lambda new, old: jnp.where(_along(fired[1:], new), new, old), found, last.increments
+        )
+        now = LastStep(drift, length, seen, deficit + above * (1 - weights))
+        return counts, now, _add(None, weights * above * windows, found)
 
     def _length(self, t0: RealScalarLike, t1: RealScalarLike) -> Array:
         """Of a step, in the time variable."""
@@ -199,13 +233,28 @@ class MLAB2(AbstractMultilevelSolver):
             return jnp.abs(jnp.asarray(t1) - t0)
         # In backward solves both times have the other sign.
         t0, t1 = jnp.asarray(t0), jnp.asarray(t1)
-        return jnp.abs(jnp.log(eqx.error_if(t1, t0 * t1 <= 0, _NO_LOGARITHM) / t0))
+        return jnp.abs(jnp.log(self._check(t1, t0 * t1 <= 0, _NO_LOGARITHM) / t0))
 
 
-def _ratio(length: Array, last: LastStep, made_jump: Any) -> Array:
-    """This step's length over the last one's; zero where the last drift is of no use."""
+class _Step(NamedTuple):
+    """A step from `t0` to `t1`: the drift's term, its signed length in time, the state it begins with, the arguments,
+    and its length over the last one's."""
+
+    term: Any
+    t0: RealScalarLike
+    t1: RealScalarLike
+    dt: RealScalarLike
+    y: Y
+    args: Args
+    ratio: Array
+
+
+def _bounded_ratio(length: Array, last: LastStep, made_jump: Any) -> Array:
+    """This step's length over the last one's, and less than that beyond `_LARGEST_RATIO`; zero where the last drift is
+    of no use."""
     useful = (last.length > 0) & ~jnp.asarray(made_jump)
-    return jnp.where(useful, length / jnp.where(useful, last.length, 1), 0)
+    ratio = jnp.where(useful, length / jnp.where(useful, last.length, 1), 0)
+    return jnp.where(ratio > _LARGEST_RATIO, _LARGEST_RATIO**2 / jnp.where(useful, ratio, 1), ratio)
 
 
 def _differences(runs: Array) -> Array:

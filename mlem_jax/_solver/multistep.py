@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._batching import across_batch, furthest, refuse_batch
 from .._custom_types import Args, RealScalarLike, Y
 from .._term import find_multilevel_term, LevelControl
-from .base import refuse_not_finite
 from .multistep_coefficients import MultistepCoefficients
+from .results import not_finite
 
 _BATCHED = (
     "The coefficients of LinearMultistep differ between the trajectories of a vmap, so every level would be evaluated "
@@ -74,7 +74,7 @@ class LinearMultistep(diffrax.AbstractItoSolver):
     **Arguments:**
 
     - `coefficients`: [`mlem_jax.MultistepCoefficients`][], for example the classical ones.
-    - `check_finite`: raise an error as soon as a step is not finite.
+    - `check_finite`: stop a trajectory with an unsuccessful `result` as soon as its state is not finite.
 
     Only on the grid of the coefficients. Raises `ValueError` for terms without a `MultilevelTerm` or with another
     number of levels than the coefficients have, and for coefficients that a `vmap` batches; at run time for a step off
@@ -162,8 +162,7 @@ class LinearMultistep(diffrax.AbstractItoSolver):
         for i, (member, control) in enumerate(zip(members, controls, strict=True)):
             if i != ours:
                 y1 = jtu.tree_map(jnp.add, y1, member.vf_prod(t0, y0, args, control))
-        if self.check_finite:
-            y1 = refuse_not_finite(y1, y0)
+        result = not_finite("LinearMultistep", y0, y1) if self.check_finite else diffrax.RESULTS.successful
         state = MultistepState(
             step=solver_state.step + 1,
             drifts=jtu.tree_map(lambda x: x[:-1], drifts),
@@ -171,7 +170,7 @@ class LinearMultistep(diffrax.AbstractItoSolver):
             evaluations=solver_state.evaluations + counts,
             costs=solver_state.costs,
         )
-        return y1, None, dict(y0=y0, y1=y1), state, diffrax.RESULTS.successful
+        return y1, None, dict(y0=y0, y1=y1), state, result
 
     def _row(self, t0: RealScalarLike, t1: RealScalarLike, dt: RealScalarLike, step: Array) -> "_Row":
         """The coefficients of one step, whose number is the same for all trajectories of a batch."""

@@ -1,0 +1,106 @@
+"""How often each level is looked at, per step: what all kinds of probabilities share.
+
+Nothing here is random and nothing knows a level; the coin policies turn probabilities into firings.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._checks import is_concrete
+from .._custom_types import Numbers, RealScalarLike
+
+Bounds = tuple[Float[np.ndarray, " levels"], Float[np.ndarray, " levels"]]
+
+
+class AbstractProbabilities(eqx.Module):
+    """The probability of looking at each level in a step; `p_k` belongs to the increment `D_k = f^k - f^{k-1}`.
+
+    Numbers given as Python or NumPy numbers are constants: part of the program, like a step count. They have no
+    gradient, `vmap` does not map them, and a solver that holds them can be hashed. Numbers given as JAX arrays are
+    data: one compiled program serves all their values.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, t: RealScalarLike, h: RealScalarLike) -> Float[Array, " levels"]:
+        """**Arguments:** `t`, the time at the start of the step, and `h`, its positive length.
+
+        **Returns:** an array `(K,)`, cheapest level first, with entries in `(0, 1]`.
+        """
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The least and the greatest value of each level at all times and step lengths, `(K,)` each, where the
+        numbers are constants; else `None`, and a solve checks the values while it runs."""
+        return None
+
+    @property
+    def constant_in_time(self) -> bool:
+        """Whether the values are known to be the same for all times and step lengths."""
+        return False
+
+    @property
+    def every_step(self) -> bool:
+        """Whether it is known without running anything that all levels have probability 1 in every step. A solve then
+        evaluates the finest level alone."""
+        return False
+
+
+class Fixed(eqx.Module):
+    """Numbers that are a part of the program: a PyTree without leaves, which can be hashed and compared."""
+
+    data: bytes = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers."""
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+def fixed_or_data(x: Any) -> Fixed | Array:
+    """Python's and NumPy's numbers as constants, JAX's arrays (and lists that hold one) as data; floating either way,
+    with the dtype that an array has."""
+    if any(isinstance(leaf, jax.Array) for leaf in jtu.tree_leaves(x)):
+        x = jnp.asarray(x)
+        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+    array = np.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        # In double precision, because JAX's integers are too short for costs in FLOPs.
+        array = array.astype(float)
+    return Fixed(array.tobytes(), array.shape, array.dtype.name)
+
+
+def as_array(x: Fixed | Array) -> Array:
+    """The numbers of `fixed_or_data` as a JAX array."""
+    return jnp.asarray(x.array) if isinstance(x, Fixed) else x
+
+
+def check_values(values: Numbers, *, name: str, limit: float) -> None:
+    """Raises `ValueError` unless all values lie in `(0, limit]`; says nothing about traced ones."""
+    if not is_concrete(values):
+        return
+    array = np.asarray(values)
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise ValueError(
+            f"{name} must be numbers, one per level, and was given {values!r}. Write an array such as "
+            "[1.0, 0.2, 0.05], cheapest level first."
+        )
+    if np.any(array == 0):
+        raise ValueError(
+            f"{name} has a zero: {array}. A level that is never looked at cannot be corrected for, so "
+            "the result would be that of another drift. Leave the level out of MultilevelTerm instead."
+        )
+    if not np.all((array > 0) & (array <= limit)):
+        bound = "in (0, 1]" if limit == 1 else "positive and finite"
+        raise ValueError(
+            f"{name} must be {bound} and was given {array}. For an expected number of evaluations per "
+            "unit time write mlem_jax.Rates(...)."
+        )

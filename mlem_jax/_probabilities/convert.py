@@ -1,0 +1,22 @@
+"""From what a user may write to probabilities."""
+
+from collections.abc import Callable
+
+from .._custom_types import Numbers, RealScalarLike
+from .base import AbstractProbabilities, check_values
+from .constant import ConstantProbabilities, FunctionProbabilities
+from .tabulated import TabulatedProbabilities
+
+
+def as_probabilities(
+    probabilities: "Numbers | AbstractProbabilities | Callable[[RealScalarLike], Numbers]",
+) -> AbstractProbabilities:
+    """What [`mlem_jax.MLEM`][] accepts, as probabilities. Raises `ValueError` for values outside `(0, 1]`."""
+    if isinstance(probabilities, TabulatedProbabilities):
+        # A table may hold rates, too, so it does not bound its values itself.
+        check_values(probabilities.values, name="TabulatedProbabilities values", limit=1.0)
+    if isinstance(probabilities, AbstractProbabilities):
+        return probabilities
+    if callable(probabilities):
+        return FunctionProbabilities(probabilities)
+    return ConstantProbabilities(probabilities)
