@@ -30,7 +30,7 @@ _BATCHED = (
     "the solver shared=False, coins per trajectory, whose cost is that of the whole batch."
 )
 _TIMES_DIFFER = (
-    "The probabilities of {} differ between the trajectories of a vmap, because these step through different "
+    "The probabilities differ between the trajectories that {} solves in a vmap, because these step through different "
     "times. Give all trajectories the same t0, t1 and dt0, or probabilities that do not depend on time, "
     "or ask for coins per trajectory, shared=False."
 )
