@@ -74,12 +74,12 @@ class Galaxy(eqx.Module):
 expensive = Galaxy(jnp.asarray(stars), jnp.full(STARS, 1 / STARS))
 STEPS, END = 512, 4.0
 fine = jnp.linspace(0.0, END, 2 * STEPS + 1)
-strength = jnp.concatenate([jnp.zeros((2, 2)), 0.1 * jnp.eye(2)])
+kick = jnp.concatenate([jnp.zeros((2, 2)), 0.1 * jnp.eye(2)])
 
 
 def with_noise(term, key):
     path = ml.GridBrownianPath(fine, (2,), key=key)
-    return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: strength, path))
+    return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: kick, path))
 
 
 y0 = jnp.array([1.5, 0.0, 0.0, 1.3])
@@ -222,7 +222,7 @@ for i in range(8):
     axis.plot(*np.asarray(truth.ys[i, :, :2]).T, color="0.45", lw=4, alpha=0.5)
     axis.plot(*np.asarray(flown.ys[i, :, :2]).T, color=f"C{i}", lw=1.2)
 axis.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), aspect="equal", xticks=[], yticks=[])
-axis.set_title("eight probes: ML-EM (coloured) on Euler with 512 evaluations (grey)", fontsize=9)
+axis.set_title("eight probes: ML-EM (coloured) on Euler with 512 looks (grey)", fontsize=9)
 plt.show()
 
 # %% [markdown]

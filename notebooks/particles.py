@@ -122,9 +122,9 @@ class MakeTerms(eqx.Module):
 
     def __call__(self, key):
         noise = ml.GridBrownianPath(self.ts, SHAPE, key=key)
-        strength = lineax.DiagonalLinearOperator(jnp.full(SHAPE, (2 * TEMPERATURE) ** 0.5))
+        kick = lineax.DiagonalLinearOperator(jnp.full(SHAPE, (2 * TEMPERATURE) ** 0.5))
         return diffrax.MultiTerm(
-            ml.MultilevelTerm(*self.levels), diffrax.ControlTerm(lambda t, y, args: strength, noise)
+            ml.MultilevelTerm(*self.levels), diffrax.ControlTerm(lambda t, y, args: kick, noise)
         )
 
 
