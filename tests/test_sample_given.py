@@ -35,6 +35,21 @@ def test_euler_by_hand_is_ddim():
     np.testing.assert_allclose(found.images, y, atol=1e-4)
 
 
+def test_steps_by_hand_have_the_order_of_their_method():
+    """Halving the steps halves the error of Euler and quarters that of Adams and Bashforth, against 320 steps."""
+    level = networks()[1:]
+    errors = {}
+    for method in (ml.EulerMaruyama(), ml.AdamsBashforth("log")):
+        ends = [
+            drawn(level, n=4, plan=ml.steps_plan(PROCESS.grid(n), method=method)).images
+            for n in (20, 40, 320)
+        ]
+        errors[method.name] = [np.sqrt(np.mean((end - ends[-1]) ** 2)) for end in ends[:2]]
+    euler, second = errors["MLEM"], errors["MLAB2"]
+    assert 1.6 < euler[0] / euler[1] < 2.6 < second[0] / second[1]
+    assert second[1] < 0.2 * euler[1]
+
+
 def test_a_plan_by_hand_says_what_it_is(tmp_path):
     plan = ml.steps_plan(PROCESS.grid(5), method=ml.AdamsBashforth("log"), level=1)
     assert str(plan) == "AB2 on level 2 alone, 5 steps, made by hand: its error is not known"
