@@ -63,7 +63,7 @@ def train(
         str | None,
         typer.Option(
             metavar="X,X,...",
-            help="Instead of a TOML file: UNets of so many million FLOPs per image, cheapest first, such as 2,15,90. "
+            help="Instead of a TOML file: UNets of these million FLOPs per image, cheapest first, such as 2,15,90. "
             "Needs --shape.",
         ),
     ] = None,

@@ -21,8 +21,8 @@ def digest(content: bytes | memoryview) -> bytes:
 
 
 def split_by_content(images: np.ndarray) -> tuple[Int[np.ndarray, " kept"], Int[np.ndarray, " held"]]:
-    """The indices of the images to train on and of those to hold out: the ones with the smallest digests. So an
-    image stays on its side, but for one at the border, when others are added, moved or taken away."""
+    """The indices of the images to train on and of those to hold out: the ones with the smallest digests. When
+    others are added, moved or taken away, an image stays on its side, except for one at the border."""
     digests = [digest(np.ascontiguousarray(image).data) for image in images]
     order = sorted(range(len(images)), key=lambda i: digests[i])
     count = count_held_out(len(images))

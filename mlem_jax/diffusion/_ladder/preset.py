@@ -77,7 +77,7 @@ def _template(shape: tuple[int, int, int], fold: int) -> Level:
 
 
 def _width(shape: tuple[int, int, int], template: Level, target: float) -> int:
-    """The width with about so many FLOPs; 0 if even one channel takes more."""
+    """The width whose FLOPs come nearest to `target`; 0 if even one channel takes more."""
     if _flops(shape, template) > target:
         return 0
     width = 32

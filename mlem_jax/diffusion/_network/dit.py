@@ -1,6 +1,6 @@
 """A transformer on patches, scaled by one number: the DiT of Peebles & Xie 2023, with RMS norms.
 
-Its layers are in `_layers.py`, training and checkpoints elsewhere.
+Its layers are in `layers.py`. For a network of another kind copy this file, and give it a level in `_ladder/level.py`.
 """
 
 import equinox as eqx

@@ -1,7 +1,7 @@
 """A UNet on channels-last images, fast on a CPU and scaled by one number.
 
 Convolutions run on NHWC arrays, normalisation is RMS over the channel axis, and the input is folded
-space-to-depth. Its layers are in `_layers.py`, training and checkpoints elsewhere.
+space-to-depth. Its layers are in `layers.py`.
 """
 
 import math

@@ -21,7 +21,7 @@ _AT_ONCE = 3
 
 
 def checkpoint_bytes(parameters: int) -> int:
-    """Room that the checkpoints of networks with so many parameters take at most, at four bytes a number: the
+    """Room that the checkpoints of networks take at most, at four bytes a number: the
     parameters, their average and Adam's two moments."""
     return _AT_ONCE * 4 * 4 * parameters
 

@@ -51,7 +51,8 @@ def train_ladder(
     the finest level they were before.
 
     At the end the ladder is calibrated on `pilots` images for plans of the probability flow, in steps of either order,
-    and of the reverse SDE. A few images in a hundred leave their path, and they decide the RMS error; hence so many.
+    and of the reverse SDE. The RMS error is decided by the few images in a
+    hundred that end elsewhere, so fewer pilots would not do.
     With 0 pilots that is left for [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings. A single level is
     not calibrated; any solver of diffrax takes its `Ladder.term()`.
 
