@@ -316,6 +316,7 @@ def test_a_ladder_of_one_level_is_trained_loaded_and_solved(tmp_path):
         train_ladder(config, tmp_path, tiny_images(65), images, progress=False, data_name="more.npy")
 
 
+@pytest.mark.slow
 def test_a_ladder_from_one_file(tmp_path, monkeypatch):
     def one_measured(ladder, **settings):
         # Each calibration compiles for half a minute; how they are measured has its own tests.
