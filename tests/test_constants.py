@@ -51,7 +51,7 @@ def test_fixed_solvers_hash_and_have_no_arrays(make):
 HELD = {
     "list": lambda: ml.MLEM([1.0, 0.3]),
     "array": lambda: ml.MLEM(jnp.array([1.0, 0.3])),
-    "random": lambda: mlem([1.0, 0.3], jr.key(0)),
+    "random": lambda: mlem([1.0, 0.9], jr.key(0)),
     "function": lambda: ml.MLEM(lambda t: jnp.array([1.0, 0.3])),
 }
 
@@ -109,7 +109,7 @@ class Countdown(ml.AbstractCoins):
         return {
             "left": jnp.asarray(3),
             "grid": jnp.zeros((2, 3)),
-            "key": jr.key(0),
+            "key": jr.key_data(jr.key(0)),
             "parts": (jnp.array(True), None),
         }
 

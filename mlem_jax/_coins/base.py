@@ -23,7 +23,8 @@ class AbstractCoins(eqx.Module):
 
     @abc.abstractmethod
     def init(self, num_levels: int) -> PyTree[Array]:
-        """The policy's state before the first step: any PyTree of arrays, or `None`."""
+        """The policy's state before the first step: any PyTree of arrays (random keys as `jax.random.key_data`), or
+        `None`."""
 
     @abc.abstractmethod
     def toss(
