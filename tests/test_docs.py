@@ -54,6 +54,13 @@ def test_the_files_to_copy_are_there():
     assert len(named) > 5 and [path for path in named if not (ROOT / path).is_file()] == []
 
 
+def test_the_table_of_a_calibrations_columns_is_the_reports():
+    report = (ROOT / "mlem_jax" / "_calibration" / "report.py").read_text()
+    printed = re.findall(r'^        \("([^"]+)", \d+, ', report, re.M)
+    table = re.findall(r"^\| ([^|]+) \|", (DOCS / "how-to" / "reading-a-calibration.md").read_text(), re.M)
+    assert printed and table[1:] == printed
+
+
 def code_of(path):
     return "\n".join(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S))
 
