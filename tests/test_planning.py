@@ -174,7 +174,7 @@ def test_the_check_of_the_report_can_fail():
 def test_an_error_out_of_reach_says_the_least_one():
     measured = made(1e-6 * np.ones((16, 2, 4)), (0.01, 1.0), step_error=0.02)
     with pytest.raises(
-        UnreachableError, match=r"error=0.001 cannot be reached: .* at least 0.02\."
+        UnreachableError, match=r"error of 0.001 cannot be reached: .* at least 0.02\."
     ) as caught:
         choose_plan(measured, ml.Trials.none(), error=1e-3)
     assert caught.value.least == pytest.approx(0.02, rel=0.01)
