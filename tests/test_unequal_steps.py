@@ -22,7 +22,6 @@ def alternating(steps, ratio):
 
 GRIDS = {
     "merged observations": merged(20),
-    "alternating by 2": alternating(24, 2.0),
     "alternating by 4": alternating(24, 4.0),
     "alternating by 100": alternating(24, 100.0),
 }
