@@ -75,20 +75,38 @@ def test_a_missing_extra_is_named():
         """
 import importlib, importlib.util
 find = importlib.util.find_spec
-for module, missing in ("plot", "matplotlib"), ("diffusion", "optax"), ("_cli.app", "typer"):
+for module, missing in ("plot", "matplotlib"), ("diffusion", "safetensors"), ("_cli.app", "typer"):
     importlib.util.find_spec = lambda name, *rest: None if name == missing else find(name, *rest)
     try:
         importlib.import_module(f"mlem_jax.{module}")
     except ModuleNotFoundError as error:
+        print(error)
+    except SystemExit as error:  # the command line's users get a sentence, not a traceback
         print(error)
 """
     )
     said = result.stdout.splitlines()
     assert len(said) == 3, result.stderr
     for line, (extra, missing) in zip(
-        said, (("plot", "matplotlib"), ("diffusion", "optax"), ("cli", "typer")), strict=True
+        said, (("plot", "matplotlib"), ("diffusion", "safetensors"), ("all", "typer")), strict=True
     ):
         assert f"needs {missing}," in line and line.endswith(f"pip install 'mlem_jax[{extra}]'")
+
+
+@pytest.mark.parametrize(
+    ("file", "extra"),
+    [("plot.py", "plot"), ("diffusion/__init__.py", "diffusion"), ("_cli/__init__.py", "all")],
+)
+def test_all_that_an_extra_brings_is_asked_for(file, extra):
+    calls = (
+        node
+        for node in ast.walk(ast.parse((ROOT / "mlem_jax" / file).read_text()))
+        if isinstance(node, ast.Call)
+    )
+    (arguments,) = (call.args for call in calls if getattr(call.func, "id", "") == "require")
+    said = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
+    assert said[1] == extra
+    assert set(said[2:]) == modules_of(PROJECT["optional-dependencies"][extra])
 
 
 def test_the_console_script_is_the_command_line(monkeypatch, capsys):

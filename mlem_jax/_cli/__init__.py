@@ -11,9 +11,11 @@ try:
         "typer",
         "rich",
         "matplotlib",
+        "ml_dtypes",
         "optax",
         "orbax",
         "PIL",
+        "safetensors",
         "tomli_w",
     )
 except ModuleNotFoundError as error:

@@ -2,7 +2,18 @@
 
 from .._extras import require
 
-require("mlem_jax.diffusion", "diffusion", "matplotlib", "optax", "orbax", "PIL", "rich", "tomli_w")
+require(
+    "mlem_jax.diffusion",
+    "diffusion",
+    "matplotlib",
+    "ml_dtypes",
+    "optax",
+    "orbax",
+    "PIL",
+    "rich",
+    "safetensors",
+    "tomli_w",
+)
 
 from ._data.idx import (
     FASHION_MNIST as FASHION_MNIST,
