@@ -71,7 +71,7 @@ def steps_plan(
         ```python
         ts = process.grid(20)
         ddim = steps_plan(ts)
-        dpm_solver = steps_plan(ts, method=AdamsBashforth("log"))  # DPM-Solver++(2M)
+        dpm_solver = steps_plan(ts, method=AdamsBashforth("log"))  # DPM-Solver-2M
         sample([predictor], shape=(32, 32, 3), n=64, plan=dpm_solver, key=key)
         ```
 
@@ -79,7 +79,8 @@ def steps_plan(
 
     - `ts`: times of the steps, `(N + 1,)`, increasing or decreasing.
     - `method`: [`mlem_jax.EulerMaruyama`][], on the probability flow of a diffusion model DDIM, or
-        [`mlem_jax.AdamsBashforth`][], with `"log"` there DPM-Solver++(2M) (Lu et al. 2022).
+        [`mlem_jax.AdamsBashforth`][], with `"log"` there DPM-Solver-2M in noise prediction, of the
+        order of DPM-Solver++(2M) (Lu et al. 2022) and similarly accurate.
     - `level`: index of the level that is evaluated, 0 for the cheapest or for the only one.
 
     Raises `ValueError` for times that are not monotone.
