@@ -72,8 +72,8 @@ class MLAB2(AbstractMultilevelSolver):
     III.5). For a drift that varies on a logarithmic time scale, as that of a diffusion model between `s = 80` and
     `s = 0.01`, `time_variable="log"` extrapolates linearly in `c(t) = log |t|`; there its error is half or less for
     the same steps. With `[1.0]` on a probability flow `dy/ds = noise` it is DPM-Solver-2M in noise prediction.
-    DPM-Solver++(2M) (Lu et al. 2022), of the same order and similar accuracy, extrapolates the clean image instead: the same
-    steps on `dz/du = clean image` with `z = y / s` and `u = 1 / s`.
+    DPM-Solver++(2M) (Lu et al. 2022), of the same order and similar accuracy, extrapolates the clean image instead:
+    the same steps on `dz/du = clean image` with `z = y / s` and `u = 1 / s`.
 
     A drop-in for [`diffrax.Euler`][] like `MLEM`, with the same terms, arguments and state. The first step, and one
     after a jump, have `r_n = 0`. Of second order in the steps for ODEs; for additive noise of
