@@ -242,6 +242,13 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
         )
 
 
+def with_folded_key(solver: diffrax.AbstractSolver, number: Int[Array, ""]) -> diffrax.AbstractSolver:
+    """The solver with other random coins for each number. A solver of another kind keeps its key in a field `key`."""
+    # Not the property `key`: `tree_at` asks for a part of the tree itself.
+    field = "_key" if isinstance(solver, AbstractMultilevelSolver) else "key"
+    return eqx.tree_at(lambda s: getattr(s, field), solver, jr.fold_in(getattr(solver, field), number))
+
+
 def _map_arrays(function: Callable[[Array], Array], tree: Any) -> Any:
     """The same PyTree with its floating-point arrays changed."""
     arrays, rest = eqx.partition(tree, eqx.is_inexact_array)

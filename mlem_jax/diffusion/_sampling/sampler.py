@@ -9,6 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..._brownian import GridBrownianPath
+from ..._solver.base import with_folded_key
 from .._predictor.adapter import NoisePredictor
 from .._predictor.drift import sampling_terms
 from .given import Given, knowing_pixels
@@ -62,10 +63,9 @@ class Sampler(eqx.Module):
 
     def group_solver(self, index: Int[Array, ""]) -> diffrax.AbstractSolver:
         """The solver with the coins of the group to which a sample belongs."""
-        solver: Any = self.solver
         if self.coin_group is None:
-            return solver
-        return eqx.tree_at(lambda s: s.key, solver, jr.fold_in(solver.key, index // self.coin_group))
+            return self.solver
+        return with_folded_key(self.solver, index // self.coin_group)
 
     def solve(
         self,
