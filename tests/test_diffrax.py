@@ -249,9 +249,10 @@ def test_terms_and_solvers_survive_equinox():
     expected = solve(term, MIDPOINT, Y0).ys
     # Split into arrays and the rest, and joined again.
     arrays, rest = eqx.partition((term, MIDPOINT), eqx.is_array)
-    assert (
-        len(jtu.tree_leaves(arrays)) == 4
-    )  # two weights; probabilities, key. The offset 0.5 stays a number.
+    # Two weights; probabilities. The offset 0.5 stays a number, and with it the solver needs no key and holds none.
+    assert len(jtu.tree_leaves(arrays)) == 3
+    # Random coins have theirs, as data.
+    assert len(jtu.tree_leaves(eqx.filter(mlem((1.0, 0.2), KEY), eqx.is_array))) == 2
     again, solver = eqx.combine(arrays, rest)
     np.testing.assert_array_equal(solve(again, solver, Y0).ys, expected)
     # An offset given as an array is one: data of compiled functions, which are not compiled anew for another.

@@ -167,7 +167,7 @@ def test_ids_in_the_shipped_calibrations_are_those_of_the_shipped_levels():
     assert ladder.calibrations
     for kind, calibration in ladder.calibrations.items():
         levels = ladder.term(sde=kind.startswith("sde")).levels
-        assert calibration.levels_id == tuple(level_id(level) for level in levels)
+        assert calibration.measurements.levels_id == tuple(level_id(level) for level in levels)
 
 
 PROGRAM = """

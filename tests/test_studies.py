@@ -85,13 +85,15 @@ def test_second_differences_of_drifts_are_exact_for_squares():
     clock = np.log(ts[:-1])
     sizes = np.array([1.0, 0.5, 0.25])
     kicks = (clock**2 / ts[:-1])[:, None] * sizes
-    calibration = dataclasses.replace(
-        stand_in(tiny_ladder(3)),
+    calibration = stand_in(tiny_ladder(3))
+    measured = dataclasses.replace(
+        calibration.measurements,
         ts=ts,
-        increment=np.abs(kicks),
-        kicks=np.broadcast_to(kicks[:, :, None, None], (3000, 3, 2, 1)),
+        increment_rms=np.abs(kicks),
+        effects=np.broadcast_to(kicks[:, :, None, None], (3000, 3, 2, 1)),
         costs=np.array([0.1, 0.3, 1.0]),
     )
+    calibration = dataclasses.replace(calibration, measurements=measured)
     rows = curvature.bends(calibration)
     assert [row["lag of log s"] for row in rows] == list(curvature.LAGS)
     for row in rows:
