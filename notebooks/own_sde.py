@@ -198,7 +198,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The smallest budget cannot pay for all stars, so that plan uses the lumps alone. The error of the middle plan is 1.5 times
+# The smallest budget cannot pay for all stars, so that plan uses the lumps alone. The error of the middle plan is 1.4 times
 # the predicted one, more than the ± in the plan allows: 16 pilots are few, and so are 14 evaluations.
 #
 # ## It stays diffrax
