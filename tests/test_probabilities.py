@@ -164,3 +164,10 @@ def test_bad_values_are_refused_with_what_to_write(make, message):
 def test_a_callables_values_are_checked_while_it_runs(value):
     with pytest.raises(RuntimeError, match=r"not all in \(0, 1\]. Use mlem_jax.Rates"):
         evaluation_times(lambda t: jnp.array([1.0, value]), 0.0, 1.0, steps=4)
+
+
+def test_a_table_of_constants_may_be_made_inside_jit():
+    def middle(t):
+        return TabulatedProbabilities(np.array([0.0, 1.0]), np.array([[1.0, 0.2], [1.0, 0.6]]))(t, 0.1)
+
+    assert np.allclose(jax.jit(middle)(0.5), [1.0, 0.4])

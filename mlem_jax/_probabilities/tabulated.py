@@ -36,7 +36,8 @@ class TabulatedProbabilities(AbstractProbabilities):
             )
         check_values(values, name="TabulatedProbabilities values", limit=np.finfo(np.float64).max)
         if is_concrete(ts):
-            steps = np.diff(np.asarray(self.ts))
+            # In the precision of the solve; `ts` itself, since `self.ts` is a tracer inside jit.
+            steps = np.diff(np.asarray(ts, jnp.result_type(float)))
             if not (np.all(steps > 0) or np.all(steps < 0)):
                 raise ValueError(
                     "TabulatedProbabilities needs strictly increasing or strictly decreasing ts and "
