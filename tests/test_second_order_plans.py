@@ -57,8 +57,8 @@ def ends(plan, y0s):
 @pytest.mark.parametrize("budget", [6, 12, 20])
 @pytest.mark.parametrize("clock", ["time", "log"])
 def test_predicted_errors_are_measured_on_fresh_states(x64, calibrations, clock, budget):
-    # 512 fresh states; the root mean square over them is known to two per cent. The prediction adds the squares of the
-    # steps' and the coins' errors, which in a drift as simple as this one have the same signs for all states.
+    # 512 fresh states; the root mean square over them is known to two per cent. The prediction adds the steps' and the
+    # coins' errors as far as they had the same signs in the trials next to this budget, so it may be pessimistic.
     plan = calibrations[clock].plan(budget=budget)
     assert plan.method == ml.AdamsBashforth(clock) and len(plan.levels) == 2
     solver = plan.solver(key=jr.key(0))
@@ -66,7 +66,7 @@ def test_predicted_errors_are_measured_on_fresh_states(x64, calibrations, clock,
     y0s = 20 * jr.normal(jr.key(2), (512, 16))
     exact = y0s * np.sqrt((TS[-1] ** 2 + 1) / (TS[0] ** 2 + 1))
     error = float(jnp.sqrt(jnp.mean((ends(plan, y0s) - exact) ** 2)))
-    assert abs(error / plan.error - 1) < 0.4, (error, plan.error)
+    assert -0.45 < error / plan.error - 1 < 0.4, (error, plan.error)
 
 
 @pytest.mark.slow
