@@ -128,6 +128,7 @@ def test_what_does_not_go_together_is_said_before_anything_is_written(run, tmp_p
         assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64, 3), (10, 6, 1)])
 def test_levels_have_the_flops_asked_for(shape):
     targets = (3.0, 12.0, 80.0)

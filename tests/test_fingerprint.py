@@ -183,6 +183,7 @@ print(fingerprint(level), level_id(level), object())
 """
 
 
+@pytest.mark.slow
 def test_fingerprints_are_the_same_in_every_process():
     found = set()
     for seed in ("1", "2"):

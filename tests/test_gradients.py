@@ -63,6 +63,7 @@ def test_gradient_is_the_central_difference(name, x64):
         np.testing.assert_allclose(ours, expected, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_adjoints_agree(x64):
     x = everything()
     checkpointed = flat(jax.grad(loss)(x))

@@ -199,6 +199,7 @@ def test_events_under_vmap_leave_the_others_going():
     np.testing.assert_allclose(together[1], on_grid(TERM, coefficients, y0s[1]).ys[-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint",
     [diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint(), diffrax.ForwardMode()],
@@ -222,6 +223,7 @@ def test_gradients_are_finite_differences(adjoint):
     np.testing.assert_allclose(derivative(at), differences, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_with_respect_to_the_coefficients():
     coefficients = random_coefficients()
 

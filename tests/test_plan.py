@@ -159,6 +159,7 @@ def test_gamma_below_two_is_measured_and_said():
     assert found.plan(budget=4.0).speedup_over_single > 1.5
 
 
+@pytest.mark.slow
 def test_report_measures_kurtosis_and_memory():
     # Effects of the second level are 1 for one pilot of 400 and 0 otherwise: kurtosis 400. The third level's
     # alternate in time: they forget at once.
@@ -180,6 +181,7 @@ def test_report_measures_kurtosis_and_memory():
     assert "kurtosis 400 > 100" in str(found)
 
 
+@pytest.mark.slow
 def test_target_error_is_met_at_no_more_cost_than_needed(calibration):
     generous = calibration.plan(budget=12.0)
     plan = calibration.plan(error=generous.error)
@@ -221,6 +223,7 @@ def test_bad_input_of_plans(calibration, settings, message):
         ml.make_plan(calibration, **settings)
 
 
+@pytest.mark.slow
 def test_trial_runs_correct_the_linear_prediction():
     # A cubic drift whose increments do not simply add up: the trials see it.
     cheap = lambda t, y, args: -0.6 * y**3  # noqa: E731

@@ -48,6 +48,7 @@ def test_outputs_and_gradients_are_the_references(folders, name, dtype):
     assert out < TOLERANCE[dtype] and gradient < TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 def test_a_single_image_is_the_same_as_in_a_batch(folders):
     network = load_network(folders["unet2d_heads"]).network
     _, arrays = load_case("unet2d_heads")
@@ -95,6 +96,7 @@ def test_euler_is_ddim_of_the_reference(sampled):
     assert distance(end, sampled[1]["ddim"]) < 1e-3
 
 
+@pytest.mark.slow
 def test_adams_bashforth_in_log_s_is_dpm_solver_2m_of_the_reference(sampled):
     process = sampled[0].process
     ts, y0 = grid(sampled, "dpm_solver", process.s_min)
@@ -103,6 +105,7 @@ def test_adams_bashforth_in_log_s_is_dpm_solver_2m_of_the_reference(sampled):
     assert distance(process.alpha(ts[-1]) * end, sampled[1]["dpm_solver"]) < 1e-3
 
 
+@pytest.mark.slow
 def test_adams_bashforth_in_log_s_on_clean_images_is_dpm_solver_pp_2m_of_the_reference(sampled):
     process = sampled[0].process
     ts, y0 = grid(sampled, "dpm_solver_pp", process.s_min)
@@ -155,6 +158,7 @@ def test_what_the_caller_says_of_the_training_wins(folders):
     assert load_network(folders["unet2d_fourier"]).prediction == "score"
 
 
+@pytest.mark.slow
 def test_guidance_takes_the_label_that_the_caller_names(folders):
     _, arrays = load_case("unet2d_heads")
     plain = load_network(folders["unet2d_heads"])
@@ -213,6 +217,7 @@ def test_other_files_hold_the_same(tmp_path, folders, form):
         assert np.allclose(a, b, rtol=2**-8 if form == "half" else 0, atol=0)
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_the_key_and_the_name_only():
     about, _ = load_case("unet2d_ddpm")
     config = UNet2DConfig.read(about["config"])

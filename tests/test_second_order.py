@@ -272,6 +272,7 @@ def test_trajectories_that_wait_for_others_stay_as_they_are(x64):
     np.testing.assert_allclose(jax.vmap(run)(ends), jnp.stack([run(t) for t in ends]), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_level_s_parameter(x64):
     def loss(rate):
         term = ml.MultilevelTerm(lambda t, y, args: -y, lambda t, y, args: -rate * y * y)

@@ -108,6 +108,7 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
         train(tmp_path / "run", steps=20, config=tiny_config(seed=1))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_longer_goes_on(tmp_path):
     """From where it was: its losses are kept, and what is trained on is the curve of no other run."""
     short, losses = train(tmp_path / "run", steps=60)
@@ -199,6 +200,7 @@ def uninterrupted(tmp_path_factory):
     return folder, *train(folder, steps=20)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(tmp_path, uninterrupted):
     folder, whole, history = uninterrupted
     files = [path.relative_to(folder) for path in (folder / "20").rglob("*") if path.is_file()]

@@ -26,6 +26,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_image_a_batch_and_a_vmap_agree():
     batch = NETWORK(X, LEVELS)
     assert batch.shape == X.shape and batch.dtype == X.dtype
@@ -77,6 +78,7 @@ def test_folding_puts_each_square_of_pixels_into_the_channels_and_back():
     np.testing.assert_array_equal(depth_to_space(folded, 2), X)
 
 
+@pytest.mark.slow
 def test_a_one_by_one_grid_is_a_dense_network():
     network = randomised(UNet((4, 4, 1), 8, folds=(2, 2), multipliers=(1, 2), blocks=(0, 1), key=jr.key(0)))
     assert network.down[1][0].conv1.weight.shape[:2] == (1, 1)
