@@ -168,6 +168,6 @@ def test_a_callables_values_are_checked_while_it_runs(value):
 
 def test_a_table_of_constants_may_be_made_inside_jit():
     def middle(t):
-        return TabulatedProbabilities(np.array([0.0, 1.0]), np.array([[1.0, 0.2], [1.0, 0.6]]))(t, 0.1)
+        return ml.TabulatedProbabilities(np.array([0.0, 1.0]), np.array([[1.0, 0.2], [1.0, 0.6]]))(t, 0.1)
 
     assert np.allclose(jax.jit(middle)(0.5), [1.0, 0.4])
