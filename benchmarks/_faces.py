@@ -15,10 +15,9 @@ from PIL import Image
 
 import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Config, Ladder, load_ladder
-from mlem_jax.diffusion._ladder.ladder import as_stored, count_flops, count_parameters, METHODS
-from mlem_jax.diffusion._network.layers import AbstractNetwork
-from mlem_jax.diffusion._training.sheets import Sheets
-from mlem_jax.diffusion._training.train import train_networks
+from mlem_jax.diffusion._ladder import as_stored, count_flops, count_parameters, METHODS
+from mlem_jax.diffusion._network import AbstractNetwork
+from mlem_jax.diffusion._training import Sheets, train_networks
 
 Heads = UInt8[np.ndarray, "_ h w 3"]
 # Steps between checkpoints: about a minute on two cores for the finest network, less for the others.

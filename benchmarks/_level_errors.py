@@ -20,8 +20,8 @@ from _rivals import Euler, march, Plain
 from jaxtyping import Array, Float
 
 from mlem_jax.diffusion import Ladder
-from mlem_jax.diffusion._data.load import Images
-from mlem_jax.diffusion._training.batches import held_out_losses
+from mlem_jax.diffusion._data import Images
+from mlem_jax.diffusion._training import held_out_losses
 
 # The errors that gamma is fitted to, and what they are.
 MEASURES = {

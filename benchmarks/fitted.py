@@ -27,7 +27,7 @@ from _rivals import DPMSolver, march, Plain
 
 import mlem_jax as ml
 from mlem_jax.diffusion import Ladder, load_ladder
-from mlem_jax.diffusion._ladder.ladder import METHODS
+from mlem_jax.diffusion._ladder import METHODS
 from mlem_jax.plot import save_figure
 
 RIVAL = "DPM-Solver++(2M)"

@@ -28,7 +28,7 @@ from _rivals import DPMSolver, Euler, Plain, SDEDPMSolver
 
 import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder
-from mlem_jax.diffusion._ladder.ladder import METHODS
+from mlem_jax.diffusion._ladder import METHODS
 from mlem_jax.plot import save_figure
 
 RIVAL_STEPS = (6, 8, 10, 14, 20)

@@ -28,9 +28,7 @@ from _rivals import Heun, march, Plain
 
 import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Ladder, MixedPrecision, train_ladder, Training
-from mlem_jax.diffusion._ladder.ladder import METHODS
-from mlem_jax.diffusion._ladder.preset import ladder_of_flops
-from mlem_jax.diffusion._ladder.toml import config_text
+from mlem_jax.diffusion._ladder import config_text, ladder_of_flops, METHODS
 from mlem_jax.plot import samples, save_figure
 
 

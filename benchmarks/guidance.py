@@ -45,7 +45,7 @@ from mlem_jax.diffusion import (
     load_ladder,
     train_ladder,
 )
-from mlem_jax.diffusion._ladder.ladder import METHODS
+from mlem_jax.diffusion._ladder import METHODS
 from mlem_jax.plot import samples, save_figure
 
 CONFIG = Path(__file__).with_name("guidance.toml")

@@ -8,7 +8,7 @@ from diffusion_problems import TINY
 from typer.testing import CliRunner
 
 from mlem_jax._cli import app as _cli
-from mlem_jax.diffusion._training.train import train_networks
+from mlem_jax.diffusion._training import train_networks
 
 CLASSES = 3
 TEXT = """

@@ -15,7 +15,7 @@ import mlem_jax as ml
 from mlem_jax import diffusion
 from mlem_jax._cli import app as _cli
 from mlem_jax.diffusion import Ladder, save_ladder
-from mlem_jax.diffusion._ladder.ladder import as_stored, METHODS
+from mlem_jax.diffusion._ladder import as_stored, METHODS
 
 
 @pytest.fixture(scope="module")

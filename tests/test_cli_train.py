@@ -11,9 +11,7 @@ from typer.testing import CliRunner
 
 from mlem_jax._cli import app as _cli
 from mlem_jax.diffusion import DiTLevel, FlowMatching, Level, load_ladder, read_config, Training
-from mlem_jax.diffusion._ladder.ladder import count_flops
-from mlem_jax.diffusion._ladder.preset import ladder_of_flops
-from mlem_jax.diffusion._ladder.toml import config_text
+from mlem_jax.diffusion._ladder import config_text, count_flops, ladder_of_flops
 
 LEVEL = "[[levels]]\nwidth = {}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
 TEXT = (

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import mlem_jax as ml
 from mlem_jax._cli import app as _cli
 from mlem_jax.diffusion import Ladder, save_ladder
-from mlem_jax.diffusion._ladder.ladder import as_stored
+from mlem_jax.diffusion._ladder import as_stored
 
 
 def _save(folder, description):

@@ -19,8 +19,8 @@ from _methods import Shared
 from PIL import Image
 
 from mlem_jax.diffusion import Ladder, Level, read_config
-from mlem_jax.diffusion._ladder.ladder import level_sizes
-from mlem_jax.diffusion._training.train import train_networks
+from mlem_jax.diffusion._ladder import level_sizes
+from mlem_jax.diffusion._training import train_networks
 
 
 def test_gamma_of_an_exact_power_law():

@@ -9,7 +9,7 @@ import pytest
 from diffusion_problems import randomised
 
 from mlem_jax.diffusion import Config, DiTLevel, InputSkip, Level, load_ladder, UNet
-from mlem_jax.diffusion._ladder.preset import ladder_of_flops
+from mlem_jax.diffusion._ladder import ladder_of_flops
 
 SHAPE, SMALL = (16, 16, 3), (8, 8, 3)
 # Both are narrower than the numbers of a folded square of pixels.

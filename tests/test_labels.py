@@ -23,7 +23,7 @@ from mlem_jax.diffusion import (
     sample,
     save_ladder,
 )
-from mlem_jax.diffusion._ladder.ladder import as_stored
+from mlem_jax.diffusion._ladder import as_stored
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_pilots_of_a_ladder_have_labels_drawn_uniformly(ladder, monkeypatch):
         asked.append((arguments, settings))
         raise Asked
 
-    monkeypatch.setattr("mlem_jax.diffusion._ladder.ladder.calibrate", pretend)
+    monkeypatch.setattr("mlem_jax.diffusion._ladder.calibrate.calibrate", pretend)
     with as_user(), pytest.raises(Asked):
         calibrate_ladder(ladder, pilots=4_000, guidance=2.0, sde=True)
     ((terms, _, y0s), settings) = asked[0]

@@ -22,9 +22,9 @@ from mlem_jax.diffusion import (
     train_ladder,
     VariancePreserving,
 )
-from mlem_jax.diffusion._ladder.ladder import METHODS
+from mlem_jax.diffusion._ladder import METHODS
+from mlem_jax.diffusion._training import train_networks
 from mlem_jax.diffusion._training.batches import held_out_losses, noised
-from mlem_jax.diffusion._training.train import train_networks
 
 HEAD = 'name = "tiny"\nshape = [4, 4, 1]\n'
 TRAINING = "[training]\nsteps = 20\nmatch_steps = 20\nbatch_size = 8\nwarmup_steps = 5\n"

@@ -12,8 +12,7 @@ from PIL import Image
 from problems import as_user
 
 from mlem_jax.diffusion import load_data
-from mlem_jax.diffusion._data import folder as _image_folder
-from mlem_jax.diffusion._data.load import as_floats
+from mlem_jax.diffusion._data import as_floats, folder as _image_folder
 
 RNG = np.random.default_rng(0)
 

@@ -10,9 +10,9 @@ from diffusion_problems import randomised
 from problems import as_user
 
 from mlem_jax.diffusion import DiT, Guided, MixedPrecision, UNet
-from mlem_jax.diffusion._ladder.ladder import count_flops, count_parameters
+from mlem_jax.diffusion._ladder import count_flops, count_parameters
+from mlem_jax.diffusion._network.attention import Attention
 from mlem_jax.diffusion._network.dit import DiTBlock
-from mlem_jax.diffusion._network.layers import Attention
 from mlem_jax.diffusion._network.unet import AttentionBlock
 
 SHAPE, CLASSES = (8, 12, 2), 3

@@ -15,10 +15,8 @@ from diffusion_problems import arrays, stand_in, TINY, tiny_config, tiny_images
 
 from mlem_jax._io import full_disk_explained
 from mlem_jax.diffusion import calibrate_ladder, load_ladder
-from mlem_jax.diffusion._training import checkpoints
+from mlem_jax.diffusion._training import checkpoints, train_ladder, train_networks
 from mlem_jax.diffusion._training.batches import batch_indices
-from mlem_jax.diffusion._training.train import train_networks
-from mlem_jax.diffusion._training.train_ladder import train_ladder
 
 TOML = """
 name = "tiny"
@@ -49,7 +47,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 import orbax.checkpoint as ocp
 from diffusion_problems import tiny_config, tiny_images
-from mlem_jax.diffusion._training.train import train_networks
+from mlem_jax.diffusion._training import train_networks
 
 save = ocp.CheckpointManager.save
 def slow(self, step, *args, **kwargs):

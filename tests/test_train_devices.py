@@ -13,10 +13,8 @@ from diffusion_problems import arrays, tiny_config, tiny_images
 from matplotlib.image import imread
 from training_problems import trained
 
-from mlem_jax.diffusion._data.load import as_floats
-from mlem_jax.diffusion._training.batches import held_out_losses
-from mlem_jax.diffusion._training.sheets import Sheets
-from mlem_jax.diffusion._training.train import train_networks
+from mlem_jax.diffusion._data import as_floats
+from mlem_jax.diffusion._training import held_out_losses, Sheets, train_networks
 
 PROGRAM = str(Path(__file__).with_name("training_problems.py"))
 

@@ -21,8 +21,8 @@ from mlem_jax.diffusion import (
     VarianceExploding,
     VariancePreserving,
 )
+from mlem_jax.diffusion._training import train_networks
 from mlem_jax.diffusion._training.batches import noised
-from mlem_jax.diffusion._training.train import train_networks
 
 HEAD = 'name = "tiny"\nshape = [4, 4, 1]\n'
 TRAINING = "[training]\nbatch_size = 64\nwarmup_steps = 5\nema_decay = 0.99\n"

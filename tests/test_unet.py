@@ -11,8 +11,9 @@ from diffusion_problems import randomised
 from problems import as_user
 
 from mlem_jax.diffusion import UNet
-from mlem_jax.diffusion._ladder.ladder import count_flops
-from mlem_jax.diffusion._network.layers import Conv, depth_to_space, space_to_depth
+from mlem_jax.diffusion._ladder import count_flops
+from mlem_jax.diffusion._network import depth_to_space, space_to_depth
+from mlem_jax.diffusion._network.conv import Conv
 from mlem_jax.diffusion._network.unet import ResidualBlock
 
 SHAPE = (8, 12, 2)

@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_problems import arrays, randomised, tiny_config, tiny_images
 
 from mlem_jax.diffusion._mesh import training_mesh
-from mlem_jax.diffusion._training.train import train_networks
+from mlem_jax.diffusion._training import train_networks
 
 
 def trained(folder, *, steps=20):

@@ -58,7 +58,7 @@ def calibrate(
         ladder = read_ladder(checkpoint)
         scales = read_scales(ladder, guidance)
         from .. import diffusion
-        from ..diffusion._ladder.ladder import METHODS
+        from ..diffusion._ladder import METHODS
 
         calibration = diffusion.calibrate_ladder(
             ladder, sde=sde, steps=steps, pilots=pilots, method=METHODS[order - 1], guidance=scales

@@ -21,9 +21,8 @@ from ..diffusion import (
     train_ladder,
     Training,
 )
-from ..diffusion._ladder.ladder import level_sizes
-from ..diffusion._ladder.preset import ladder_of_flops
-from ..diffusion._training.batches import check_labels
+from ..diffusion._ladder import ladder_of_flops, level_sizes
+from ..diffusion._training import check_labels
 
 _CONFIG = Path(__file__).parents[1] / "diffusion" / "fashion_mnist" / "ladder.toml"
 _STEPS = 10_000

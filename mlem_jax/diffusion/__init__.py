@@ -15,37 +15,42 @@ require(
     "tomli_w",
 )
 
-from ._data.idx import (
+from ._data import (
+    Data as Data,
     FASHION_MNIST as FASHION_MNIST,
+    load_data as load_data,
     load_images as load_images,
     load_labels as load_labels,
 )
-from ._data.load import Data as Data, load_data as load_data
-from ._ladder.config import Config as Config
-from ._ladder.ladder import (
+from ._ladder import (
     calibrate_ladder as calibrate_ladder,
+    Config as Config,
+    DiTLevel as DiTLevel,
     Ladder as Ladder,
+    Level as Level,
     load_ladder as load_ladder,
+    read_config as read_config,
     save_ladder as save_ladder,
+    Training as Training,
 )
-from ._ladder.level import DiTLevel as DiTLevel, Level as Level
-from ._ladder.toml import read_config as read_config
-from ._ladder.training import Training as Training
-from ._network.dit import DiT as DiT
-from ._network.input_skip import InputSkip as InputSkip
-from ._network.layers import AbstractNetwork as AbstractNetwork
-from ._network.precision import MixedPrecision as MixedPrecision
-from ._network.unet import UNet as UNet
-from ._predictor.adapter import NoisePredictor as NoisePredictor, Preconditioned as Preconditioned
-from ._predictor.drift import (
+from ._network import (
+    AbstractNetwork as AbstractNetwork,
+    DiT as DiT,
+    InputSkip as InputSkip,
+    MixedPrecision as MixedPrecision,
+    UNet as UNet,
+)
+from ._predictor import (
+    Guided as Guided,
+    NoisePredictor as NoisePredictor,
     NoisyTerms as NoisyTerms,
+    Preconditioned as Preconditioned,
     ProbabilityFlow as ProbabilityFlow,
     reverse_diffusion as reverse_diffusion,
     ReverseDrift as ReverseDrift,
     sampling_terms as sampling_terms,
     StochasticDrift as StochasticDrift,
 )
-from ._predictor.guidance import Guided as Guided
 from ._pretrained import (
     AbstractPretrained as AbstractPretrained,
     Decoder as Decoder,
@@ -68,7 +73,6 @@ from ._process import (
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
 )
-from ._sampling.pictures import save_grid as save_grid, save_images as save_images
+from ._sampling import Samples as Samples, save_grid as save_grid, save_images as save_images
 from ._sampling.sample import sample as sample
-from ._sampling.samples import Samples as Samples
 from ._training.train_ladder import train_ladder as train_ladder

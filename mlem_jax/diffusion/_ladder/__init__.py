@@ -1,0 +1,16 @@
+"""Ladders: described, built, saved, loaded and calibrated."""
+
+from .calibrate import calibrate_ladder as calibrate_ladder
+from .config import Config as Config
+from .files import as_stored as as_stored, load_ladder as load_ladder, save_ladder as save_ladder
+from .ladder import Guidance as Guidance, Ladder as Ladder
+from .level import DiTLevel as DiTLevel, Level as Level
+from .methods import METHODS as METHODS
+from .preset import ladder_of_flops as ladder_of_flops
+from .sizes import (
+    count_flops as count_flops,
+    count_parameters as count_parameters,
+    level_sizes as level_sizes,
+)
+from .toml import config_text as config_text, parse_config as parse_config, read_config as read_config
+from .training import Training as Training

@@ -7,8 +7,8 @@ from typing import get_args
 import jax.random as jr
 from jaxtyping import Array
 
-from .._network.layers import AbstractNetwork
-from .._predictor.adapter import NoisePredictor, Preconditioned, TrainedPrediction
+from .._network import AbstractNetwork
+from .._predictor import NoisePredictor, Preconditioned, TrainedPrediction
 from .._process import AbstractProcess, EDM, VarianceExploding, VariancePreserving
 from .level import DiTLevel, Level
 from .training import Training

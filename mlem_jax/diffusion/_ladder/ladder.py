@@ -1,41 +1,22 @@
-"""A ladder of trained levels: built, saved, loaded, and turned into a diffrax term."""
+"""A ladder of trained levels, and the diffrax terms and plans it gives."""
 
 import dataclasses
-import json
-import math
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-import jax.random as jr
-import numpy as np
 
-from ..._calibration.calibrate import calibrate
 from ..._calibration.calibration import Calibration
 from ..._calibration.plan import Plan
 from ..._calibration.planning import UnreachableError
-from ..._io import full_disk_explained
-from ..._solver.method import AbstractMethod, AdamsBashforth, EulerMaruyama
+from ..._solver.method import AbstractMethod
 from ..._term import MultilevelTerm
-from .._network.layers import AbstractNetwork
-from .._predictor.adapter import NoisePredictor
-from .._predictor.drift import NoisyTerms, ProbabilityFlow, ReverseDrift
-from .._predictor.guidance import Guided
+from .._network import AbstractNetwork
+from .._predictor import Guided, NoisePredictor, ProbabilityFlow, ReverseDrift
 from .config import Config
-from .toml import config_text, read_saved_config
+from .methods import calibration_name, METHODS
+from .sizes import count_flops, count_parameters
 
-_SHIPPED = Path(__file__).parents[1] / "fashion_mnist"
-# In which a ladder is calibrated. A diffusion model's drift is closer to a straight line in log s than in s.
-METHODS = (EulerMaruyama(), AdamsBashforth("log"))
-# A denoiser's samples contain of its start noise about their own size over s_max: half a per cent for s_max = 80.
-_NOISE_LEFT = 0.05
-_CONFIG, _CARD = "ladder.toml", "card.json"
 # One scale for all levels, or one for each.
 Guidance = float | int | Sequence[float | int]
 
@@ -116,7 +97,7 @@ class Ladder:
         method: AbstractMethod = METHODS[0],  # noqa: B008 (immutable)
     ) -> Calibration:
         """What was measured for a method, without guidance. Raises `ValueError` if the ladder was saved without it."""
-        kind = _kind(sde, method)
+        kind = calibration_name(sde, method)
         if kind not in self.calibrations:
             raise ValueError(
                 f"This ladder has no calibration {kind!r}, only {sorted(self.calibrations)}. Measure it with "
@@ -135,7 +116,9 @@ class Ladder:
         """The better of the plans of all methods that the ladder has calibrations for: the one of smaller
         predicted error, or for a wanted `error` the cheaper one. Arguments and errors as for
         [`mlem_jax.make_plan`][]."""
-        there = [method for method in METHODS if _kind(sde, method) in self.calibrations] or METHODS[:1]
+        there = [
+            method for method in METHODS if calibration_name(sde, method) in self.calibrations
+        ] or METHODS[:1]
         found: list[Plan] = []
         refusals: list[ValueError] = []
         for method in there:
@@ -153,160 +136,3 @@ class Ladder:
     def flops(self) -> tuple[float, ...]:
         """FLOPs of one evaluation of each level on one image, as XLA counts them."""
         return tuple(count_flops(network) for network in self.networks)
-
-
-def calibrate_ladder(
-    ladder: Ladder,
-    *,
-    sde: bool = False,
-    method: AbstractMethod = METHODS[0],  # noqa: B008 (immutable)
-    steps: int | None = None,
-    pilots: int = 32,
-    guidance: Guidance | None = None,
-    progress: bool = True,
-) -> Calibration:
-    """Calibrates the probability flow, or the reverse SDE, on `pilots` images of fresh noise and Karras'
-    grid of `steps` steps (by default 128, for the SDE 256).
-
-    With classes each pilot has a label of its own, drawn uniformly; `guidance` as for `Ladder.term`."""
-    process, shape, classes = ladder.config.process, ladder.config.shape, ladder.config.classes
-    ts = process.grid(steps or (256 if sde else 128))
-    key = jr.key(ladder.config.training.seed + 2)
-    keys = jr.split(key)
-    y0s = process.s_max * jr.normal(keys[0], (pilots, *shape))
-    # The next key after these two.
-    labels = None if classes is None else jr.randint(jr.fold_in(key, 2), (pilots,), 0, classes)
-    term = ladder.term(sde=sde, guidance=guidance)
-    terms = NoisyTerms(term, ts, shape) if sde else term
-    found = calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, progress=progress)
-    share = found.measurements.start_share
-    if share is None or abs(share) < _NOISE_LEFT:
-        return found
-    remark = (
-        f"The finest level does not denoise: {share:.0%} of the noise that sampling starts from is left at its end; "
-        "errors are distances to that end. Train it longer, or give it a shape that can represent an image."
-    )
-    return dataclasses.replace(found, remarks=(remark,))
-
-
-def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:
-    """FLOPs of one evaluation on one image, as XLA counts them before it optimises; with `guided`, of both its
-    branches. Of the network only the shapes matter, and they are enough."""
-    struct = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
-    level = jax.ShapeDtypeStruct((), jnp.float32)
-    label = None if network.classes is None else jax.ShapeDtypeStruct((), jnp.int32)
-    params, static = eqx.partition(network, _has_shape)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
-
-    def call(params: Any, x: Any, noise_level: Any, label: Any) -> Any:
-        evaluated = eqx.combine(params, static)
-        if guided:
-            evaluated = Guided(evaluated, 2.0, network.classes)
-        return evaluated(x, noise_level, label)
-
-    analysis = jax.jit(call).lower(shapes, struct, level, label).cost_analysis()
-    assert analysis is not None
-    return float(analysis["flops"])
-
-
-def count_parameters(network: AbstractNetwork) -> int:
-    """Number of trained parameters, of a network or of its shapes."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(eqx.filter(network, _has_shape)))
-
-
-def level_sizes(config: Config) -> list[tuple[str, int, float]]:
-    """Kind, parameters and FLOPs per image of each level, from the shapes alone: nothing is drawn."""
-    networks = eqx.filter_eval_shape(config.networks)
-    return [(type(n).__name__, count_parameters(n), count_flops(n)) for n in networks]
-
-
-def _has_shape(x: Any) -> bool:
-    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
-
-
-def save_ladder(directory: str | Path, ladder: Ladder) -> None:
-    """Writes `ladder.toml`, `card.json`, one `level_k.eqx` (float16) per level and the calibrations.
-
-    Everything is written beside the target and renamed into place. Raises `FileExistsError` rather than
-    replace an existing directory, `OSError` that says so where the disk is full.
-    """
-    directory = Path(directory)
-    if directory.exists():
-        raise FileExistsError(f"{directory} exists already; choose another place or move it away.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        with full_disk_explained(directory):
-            (temporary / _CONFIG).write_text(config_text(ladder.config))
-            (temporary / _CARD).write_text(json.dumps(ladder.card, indent=2) + "\n")
-            for kind, calibration in ladder.calibrations.items():
-                calibration.save(temporary / f"calibration_{kind}.npz")
-            for k, network in enumerate(ladder.networks):
-                half = _cast(network, np.float16)
-                eqx.tree_serialise_leaves(temporary / f"level_{k + 1}.eqx", half)
-            os.chmod(temporary, 0o755)
-            temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
-    """The ladder saved in a directory; without argument the one shipped with the package (four UNets
-    on Fashion-MNIST, see its model card).
-
-    Raises `FileNotFoundError` for a directory that is not a ladder, `ValueError` for levels that do not
-    fit the description.
-    """
-    directory = Path(directory)
-    if not (directory / _CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{directory} is not a ladder: it has no {_CONFIG}. 'python -m mlem_jax train --out DIR' "
-            "makes one in DIR/ladder."
-        )
-    config = read_saved_config(directory / _CONFIG)
-    networks = []
-    # Shapes only: drawing random parameters, to be replaced at once, takes many seconds.
-    for k, network in enumerate(eqx.filter_eval_shape(config.networks)):
-        path = directory / f"level_{k + 1}.eqx"
-        try:
-            stored = eqx.tree_deserialise_leaves(path, jax.tree.map(_half, network))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path} is missing: the parameters of level {k + 1} of {directory / _CONFIG}. Copy the ladder again, "
-                "all files of its folder."
-            ) from error
-        except (RuntimeError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path} does not hold level {k + 1} of {directory / _CONFIG}: it is damaged or belongs to "
-                f"another ladder ({str(error).splitlines()[0]})."
-            ) from error
-        networks.append(_cast(stored, np.float32))
-    try:
-        card = json.loads((directory / _CARD).read_text())
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(
-            f"{directory / _CARD} is damaged or missing ({error}). Copy the ladder again; if there is no other copy, "
-            "write {} into that file: only what was measured after training is lost."
-        ) from error
-    files = sorted(directory.glob("calibration_*.npz"))
-    calibrations = {path.stem.removeprefix("calibration_"): Calibration.load(path) for path in files}
-    return Ladder(tuple(networks), config, card, calibrations)
-
-
-def _kind(sde: bool, method: AbstractMethod) -> str:
-    return ("sde" if sde else "ode") + ("" if method == METHODS[0] else f"_{method.order}")
-
-
-def as_stored(network: AbstractNetwork) -> AbstractNetwork:
-    """The network with its parameters rounded as `save_ladder` rounds them."""
-    return _cast(_cast(network, np.float16), np.float32)
-
-
-def _half(x: Any) -> Any:
-    is_shape = isinstance(x, jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.ShapeDtypeStruct(x.shape, jnp.float16) if is_shape else x
-
-
-def _cast(network: AbstractNetwork, dtype: Any) -> AbstractNetwork:
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, network)

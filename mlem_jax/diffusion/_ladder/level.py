@@ -4,9 +4,7 @@ import dataclasses
 
 from jaxtyping import PRNGKeyArray
 
-from .._network.dit import check_dit_sizes, DiT
-from .._network.input_skip import needs_input_skip
-from .._network.unet import check_sizes, UNet
+from .._network import check_dit_sizes, check_sizes, DiT, needs_input_skip, UNet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from .._predictor.adapter import TrainedPrediction
+from .._predictor import TrainedPrediction
 from .._process import AbstractProcess, EDM, FlowMatching, VarianceExploding, VariancePreserving
 from .config import Config
 from .level import DiTLevel, KINDS, Level

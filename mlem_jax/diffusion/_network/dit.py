@@ -1,6 +1,6 @@
 """A transformer on patches, scaled by one number: the DiT of Peebles & Xie 2023, with RMS norms.
 
-Its layers are in `layers.py`. For a network of another kind copy this file, and give it a level in `_ladder/level.py`.
+To add a network of another kind, copy this file and add a level to `_ladder/level.py`.
 """
 
 import equinox as eqx
@@ -9,18 +9,14 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from .attention import Attention
+from .checks import check_call, check_integers
+from .embedding import Embedding
+from .folding import depth_to_space, space_to_depth
 from .input_skip import InputSkip, needs_input_skip
-from .layers import (
-    AbstractNetwork,
-    Attention,
-    check_call,
-    check_integers,
-    depth_to_space,
-    Embedding,
-    Linear,
-    rms_norm,
-    space_to_depth,
-)
+from .linear import Linear
+from .network import AbstractNetwork
+from .norm import rms_norm
 
 _EXPANSION = 4
 

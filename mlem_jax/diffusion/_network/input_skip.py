@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .layers import Linear
+from .linear import Linear
 
 
 def needs_input_skip(width: int, channels: int, fold: int) -> bool:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float
 
-from .layers import AbstractNetwork
+from .network import AbstractNetwork
 
 
 class MixedPrecision(AbstractNetwork):

@@ -1,7 +1,7 @@
 """A UNet on channels-last images, fast on a CPU and scaled by one number.
 
 Convolutions run on NHWC arrays, normalisation is RMS over the channel axis, and the input is folded
-space-to-depth. Its layers are in `layers.py`.
+space-to-depth.
 """
 
 import math
@@ -12,19 +12,15 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from .attention import Attention
+from .checks import check_call, check_integers
+from .conv import Conv
+from .embedding import Embedding
+from .folding import depth_to_space, space_to_depth
 from .input_skip import InputSkip, needs_input_skip
-from .layers import (
-    AbstractNetwork,
-    Attention,
-    check_call,
-    check_integers,
-    Conv,
-    depth_to_space,
-    Embedding,
-    Linear,
-    rms_norm,
-    space_to_depth,
-)
+from .linear import Linear
+from .network import AbstractNetwork
+from .norm import rms_norm
 
 # Channels of a head of attention, where the channels are a multiple of it.
 _HEAD = 32

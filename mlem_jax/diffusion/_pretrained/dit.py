@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from .._network.layers import depth_to_space, space_to_depth
+from .._network import depth_to_space, space_to_depth
 from .network import AbstractPretrained
 from .parameters import attend, Dense, layer_norm, RandomParameters, Scope
 from .transformer import (

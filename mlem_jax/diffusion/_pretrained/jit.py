@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from .._network.layers import depth_to_space, space_to_depth
+from .._network import depth_to_space, space_to_depth
 from .._process import FlowMatching
 from .family import Found, Source
 from .files import Checkpoint

@@ -7,8 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
 
-from .._predictor.adapter import NoisePredictor
-from .._predictor.guidance import Guided
+from .._predictor import Guided, NoisePredictor
 from .._process import AbstractProcess
 from .dit_files import find_dit, find_sit
 from .edm2_files import find_edm2

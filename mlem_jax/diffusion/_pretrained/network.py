@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from .._network.layers import AbstractNetwork, check_call
+from .._network import AbstractNetwork, check_call
 
 
 class AbstractPretrained(AbstractNetwork):

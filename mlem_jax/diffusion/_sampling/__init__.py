@@ -1,0 +1,4 @@
+"""Drawing samples with a plan, in batches and on many devices."""
+
+from .pictures import save_grid as save_grid, save_images as save_images
+from .samples import Samples as Samples

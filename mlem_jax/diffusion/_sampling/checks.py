@@ -14,10 +14,9 @@ from jaxtyping import PRNGKeyArray, PyTree
 from ..._calibration.abstract_plan import AbstractPlan
 from ..._custom_types import Numbers
 from ..._term import find_multilevel_term
-from .._ladder.ladder import Guidance, Ladder
-from .._network.layers import check_label_range
-from .._predictor.adapter import NoisePredictor
-from .._predictor.drift import sampling_drifts
+from .._ladder import Guidance, Ladder
+from .._network import check_label_range
+from .._predictor import NoisePredictor, sampling_drifts
 from .given import Given
 from .sampler import Sampler
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._predictor.adapter import NoisePredictor
+from .._predictor import NoisePredictor
 
 
 class Given(NamedTuple):

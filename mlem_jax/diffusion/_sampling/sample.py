@@ -16,9 +16,9 @@ from ..._calibration.abstract_plan import AbstractPlan
 from ..._custom_types import Numbers
 from ..._fingerprint import fingerprint
 from ..._progress import show_progress
-from .._ladder.ladder import Guidance, Ladder
+from .._ladder import Guidance, Ladder
 from .._mesh import make_mesh, put_everywhere
-from .._predictor.adapter import NoisePredictor
+from .._predictor import NoisePredictor
 from .batches import Batch, draw_batches, missing, split
 from .checks import (
     check_given,

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..._brownian import GridBrownianPath
 from ..._solver.base import with_folded_key
-from .._predictor.adapter import NoisePredictor
-from .._predictor.drift import sampling_terms
+from .._predictor import NoisePredictor, sampling_terms
 from .given import Given, knowing_pixels
 
 

@@ -6,10 +6,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._data.load import as_floats, Images
-from .._ladder.config import Config
-from .._network.layers import AbstractNetwork
-from .._predictor.adapter import Preconditioned, training_target
+from .._data import as_floats, Images
+from .._ladder import Config
+from .._network import AbstractNetwork
+from .._predictor import Preconditioned, training_target
 
 
 def check_labels(

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..._io import write_text_safely
-from .._ladder.config import Config
-from .._ladder.ladder import count_parameters
-from .._ladder.toml import config_text, parse_config
-from .._network.layers import AbstractNetwork
+from .._ladder import Config, config_text, count_parameters, parse_config
+from .._network import AbstractNetwork
 from .checkpoints import checkpoint_bytes
 
 STAGES = ("finest", "smaller")

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..._io import write_text_safely
-from .._data.load import Images
-from .._ladder.config import Config
-from .._network.layers import AbstractNetwork
-from .._predictor.drift import ProbabilityFlow
-from .._sampling.pictures import save_grid
+from .._data import Images
+from .._ladder import Config
+from .._network import AbstractNetwork
+from .._predictor import ProbabilityFlow
+from .._sampling import save_grid
 from .batches import held_out_losses
 
 _COLUMNS = 8

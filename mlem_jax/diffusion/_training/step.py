@@ -10,10 +10,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from .._ladder.config import Config
-from .._ladder.training import Training
+from .._ladder import Config, Training
 from .._mesh import keep_everywhere
-from .._network.precision import MixedPrecision
+from .._network import MixedPrecision
 from .batches import drop_labels, noised
 
 # Steps of which the history has the mean loss.

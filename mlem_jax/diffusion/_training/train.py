@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..._io import full_disk_explained
 from ..._progress import show_progress
-from .._data.load import as_floats, Images
-from .._ladder.config import Config
+from .._data import as_floats, Images
+from .._ladder import Config
 from .._mesh import put_everywhere, spread, take_home, training_mesh
-from .._network.layers import AbstractNetwork
+from .._network import AbstractNetwork
 from .batches import batch_indices, check_labels
 from .checkpoints import Checkpoints
 from .signals import StopRequest, TrainingStopped

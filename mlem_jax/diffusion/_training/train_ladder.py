@@ -9,21 +9,20 @@ import numpy as np
 from jaxtyping import Int
 
 from ..._io import write_text_safely
-from .._data.load import Images
-from .._data.split import data_fingerprint
-from .._ladder.config import Config
-from .._ladder.ladder import (
+from .._data import data_fingerprint, Images
+from .._ladder import (
     as_stored,
     calibrate_ladder,
+    Config,
     count_flops,
     count_parameters,
     Ladder,
     load_ladder,
     METHODS,
+    read_config,
     save_ladder,
 )
-from .._ladder.toml import read_config
-from .._network.layers import AbstractNetwork
+from .._network import AbstractNetwork
 from .batches import check_labels, held_out_losses
 from .run import begin_run, check_room, DataIdentity, LADDER
 from .sheets import Sheets

@@ -1,0 +1,47 @@
+"""How large networks are: parameters and FLOPs, from their shapes alone."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._network import AbstractNetwork
+from .._predictor import Guided
+from .config import Config
+
+
+def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:
+    """FLOPs of one evaluation on one image, as XLA counts them before it optimises; with `guided`, of both its
+    branches. Of the network only the shapes matter, and they are enough."""
+    struct = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((), jnp.float32)
+    label = None if network.classes is None else jax.ShapeDtypeStruct((), jnp.int32)
+    params, static = eqx.partition(network, _has_shape)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params)
+
+    def call(params: Any, x: Any, noise_level: Any, label: Any) -> Any:
+        evaluated = eqx.combine(params, static)
+        if guided:
+            evaluated = Guided(evaluated, 2.0, network.classes)
+        return evaluated(x, noise_level, label)
+
+    analysis = jax.jit(call).lower(shapes, struct, level, label).cost_analysis()
+    assert analysis is not None
+    return float(analysis["flops"])
+
+
+def count_parameters(network: AbstractNetwork) -> int:
+    """Number of trained parameters, of a network or of its shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(eqx.filter(network, _has_shape)))
+
+
+def level_sizes(config: Config) -> list[tuple[str, int, float]]:
+    """Kind, parameters and FLOPs per image of each level, from the shapes alone: nothing is drawn."""
+    networks = eqx.filter_eval_shape(config.networks)
+    return [(type(n).__name__, count_parameters(n), count_flops(n)) for n in networks]
+
+
+def _has_shape(x: Any) -> bool:
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
