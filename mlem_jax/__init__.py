@@ -4,7 +4,8 @@ from ._brownian import GridBrownianPath as GridBrownianPath
 from ._calibration.abstract_plan import AbstractPlan as AbstractPlan
 from ._calibration.calibrate import calibrate as calibrate
 from ._calibration.calibration import Calibration as Calibration, make_plan as make_plan
-from ._calibration.fit_plan import FittedPlan as FittedPlan, FittedSteps as FittedSteps
+from ._calibration.fit_catalogue import FittedSteps as FittedSteps
+from ._calibration.fit_plan import FittedPlan as FittedPlan
 from ._calibration.fit_steps import fit_steps as fit_steps
 from ._calibration.measurements import Measurements as Measurements
 from ._calibration.plan import Plan as Plan

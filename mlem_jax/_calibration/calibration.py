@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -13,9 +13,11 @@ from .._custom_types import Y
 from .._solver.method import AbstractMethod
 from .files import decode_record, read_record, write_record
 from .fingerprints import mismatch
+from .fit_catalogue import FittedSteps
+from .fit_plan import FittedPlan
 from .measurements import Measurements
 from .plan import Plan
-from .planning import choose_plan, MIDPOINT
+from .plan_choice import best_plan, PlanRequest
 from .report import calibration_report
 from .trials import Trials
 
@@ -30,11 +32,13 @@ class Calibration:
         trajectories, a [`mlem_jax.Measurements`][].
     - `trials`: runs of the multilevel method on the same pilots, a [`mlem_jax.Trials`][].
     - `remarks`: what else the caller of `calibrate` noticed, in words; printed, and part of the advice of each plan.
+    - `fitted`: steps of all costs whose coefficients were fitted on pilots, a [`mlem_jax.FittedSteps`][], or `None`.
     """
 
     measurements: Measurements
     trials: Trials
     remarks: tuple[str, ...] = ()
+    fitted: FittedSteps | None = None
 
     @property
     def num_levels(self) -> int:
@@ -56,29 +60,74 @@ class Calibration:
         """Of the steps that plans take."""
         return self.measurements.method
 
+    def with_fitted(self, fitted: FittedSteps) -> "Calibration":
+        """The same with a catalogue of fitted steps, of which `plan` then makes use too.
+
+        !!! example
+
+            ```python
+            steps = ml.fit_steps(terms, ts, y0s, key=key)
+            calibration = calibration.with_fitted(steps)
+            ```
+
+        Raises `ValueError` for steps that were fitted with other levels or another state."""
+        measured = self.measurements
+        if (fitted.levels_id, fitted.state_id) != (measured.levels_id, measured.state_id):
+            raise ValueError(
+                "These steps were fitted with other levels or another state than were calibrated. Fit steps with the "
+                "same terms: mlem_jax.fit_steps(terms, ts, y0s, key=key)."
+            )
+        return dataclasses.replace(self, fitted=fitted)
+
+    @overload
     def plan(
         self,
         *,
         budget: float | int | None = None,
         error: float | int | None = None,
-        coins: AbstractCoins = MIDPOINT,
+        coins: AbstractCoins,
         steps: int | None = None,
         levels: tuple[int, ...] | None = None,
         in_seconds: bool = False,
-    ) -> Plan:
+    ) -> Plan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        budget: float | int | None = None,
+        error: float | int | None = None,
+        coins: None = None,
+        steps: int | None = None,
+        levels: tuple[int, ...] | None = None,
+        in_seconds: bool = False,
+    ) -> Plan | FittedPlan: ...
+    def plan(
+        self,
+        *,
+        budget: float | int | None = None,
+        error: float | int | None = None,
+        coins: AbstractCoins | None = None,
+        steps: int | None = None,
+        levels: tuple[int, ...] | None = None,
+        in_seconds: bool = False,
+    ) -> Plan | FittedPlan:
         """Decides how to solve within a budget, or for a target error.
 
-        Tries all sets of levels that keep the finest one and all step counts that the calibration has tried. For coins
-        that are independent over steps, probabilities are the optimum `min(1, L h sqrt(V / C))` (Jacot 2026). For
-        coupled coins a window's error is the variation of the effect inside it, which that profile over time keeps
-        small too, but how much each level should get differs: its share is found by simulating the coins on the pilot
-        trajectories.
+        Fitted steps, where the calibration has them, compete with plans with coins, unless `coins`, `steps` or `levels`
+        are given: the smaller error wins, or for a target error the smaller cost. The error of fitted steps is that of
+        held-out pilots, that of plans with coins is predicted.
+
+        For a plan with coins, all sets of levels that keep the finest one and all step counts that the calibration has
+        tried are compared. For coins that are independent over steps, probabilities are the optimum
+        `min(1, L h sqrt(V / C))` (Jacot 2026). For coupled coins a window's error is the variation of the effect inside
+        it, which that profile over time keeps small too, but how much each level should get differs: its share is found
+        by simulating the coins on the pilot trajectories.
 
         **Arguments:**
 
         - `budget`: expected cost in finest-level evaluations; or `error`: the wanted RMS distance to the exact solution
             of the finest level. Exactly one of them.
-        - `coins`: the policy, by default the midpoint pattern.
+        - `coins`: the policy of a plan with coins; by default the midpoint pattern, or fitted steps.
         - `steps`, `levels`: fix the number of steps (a divisor of the calibration's) or the kept levels
             (indices, the finest last) instead of searching.
         - `in_seconds`: take as the levels' costs their wall-clock seconds, for batches of the size and on the device
@@ -88,17 +137,13 @@ class Calibration:
         Raises `ValueError` if both or neither of budget and error are given, if they are not positive, or if they
         cannot be met.
         """
-        plan = choose_plan(
+        found = best_plan(
             self.measurements,
             self.trials,
-            budget=budget,
-            error=error,
-            coins=coins,
-            steps=steps,
-            levels=levels,
-            in_seconds=in_seconds,
+            self.fitted,
+            PlanRequest(budget, error, coins, steps, levels, in_seconds),
         )
-        return dataclasses.replace(plan, advice=(*plan.advice, *self.remarks))
+        return dataclasses.replace(found, advice=(*found.advice, *self.remarks))
 
     def mismatch(self, levels: Sequence[Any], y0: Y) -> str | None:
         """A sentence that says how these levels or this state differ from those that were measured, or `None`."""
@@ -126,6 +171,8 @@ class Calibration:
         _, values = read_record(path, {_KIND: _VERSION}, "a calibration", remedy)
         for name, record in (("measurements", Measurements), ("trials", Trials)):
             values[name] = decode_record(record, values.get(name, {}), path)
+        if values.get("fitted") is not None:
+            values["fitted"] = FittedSteps.from_values(values["fitted"], path)
         return decode_record(cls, values, path)
 
     def __repr__(self) -> str:
@@ -136,9 +183,10 @@ class Calibration:
         )
 
     def __str__(self) -> str:
-        return "\n".join([calibration_report(self.measurements, self.trials), *self.remarks])
+        fitted = () if self.fitted is None else (str(self.fitted),)
+        return "\n".join([calibration_report(self.measurements, self.trials), *fitted, *self.remarks])
 
 
-def make_plan(calibration: Calibration, **settings: Any) -> Plan:
+def make_plan(calibration: Calibration, **settings: Any) -> Plan | FittedPlan:
     """`calibration.plan(...)` as a function: see [`mlem_jax.Calibration.plan`][]."""
     return calibration.plan(**settings)

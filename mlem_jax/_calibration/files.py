@@ -78,7 +78,7 @@ def decode_record(cls: type[_Record], values: dict[str, Any], path: str | Path) 
 def _decode(name: str, value: Any) -> Any:
     if isinstance(value, dict):
         return _DECODERS[name](value)
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_decode(name, item) for item in value) if isinstance(value, list) else value
 
 
 def _encode_record(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -91,6 +91,11 @@ def _encode_record(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> d
             values[field.name] = value.to_dict()
         elif dataclasses.is_dataclass(value):
             values[field.name] = _encode_record(value, f"{prefix}{field.name}.", arrays)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            values[field.name] = {
+                str(i): _encode_record(item, f"{prefix}{field.name}.{i}.", arrays)
+                for i, item in enumerate(value)
+            }
         else:
             values[field.name] = value
     return values

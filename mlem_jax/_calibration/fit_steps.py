@@ -16,8 +16,8 @@ from .._progress import show_progress
 from .._solver.multistep_coefficients import MultistepCoefficients
 from .._term import find_multilevel_term
 from .costs import check_costs, relative_costs, time_levels
+from .fit_catalogue import cost_to_reach, envelope, FittedSteps
 from .fit_pilots import FitPilots
-from .fit_plan import cost_to_reach, envelope, FittedSteps
 from .fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from .fit_step import everyone, left_out
 from .inputs import check_labels, makes_terms

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..._calibration.calibration import Calibration
+from ..._calibration.fit_plan import FittedPlan
 from ..._calibration.plan import Plan
 from ..._calibration.planning import UnreachableError
 from ..._solver.method import AbstractMethod
@@ -112,14 +113,14 @@ class Ladder:
         error: float | int | None = None,
         sde: bool = False,
         **settings: Any,
-    ) -> Plan:
-        """The better of the plans of all methods that the ladder has calibrations for: the one of smaller
-        predicted error, or for a wanted `error` the cheaper one. Arguments and errors as for
-        [`mlem_jax.make_plan`][]."""
+    ) -> Plan | FittedPlan:
+        """The best of the plans of all methods that the ladder has calibrations for, and of fitted steps: the one of
+        smaller predicted error, or for a wanted `error` the cheaper one. Arguments and errors as for
+        [`mlem_jax.Calibration.plan`][]."""
         there = [
             method for method in METHODS if calibration_name(sde, method) in self.calibrations
         ] or METHODS[:1]
-        found: list[Plan] = []
+        found: list[Plan | FittedPlan] = []
         refusals: list[ValueError] = []
         for method in there:
             calibration = self.calibration(sde=sde, method=method)

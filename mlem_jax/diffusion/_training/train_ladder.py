@@ -29,6 +29,9 @@ from .sheets import Sheets
 from .step import HISTORY_EVERY
 from .train import train_networks
 
+# On which steps are fitted: with fewer, held-out pilots reject much of what images allow (benchmarks/fitted.py).
+_FIT_PILOTS = 128
+
 
 def train_ladder(
     config: Config | str | Path,
@@ -51,9 +54,9 @@ def train_ladder(
 
     At the end the ladder is calibrated on `pilots` images for plans of the probability flow, in steps of either order,
     and of the reverse SDE. The RMS error is decided by the few images in a
-    hundred that end elsewhere, so fewer pilots would not do.
-    With 0 pilots that is left for [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings. A single level is
-    not calibrated; any solver of diffrax takes its `Ladder.term()`.
+    hundred that end elsewhere, so fewer pilots would not do. For the probability flow steps of all costs are fitted
+    too, on 128 images more: see [`mlem_jax.fit_steps`][]. A single level also gets them.
+    With 0 pilots all that is left for [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings.
 
     A configuration with classes needs the labels of both sets of images. Its ladder is calibrated for labels drawn
     uniformly and no guidance.
@@ -91,11 +94,11 @@ def train_ladder(
     )
     card = _card(config, networks, trained, (held_out, held_out_labels), len(images), start is not None)
     ladder = Ladder(trained, config, card, {})
-    if pilots and len(trained) > 1:
+    if pilots:
         settings = {"pilots": pilots, "progress": progress}
         calibrations = {
             "ode": calibrate_ladder(ladder, **settings),
-            "ode_2": calibrate_ladder(ladder, method=METHODS[1], **settings),
+            "ode_2": calibrate_ladder(ladder, method=METHODS[1], fit_pilots=_FIT_PILOTS, **settings),
             "sde": calibrate_ladder(ladder, sde=True, **settings),
         }
         ladder = dataclasses.replace(ladder, calibrations=calibrations)

@@ -1,0 +1,217 @@
+"""The catalogue of fitted steps of all costs that one fit makes, and the choice among them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from .._custom_types import Y
+from .._solver.multistep_coefficients import MultistepCoefficients
+from .files import decode_record, read_record, write_record
+from .fingerprints import mismatch
+from .fit_plan import FittedPlan
+
+_KIND, _VERSION = "fitted steps", 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedSteps:
+    """A catalogue of fitted steps of all costs, from [`mlem_jax.fit_steps`][]. `print` it for a table.
+
+    - `costs`, `seconds`: of one evaluation of each level, `(K,)`: in evaluations of the finest one, and wall-clock
+        seconds for a batch of `batch` trajectories on `device`.
+    - `levels`, `coefficients`: of each entry, as in [`mlem_jax.FittedPlan`][].
+    - `errors`: RMS error of each held-out pilot's end state, by entry, `(E, P)`.
+    - `fitted`: whether the coefficients of an entry are fitted ones, `(E,)`.
+    - `levels_id`, `state_id`: what the steps belong to (see `require`).
+    """
+
+    costs: Float[np.ndarray, " levels"]
+    seconds: Float[np.ndarray, " levels"]
+    batch: int
+    device: str
+    levels: tuple[tuple[int, ...], ...]
+    coefficients: tuple[MultistepCoefficients, ...]
+    errors: Float[np.ndarray, "entries pilots"]
+    fitted: tuple[bool, ...]
+    levels_id: tuple[str, ...]
+    state_id: str
+
+    def plan(
+        self,
+        *,
+        budget: float | int | None = None,
+        error: float | int | None = None,
+        typical_error: float | int | None = None,
+        in_seconds: bool = False,
+    ) -> FittedPlan:
+        """The best steps within a budget, or the cheapest that reach an error.
+
+        Several levels are proposed only where their error is smaller than that of fitted steps on the best single level
+        at the same cost (between the numbers of steps that were fitted, by straight lines in logarithms).
+
+        **Arguments:** exactly one of
+
+        - `budget`: cost of a solve, in evaluations of the finest level;
+        - `error`: root mean square error of the end state;
+        - `typical_error`: geometric mean of the trajectories' errors;
+
+        and `in_seconds`, to weigh levels by measured seconds rather than by `costs`: the unit of `budget` is then the
+        time of one evaluation of the finest level.
+
+        Raises `ValueError` for none or several of them, or where no entry is so cheap or so accurate.
+        """
+        given = {"budget": budget, "error": error, "typical_error": typical_error}
+        chosen = [(name, value) for name, value in given.items() if value is not None]
+        if len(chosen) != 1 or not chosen[0][1] > 0:
+            raise ValueError(
+                f"plan was given {', '.join(f'{k}={v}' for k, v in given.items())}; exactly one positive number is "
+                "expected, for example plan(budget=4)."
+            )
+        ((name, value),) = chosen
+        plans = self._plans(in_seconds)
+        if name == "budget":
+            affordable = [plan for plan in plans if plan.cost <= value + 1e-9]
+            if not affordable:
+                raise ValueError(
+                    f"No fitted steps cost as little as {value:g}; the cheapest cost "
+                    f"{min(plan.cost for plan in plans):.3g}."
+                )
+            return min(affordable, key=lambda plan: plan.typical_error)
+        accurate = [plan for plan in plans if getattr(plan, name) <= value]
+        if not accurate:
+            least = min(getattr(plan, name) for plan in plans)
+            raise ValueError(
+                f"No fitted steps reach {name}={value:g}; the most accurate ones reach {least:.3g}. Fit up to a larger "
+                "cost, fit_steps(..., most=...), or take a solver of high order on the finest level."
+            )
+        return min(accurate, key=lambda plan: plan.cost)
+
+    def _plans(self, in_seconds: bool) -> list[FittedPlan]:
+        """All entries that are worth their cost."""
+        unit = self.seconds / self.seconds[-1] if in_seconds else self.costs
+        typical = np.exp(np.mean(np.log(self.errors + 1e-300), axis=1))
+        cost = np.array(
+            [
+                float(table.evaluations @ unit[list(levels)])
+                for levels, table in zip(self.levels, self.coefficients, strict=True)
+            ]
+        )
+        alone = np.array([len(levels) == 1 for levels in self.levels])
+        x, y = envelope(cost[alone], typical[alone])
+        advice = ()
+        if in_seconds:
+            advice = (f"Costs are wall-clock seconds of batches of {self.batch} on {self.device}.",)
+        found = []
+        for i in range(len(cost)):
+            needed = cost_to_reach(x, y, typical[i])
+            gain = 1.0 if alone[i] else needed / cost[i]
+            if gain < 1 or (not alone[i] and _dominated(cost, typical, i)):
+                continue
+            squares = self.errors[i] ** 2
+            mean = float(np.mean(squares))
+            spread = float(np.std(squares) / (2 * mean * len(squares) ** 0.5)) if mean > 0 else 0.0
+            logs = np.log(self.errors[i] + 1e-300)
+            found.append(
+                FittedPlan(
+                    ts=np.asarray(self.coefficients[i].ts),
+                    levels=self.levels[i],
+                    coefficients=self.coefficients[i],
+                    costs=unit[list(self.levels[i])],
+                    cost=float(cost[i]),
+                    error=mean**0.5,
+                    relative_error_of_prediction=spread,
+                    typical_error=float(typical[i]),
+                    relative_error_of_typical=float(np.std(logs) / len(logs) ** 0.5),
+                    speedup_over_single=float(gain),
+                    fitted=self.fitted[i],
+                    single_level=self.levels[_equal(cost, typical, alone, typical[i])][0],
+                    finest_error=None,
+                    advice=advice,
+                    levels_id=self.levels_id,
+                    state_id=self.state_id,
+                )
+            )
+        return sorted(found, key=lambda plan: plan.cost)
+
+    def require(self, levels: Sequence[Any], y0: Y) -> None:
+        """Raises `ValueError` unless the steps were fitted with these levels (their types, settings and all numbers
+        inside them) and a state of these shapes."""
+        found = mismatch("These steps were fitted with", self.levels_id, self.state_id, levels, y0)
+        if found is not None:
+            raise ValueError(f"{found} Fit them again: mlem_jax.fit_steps(terms, ts, y0s, key=key).")
+
+    def save(self, path: str | Path) -> None:
+        """Writes one `.npz` file, atomically. Raises `OSError` that says so where the disk is full."""
+        write_record(path, _KIND, _VERSION, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FittedSteps":
+        """Reads what `save` wrote. Raises `ValueError` for another, a newer or a damaged file."""
+        remedy = "Fit them again: mlem_jax.fit_steps(...).save(FILE)."
+        _, values = read_record(path, {_KIND: _VERSION}, "a file of fitted steps", remedy)
+        return cls.from_values(values, path)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], path: str | Path) -> "FittedSteps":
+        """The catalogue whose fields were read from a file. Raises `ValueError` where one is missing."""
+        tables = values.get("coefficients", {})
+        try:
+            found = tuple(MultistepCoefficients(**tables[str(i)]) for i in range(len(tables)))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: its coefficients are incomplete ({error}).") from error
+        return decode_record(cls, {**values, "coefficients": found}, path)
+
+    def __str__(self) -> str:
+        lines = [
+            f"fitted steps for {len(self.costs)} level{'s' if len(self.costs) > 1 else ''}, errors of "
+            f"{self.errors.shape[1]} held-out pilots",
+            "  cost  steps  evaluations of levels     typical error  RMS error  over single level",
+        ]
+        for plan in self._plans(in_seconds=False):
+            counts = ", ".join(
+                f"{level + 1}: {count}"
+                for level, count in zip(plan.levels, plan.coefficients.evaluations, strict=True)
+            )
+            gain = "" if len(plan.levels) == 1 else f"{plan.speedup_over_single:.2f}"
+            lines.append(
+                f"{plan.cost:6.2f}  {len(plan.ts) - 1:5d}  {counts:24s}  {plan.typical_error:13.4g}  "
+                f"{plan.error:9.4g}  {gain:>17s}"
+            )
+        return "\n".join(lines)
+
+
+def envelope(
+    cost: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Those that nothing as cheap beats, by increasing cost."""
+    order = np.lexsort((error, cost))
+    kept = [i for n, i in enumerate(order) if n == 0 or error[i] < error[order[:n]].min()]
+    return cost[kept], error[kept]
+
+
+def _equal(
+    cost: Float[np.ndarray, " n"],
+    error: Float[np.ndarray, " n"],
+    among: Bool[np.ndarray, " n"],
+    target: float,
+) -> int:
+    """The cheapest entry among some that reaches an error, or where none does the most accurate one."""
+    reach = among & (error <= target)
+    return int(
+        np.argmin(np.where(reach, cost, np.inf)) if reach.any() else np.argmin(np.where(among, error, np.inf))
+    )
+
+
+def _dominated(cost: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"], i: int) -> bool:
+    return bool(np.any((cost < cost[i]) & (error <= error[i])))
+
+
+def cost_to_reach(cost: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"], target: float) -> float:
+    """Between the points of an envelope by straight lines in logarithms; beyond its end infinite."""
+    if target < error[-1]:
+        return np.inf
+    return float(np.exp(np.interp(-np.log(target), -np.log(error), np.log(cost))))
