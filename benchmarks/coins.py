@@ -24,7 +24,8 @@ from _harness import RESULTS, write_results
 from matplotlib.figure import Figure
 
 import mlem_jax as ml
-from mlem_jax._cli.comparison import equivalent_cost, FINE_STEPS
+from mlem_jax._cli.comparison import equivalent_cost
+from mlem_jax._cli.comparison_runs import FINE_STEPS
 from mlem_jax.diffusion import load_ladder, reverse_diffusion
 from mlem_jax.plot import save_figure
 

@@ -18,6 +18,7 @@ require("mlem_jax.plot", "plot", "matplotlib")
 from matplotlib.figure import Figure
 
 from ._calibration.calibration import Calibration
+from ._calibration.fit_plan import FittedPlan
 from ._calibration.plan import Plan
 from ._io import write_safely
 from ._solver.evaluations import EvaluationReport
@@ -134,14 +135,17 @@ def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> 
     return figure
 
 
-def plan_raster(plan: Plan, *, key: PRNGKeyArray, time_label: str = "t", log_time: bool = False) -> Figure:
-    """In which steps a plan's coins fire, for one key (no level is evaluated for it)."""
+def plan_raster(
+    plan: Plan | FittedPlan, *, key: PRNGKeyArray, time_label: str = "t", log_time: bool = False
+) -> Figure:
+    """In which steps a plan's coins fire, for one key, or fitted steps evaluate a level (none is evaluated for it)."""
     fired = plan.firing_pattern(key=key)
     figure = Figure(figsize=(8, 0.9 + 0.35 * len(plan.levels)), layout="constrained")
     axis = figure.subplots()
     _raster(axis, [plan.ts[:-1][fired[:, k]] for k in range(len(plan.levels))], plan.levels)
     axis.set_xlabel(time_label)
-    axis.set_title(f"{plan.coins.name}, predicted error {plan.error:.3g}", fontsize=9, loc="left")
+    name = plan.coins.name if isinstance(plan, Plan) else "fitted steps"
+    axis.set_title(f"{name}, predicted error {plan.error:.3g}", fontsize=9, loc="left")
     if log_time:
         axis.set_xscale("log")
     return figure

@@ -119,7 +119,9 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
     path = tmp_path / "new" / "found.npz"
     result = run(*common, "--sde", "--pilots", 5, "--steps", 8, "--out", path)
     assert result.exit_code == 0, result.output
-    assert asked == [{"sde": True, "steps": 8, "pilots": 5, "method": METHODS[0], "guidance": None}]
+    assert asked == [
+        {"sde": True, "steps": 8, "pilots": 5, "method": METHODS[0], "guidance": None, "fit_pilots": 0}
+    ]
     assert "8 steps, 3 pilot" in result.output and "A plan with budget 3:" in result.output
     assert ml.Calibration.load(path).num_levels == 2
     # The line that it ends with is a command that works.
@@ -153,7 +155,7 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
             "sample",
             "out checkpoint n budget error in-seconds sde label guidance seed batch-size calibration".split(),
         ),
-        ("calibrate", "out checkpoint sde pilots steps guidance budget".split()),
+        ("calibrate", "out checkpoint sde pilots steps guidance budget fit-pilots".split()),
     ],
 )
 def test_help_names_every_option(command, options):

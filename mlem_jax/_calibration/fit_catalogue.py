@@ -72,7 +72,7 @@ class FittedSteps:
                 "expected, for example plan(budget=4)."
             )
         ((name, value),) = chosen
-        plans = self._plans(in_seconds)
+        plans = self.plans(in_seconds=in_seconds)
         if name == "budget":
             affordable = [plan for plan in plans if plan.cost <= value + 1e-9]
             if not affordable:
@@ -90,8 +90,9 @@ class FittedSteps:
             )
         return min(accurate, key=lambda plan: plan.cost)
 
-    def _plans(self, in_seconds: bool) -> list[FittedPlan]:
-        """All entries that are worth their cost."""
+    def plans(self, *, in_seconds: bool = False) -> list[FittedPlan]:
+        """All entries that are worth their cost, by growing cost: those of one level, and of several levels those that
+        no single level and nothing cheaper beats."""
         unit = self.seconds / self.seconds[-1] if in_seconds else self.costs
         typical = np.exp(np.mean(np.log(self.errors + 1e-300), axis=1))
         cost = np.array(
@@ -171,7 +172,7 @@ class FittedSteps:
             f"{self.errors.shape[1]} held-out pilots",
             "  cost  steps  evaluations of levels     typical error  RMS error  over single level",
         ]
-        for plan in self._plans(in_seconds=False):
+        for plan in self.plans():
             counts = ", ".join(
                 f"{level + 1}: {count}"
                 for level, count in zip(plan.levels, plan.coefficients.evaluations, strict=True)

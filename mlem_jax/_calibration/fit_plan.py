@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray
 
 from .._solver.multistep import LinearMultistep
 from .._solver.multistep_coefficients import MultistepCoefficients
@@ -48,6 +48,12 @@ class FittedPlan(AbstractPlan):
     def expected_looks(self) -> Float[np.ndarray, " levels"]:
         """How often each kept level is evaluated, `(K,)`."""
         return self.coefficients.evaluations.astype(float)
+
+    def firing_pattern(self, *, key: PRNGKeyArray | None = None) -> Bool[np.ndarray, "steps levels"]:
+        """In which steps each kept level is evaluated, `(N, K)`: the same for all keys."""
+        del key
+        looks = np.asarray(self.coefficients.looks)
+        return np.concatenate([np.ones((len(looks), 1), bool), looks], axis=1)
 
     def solver(self, *, key: PRNGKeyArray | None = None, **settings: Any) -> LinearMultistep:
         """The solver for `plan.terms(terms)`, to which settings are passed. It has no randomness: `key` is ignored, and

@@ -1,58 +1,51 @@
-"""The main job: images by ML-EM beside Euler on the finest level, from the same noise.
+"""The main job: the same images, from the same noise, by several levels and by the finest network alone.
 
-Only the comparison is here; its table and pictures are in `comparison_report.py`.
+The solves are in `comparison_runs.py`, table and pictures in `comparison_report.py`.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
-import diffrax
-import equinox as eqx
-import jax
-import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from .._brownian import GridBrownianPath
+from .._calibration.fit_plan import FittedPlan
 from .._calibration.plan import Plan
-from .._coins import IndependentCoins
-from .._solver.base import AbstractMultilevelSolver
-from .._solver.evaluations import evaluation_report, EvaluationReport
-from ..diffusion import Ladder, reverse_diffusion
+from .._calibration.planning import MIDPOINT
+from .._coins import AbstractCoins, IndependentCoins
+from .._solver.evaluations import EvaluationReport
+from .._solver.method import AbstractMethod
+from ..diffusion import Ladder
+from ..diffusion._ladder import METHODS
+from ..diffusion._ladder.methods import calibration_name
+from .comparison_runs import Bench, DPM, EULER, Row
 
-FINE_STEPS = {False: 256, True: 1024}
 EULER_STEPS = (8, 16, 32, 64, 128)
+DPM_STEPS = (4, 6, 8, 10, 14)
 COIN_SEEDS = 5
-_REPEATS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One solve: `error` is the root mean square distance to the reference over all pixels of all
-    images (pixels have values in [-1, 1]); `median_error`, the median over images of each image's own;
-    `predicted`, the error that the plan promised, if there was one; `finest_evaluations` counts FLOPs in units
-    of the finest level's; `seconds` is without compilation, the mean of several runs."""
-
-    method: str
-    error: float
-    median_error: float
-    predicted: float | None
-    finest_evaluations: float
-    seconds: float
-    seed: int
+# Rows of the finest network alone on either side of the plan's error.
+_NEIGHBOURS = 2
+# Names of the rows. Those of plans, all at the cost of the first.
+ALONE, PAPER, FIRST, SECOND, SEVERAL = (
+    "finest network alone, fitted",
+    "MLEM, independent coins (the paper's)",
+    "MLEM",
+    "MLAB2",
+    "several networks, fitted",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All that the main job found. `images`, `reports` and `levels` (those kept) are by method, for the first
-    seed; `plan` is that of the default coins. `speedup` compares errors, `median_speedup` the images' median errors."""
+    """All that the main job found. `images`, `reports` and `levels` (those kept) are by method, for the first seed;
+    `plan` is the one that was asked for, and `ours` the name of its rows. `speedup` says, for each rival, how many
+    times the evaluations and seconds it needs for the plan's geometric mean error, by its own curve."""
 
     rows: list[Row]
-    speedup: dict[str, float]
-    median_speedup: dict[str, float]
-    plan: Plan
+    speedup: dict[str, dict[str, float]]
+    plan: Plan | FittedPlan
+    ours: str
     images: dict[str, Float[np.ndarray, "n h w"]]
     reports: dict[str, EvaluationReport]
     levels: dict[str, tuple[int, ...]]
@@ -73,38 +66,6 @@ def equivalent_cost(errors: list[float], costs: list[float], error: float) -> fl
     return float(np.exp(y[right] + slope * (np.log(error) - x[right])))
 
 
-def _compiled(
-    solver: diffrax.AbstractSolver,
-    ts: Float[Array, " times"],
-    terms: Any,
-    y0: Float[Array, "..."],
-    repeats: int,
-) -> Callable[[diffrax.AbstractSolver], tuple[np.ndarray, Any, float]]:
-    """A function of a solver of this one's type that returns the end images, the solver's state and the seconds of a
-    solve. It is compiled before it is returned."""
-
-    def solve(solver, ts, terms, y0):
-        saveat = diffrax.SaveAt(t1=True, solver_state=True)
-        controller = diffrax.StepTo(ts)
-        sol = diffrax.diffeqsolve(
-            terms, solver, ts[0], ts[-1], None, y0, saveat=saveat, stepsize_controller=controller
-        )
-        assert sol.ys is not None
-        return sol.ys[0], sol.solver_state
-
-    executable: Any = eqx.filter_jit(solve)
-    executable = executable.lower(solver, ts, terms, y0).compile()
-
-    def run(solver: diffrax.AbstractSolver) -> tuple[np.ndarray, Any, float]:
-        start = time.perf_counter()
-        for _ in range(repeats - 1):
-            jax.block_until_ready(executable(solver, ts, terms, y0))
-        end, state = jax.block_until_ready(executable(solver, ts, terms, y0))
-        return np.asarray(end), state, (time.perf_counter() - start) / repeats
-
-    return run
-
-
 def compare(
     ladder: Ladder,
     *,
@@ -121,7 +82,7 @@ def compare(
     **Arguments:**
 
     - `seed` of the noise and, added to 0, 1, ..., of the coins; `samples`, images in the one batch.
-    - `budget` of ML-EM in finest-level evaluations, or the `error` that it should reach; `in_seconds`, as for
+    - `budget` of the plan in finest-level evaluations, or the `error` that it should reach; `in_seconds`, as for
       [`mlem_jax.make_plan`][].
     - `report`, called with a few words before each method.
 
@@ -129,101 +90,85 @@ def compare(
     """
     report("planning")
     plan = ladder.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
-    try:
-        # The paper's coins at the same cost. All levels, because a plan free to choose would leave most of them out.
-        paper = ladder.calibration(sde=sde).plan(
-            budget=plan.cost,
-            coins=IndependentCoins(),
-            levels=tuple(range(len(ladder.networks))),
-            in_seconds=in_seconds,
+    plans = _rival_plans(ladder, plan, sde, in_seconds, report)
+    ours = _name(plan)
+    bench = Bench(ladder, seed, samples, sde, report)
+    curves = {EULER: [bench.measure_euler(steps) for steps in EULER_STEPS]}
+    if not sde:
+        curves[DPM] = [bench.measure_dpm(steps) for steps in DPM_STEPS]
+    if plans.alone:
+        curves[ALONE] = [bench.measure_plan(ALONE, alone, 1) for alone in plans.alone]
+    for name, other in plans.others.items():
+        bench.measure_plan(name, other, COIN_SEEDS if name == PAPER else 1)
+    mine = bench.measure_plan(ours, plan, 1) if ours != ALONE else curves[ALONE][-1]
+    speedup = {}
+    for rival, rows in curves.items():
+        if rival != ours and len(rows) > 1:
+            errors = [row.typical_error for row in rows]
+            speedup[rival] = {
+                unit: equivalent_cost(errors, [getattr(row, unit) for row in rows], mine.typical_error)
+                / getattr(mine, unit)
+                for unit in ("finest_evaluations", "seconds")
+            }
+    # One row of pictures for each method: the one whose cost is nearest to the plan's.
+    images = {"reference": bench.reference}
+    for row in bench.rows:
+        nearest = min(
+            (one for one in bench.rows if one.method == row.method),
+            key=lambda one: abs(np.log(one.finest_evaluations / mine.finest_evaluations)),
         )
-    except ValueError:
-        report("no comparison with independent coins: all levels together cost more than the plan")
-        paper = None
-    bench = _Bench(ladder, seed, samples, sde, report)
-    euler = [bench.measure_euler(steps) for steps in EULER_STEPS]
-    if paper is not None:
-        bench.measure_plan("ML-EM independent coins", paper, COIN_SEEDS)
-    ours = bench.measure_plan("ML-EM default coins", plan, 1)
-
-    def speedup(measured: str) -> dict[str, float]:
-        errors = [getattr(row, measured) for row in euler]
-        return {
-            unit: equivalent_cost(errors, [getattr(row, unit) for row in euler], getattr(ours, measured))
-            / getattr(ours, unit)
-            for unit in ("finest_evaluations", "seconds")
-        }
-
-    return Comparison(
-        bench.rows, speedup("error"), speedup("median_error"), plan, bench.images, bench.reports, bench.levels
-    )
+        images[row.method] = bench.images[row.method, nearest.steps]
+    return Comparison(bench.rows, speedup, plan, ours, images, bench.reports, bench.levels)
 
 
-class _Bench:
-    """The same noise, equation and reference for all methods, and what was measured of them so far."""
+class _Plans(NamedTuple):
+    """With what a plan is compared: fitted steps of the finest network alone, of growing cost, and other plans at the
+    plan's cost, by name."""
 
-    def __init__(self, ladder: Ladder, seed: int, samples: int, sde: bool, report: Callable[[str], None]):
-        self.seed, self.report, self.fine_steps = seed, report, FINE_STEPS[sde]
-        process = ladder.config.process
-        noise_key, path_key = jr.split(jr.key(seed))
-        self.y0 = process.s_max * jr.normal(noise_key, (samples, *ladder.config.shape))
-        self.fine = process.grid(self.fine_steps)
-        self.terms: Any = ladder.term(sde=sde)
-        if sde:
-            path = GridBrownianPath(self.fine, self.y0.shape, key=path_key)
-            self.terms = diffrax.MultiTerm(self.terms, reverse_diffusion(path))
-        report("reference")
-        solver = diffrax.Euler() if sde else diffrax.Heun()
-        reference, _, _ = _compiled(solver, self.fine, self.terms, self.y0, 1)(solver)
-        self.images = {"reference": reference}
-        self.rows: list[Row] = []
-        self.reports: dict[str, EvaluationReport] = {}
-        self.levels: dict[str, tuple[int, ...]] = {}
-
-    def measure_euler(self, steps: int) -> Row:
-        """Euler on the finest level alone, one evaluation a step."""
-        method, solver = f"Euler {steps} steps", diffrax.Euler()
-        self.report(method)
-        # Every m-th time of the fine grid, so that all see one Brownian path.
-        run = _compiled(solver, self.fine[:: self.fine_steps // steps], self.terms, self.y0, _REPEATS)
-        end, _, seconds = run(solver)
-        return self._add(method, end, seconds, float(steps), None, self.seed)
-
-    def measure_plan(self, method: str, plan: Plan, seeds: int) -> Row:
-        """A plan with several seeds of its coins; returns the last one's row."""
-        record = {"record": len(plan.ts) - 1} if len(plan.levels) > 1 else {}
-        solvers = [plan.solver(key=jr.key(self.seed + i), **record) for i in range(seeds)]
-        run = _compiled(solvers[0], _within(self.fine, plan), plan.terms(self.terms), self.y0, _REPEATS)
-        rows = []
-        for i, solver in enumerate(solvers):
-            self.report(method)
-            end, state, seconds = run(solver)
-            evaluations = plan.cost
-            if record and isinstance(solver, AbstractMultilevelSolver):
-                counted = evaluation_report(state)
-                evaluations = counted.finest_evaluations
-                self.reports.setdefault(method, counted)
-                self.levels.setdefault(method, plan.levels)
-            rows.append(self._add(method, end, seconds, evaluations, plan.error, self.seed + i))
-        return rows[-1]
-
-    def _add(
-        self,
-        method: str,
-        end: np.ndarray,
-        seconds: float,
-        evaluations: float,
-        predicted: float | None,
-        seed: int,
-    ) -> Row:
-        squares = np.mean((end - self.images["reference"]) ** 2, axis=tuple(range(1, end.ndim)))
-        error, median = float(np.sqrt(np.mean(squares))), float(np.sqrt(np.median(squares)))
-        self.images.setdefault(method, end)
-        self.rows.append(Row(method, error, median, predicted, evaluations, seconds, seed))
-        return self.rows[-1]
+    alone: list[FittedPlan]
+    others: dict[str, Plan]
 
 
-def _within(fine: Float[Array, " times"], plan: Plan) -> Float[Array, " steps"]:
-    """The plan's times as entries of the fine grid, of which the noise's path knows the exact values."""
-    places = np.abs(np.asarray(fine)[None, :] - plan.ts[:, None]).argmin(axis=1)
-    return fine[places]
+def _name(plan: Plan | FittedPlan) -> str:
+    """Of a plan's rows."""
+    if isinstance(plan, FittedPlan):
+        return SEVERAL if len(plan.levels) > 1 else ALONE
+    return FIRST if plan.method == METHODS[0] else SECOND
+
+
+def _rival_plans(
+    ladder: Ladder, plan: Plan | FittedPlan, sde: bool, in_seconds: bool, report: Callable[[str], None]
+) -> _Plans:
+    finest = len(ladder.networks) - 1
+    others: dict[str, Plan] = {}
+    # The paper's coins with all levels, because a plan free to choose would leave most of them out.
+    everything = tuple(range(finest + 1))
+    wanted: list[tuple[str, AbstractMethod, AbstractCoins, tuple[int, ...] | None]] = [
+        (PAPER, METHODS[0], IndependentCoins(), everything),
+        (FIRST, METHODS[0], MIDPOINT, None),
+        (SECOND, METHODS[1], MIDPOINT, None),
+    ]
+    for name, method, coins, levels in wanted:
+        if name == _name(plan):
+            continue
+        try:
+            calibration = ladder.calibration(sde=sde, method=method)
+            others[name] = calibration.plan(
+                budget=plan.cost, coins=coins, levels=levels, in_seconds=in_seconds
+            )
+        except ValueError:
+            report(f"no comparison with {name}: not calibrated, or it costs more than the plan")
+    kinds = {calibration_name(sde, method) for method in METHODS}
+    catalogues = [found.fitted for kind, found in ladder.calibrations.items() if kind in kinds]
+    alone = [
+        one
+        for steps in catalogues
+        if steps is not None
+        for one in steps.plans(in_seconds=in_seconds)
+        if one.levels == (finest,)
+    ]
+    # A curve from which the cost at the plan's error can be read.
+    target = getattr(plan, "typical_error", plan.error)
+    above = [one for one in alone if one.typical_error > target]
+    below = [one for one in alone if one.typical_error <= target]
+    return _Plans(above[-_NEIGHBOURS:] + below[:_NEIGHBOURS], others)

@@ -1,5 +1,6 @@
 """Table and pictures of a comparison."""
 
+import math
 from pathlib import Path
 
 import jax.random as jr
@@ -12,9 +13,13 @@ from .comparison import Comparison, Row
 
 
 def _by_method(comparison: Comparison) -> dict[str, list[Row]]:
+    """Of the methods whose cost can be chosen only the rows about as expensive as the plan."""
+    ours = next(row for row in comparison.rows if row.method == comparison.ours)
     methods: dict[str, list[Row]] = {}
-    for row in comparison.rows:
-        methods.setdefault(row.method, []).append(row)
+    for method in dict.fromkeys(row.method for row in comparison.rows):
+        mine = [row for row in comparison.rows if row.method == method]
+        nearest = min(mine, key=lambda row: abs(math.log(row.finest_evaluations / ours.finest_evaluations)))
+        methods[method] = [row for row in mine if row.steps == nearest.steps]
     return methods
 
 
@@ -28,15 +33,14 @@ def comparison_table(comparison: Comparison) -> Table:
     # Narrow enough for 80 columns.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in ("error", "predicted", "median", "evals", "seconds"):
+    for name in ("RMS", "median", "geometric", "evals", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for method, rows in _by_method(comparison).items():
-        predicted = rows[0].predicted
         table.add_row(
-            method.removesuffix(" coins"),
+            method,
             _mean_and_deviation([row.error for row in rows], 3),
-            "-" if predicted is None else f"{predicted:.3f}",
             f"{np.mean([row.median_error for row in rows]):.3f}",
+            f"{np.mean([row.typical_error for row in rows]):.3f}",
             _mean_and_deviation([row.finest_evaluations for row in rows], 1),
             f"{np.mean([row.seconds for row in rows]):.2f}",
         )
@@ -45,12 +49,15 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def draw_comparison(comparison: Comparison, out: Path) -> None:
     """Writes `samples.png` and `coins.png` into a folder."""
+    methods = _by_method(comparison)
     strips = []
     for method, images in comparison.images.items():
-        rows = _by_method(comparison).get(method)
+        rows = methods.get(method)
         label = method
         if rows:
-            label += f": {rows[0].finest_evaluations:.0f} finest evaluations, error {rows[0].error:.3f}"
+            label += (
+                f": {rows[0].finest_evaluations:.1f} finest evaluations, error {rows[0].typical_error:.3f}"
+            )
         strips.append((label, images))
     plot.save_figure(plot.samples(strips), out / "samples.png")
     panels = [

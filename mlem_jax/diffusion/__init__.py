@@ -73,6 +73,11 @@ from ._process import (
     VarianceExploding as VarianceExploding,
     VariancePreserving as VariancePreserving,
 )
-from ._sampling import Samples as Samples, save_grid as save_grid, save_images as save_images
+from ._sampling import (
+    dpm_solver as dpm_solver,
+    Samples as Samples,
+    save_grid as save_grid,
+    save_images as save_images,
+)
 from ._sampling.sample import sample as sample
 from ._training.train_ladder import train_ladder as train_ladder

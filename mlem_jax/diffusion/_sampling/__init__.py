@@ -1,4 +1,5 @@
 """Drawing samples with a plan, in batches and on many devices."""
 
+from .dpm_solver import dpm_solver as dpm_solver
 from .pictures import save_grid as save_grid, save_images as save_images
 from .samples import Samples as Samples

@@ -1,0 +1,160 @@
+"""Calibrations with a catalogue of fitted steps: which kind of plan wins, files, and sampling with fitted plans."""
+
+import dataclasses
+
+import diffrax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from diffusion_problems import catalogue, randomised, stand_in, TINY
+from problems import as_user
+
+import mlem_jax as ml
+from mlem_jax._calibration.abstract_plan import AbstractPlan
+from mlem_jax.diffusion import dpm_solver, Ladder, sample
+
+TS = np.geomspace(80.0, 0.01, 7)
+MIDPOINT = ml.SystematicCoins(offset=0.5)
+
+
+ENTRIES = [((1,), (2,), 0.4), ((1,), (4,), 0.1), ((0, 1), (5, 2), 0.09)]
+
+
+@pytest.fixture(scope="module")
+def ladder():
+    networks = tuple(randomised(n, seed=k) for k, n in enumerate(TINY.networks()))
+    return Ladder(networks, TINY, {"name": "tiny"}, {})
+
+
+@pytest.fixture(scope="module")
+def calibration(ladder):
+    found = stand_in(ladder)
+    found = dataclasses.replace(found, measurements=dataclasses.replace(found.measurements, finest_error=0.3))
+    return found.with_fitted(catalogue(found, ENTRIES))
+
+
+def test_the_smaller_error_wins_within_a_budget(calibration):
+    # Of plans with coins any has an error of about 1: that is what each level alone was measured to have.
+    plan = calibration.plan(budget=3)
+    assert isinstance(plan, ml.FittedPlan) and plan.levels == (0, 1) and plan.error == pytest.approx(0.09)
+    assert plan.finest_error == 0.3 and plan.cost == pytest.approx(5 * 0.1 + 2)
+    worse = [(levels, counts, 50.0) for levels, counts, _ in ENTRIES]
+    other = calibration.with_fitted(catalogue(calibration, worse)).plan(budget=3)
+    assert isinstance(other, ml.Plan) and other.error < 50
+    # Too cheap for the catalogue.
+    assert isinstance(calibration.plan(budget=1.5), ml.Plan)
+
+
+def test_the_smaller_cost_wins_for_an_error(calibration):
+    assert calibration.plan(error=0.095).levels == (0, 1)
+    assert calibration.plan(error=0.1).cost == pytest.approx(2.5)
+    # Coins reach an error of 40 with less than two evaluations of the finest level.
+    lax = calibration.plan(error=40)
+    assert isinstance(lax, ml.Plan) and lax.cost < 2
+    with pytest.raises(ValueError, match="cannot be reached"):
+        calibration.plan(error=1e-9)
+
+
+def test_who_names_coins_gets_them(calibration):
+    for named in ({"coins": MIDPOINT}, {"levels": (0, 1)}, {"steps": 8}):
+        assert isinstance(calibration.plan(budget=3, **named), ml.Plan)
+    assert calibration.plan(budget=3, coins=MIDPOINT).cost == stand_in_plan(calibration).cost
+
+
+def stand_in_plan(calibration):
+    return dataclasses.replace(calibration, fitted=None).plan(budget=3)
+
+
+def test_remarks_and_units_are_passed_on(calibration):
+    remarked = dataclasses.replace(calibration, remarks=("The moon is full.",))
+    assert remarked.plan(budget=3).advice == ("The moon is full.",)
+    assert "wall-clock seconds of batches of 3" in str(remarked.plan(budget=3, in_seconds=True))
+
+
+def test_steps_of_other_levels_are_refused(ladder, calibration):
+    other = dataclasses.replace(calibration.fitted, levels_id=("a", "b"))
+    with as_user(), pytest.raises(ValueError, match="other levels or another state"):
+        calibration.with_fitted(other)
+    with as_user(), pytest.raises(ValueError, match="number 2 differ"):
+        swapped = (ladder.networks[0], randomised(ladder.networks[1], seed=9))
+        plan = calibration.plan(budget=3)
+        sample(dataclasses.replace(ladder, networks=swapped), n=1, plan=plan, key=jr.key(0), progress=False)
+
+
+def test_files_keep_the_catalogue(calibration, tmp_path):
+    calibration.save(tmp_path / "c.npz")
+    again = ml.Calibration.load(tmp_path / "c.npz")
+    assert str(again) == str(calibration) and "fitted steps for 2 levels" in str(again)
+    plan = again.plan(budget=3)
+    plan.save(tmp_path / "p.npz")
+    loaded = AbstractPlan.load(tmp_path / "p.npz")
+    assert isinstance(loaded, ml.FittedPlan) and str(loaded) == str(plan)
+    np.testing.assert_array_equal(loaded.coefficients.drifts, plan.coefficients.drifts)
+    without = dataclasses.replace(calibration, fitted=None)
+    without.save(tmp_path / "w.npz")
+    assert ml.Calibration.load(tmp_path / "w.npz").fitted is None
+
+
+def test_samples_of_a_fitted_plan_are_solves_with_its_steps(ladder, calibration):
+    plan = calibration.plan(budget=3)
+    assert plan.deterministic and plan.firing_pattern().sum(axis=0).tolist() == [5, 2]
+    both = dataclasses.replace(ladder, calibrations={"ode": calibration})
+    assert both.plan(budget=3).coefficients is plan.coefficients
+    key = jr.key(3)
+    found = sample(both, n=2, plan=plan, key=key, progress=False)
+    start = 80.0 * jr.normal(jr.fold_in(jr.split(key, 3)[0], 1), TINY.shape)
+    sol = diffrax.diffeqsolve(
+        plan.terms(ladder.term()),
+        ml.LinearMultistep(plan.coefficients),
+        plan.grid[0],
+        plan.grid[-1],
+        None,
+        start,
+        stepsize_controller=diffrax.StepTo(plan.grid),
+    )
+    np.testing.assert_allclose(found.images[1], sol.ys[0], rtol=1e-4, atol=1e-4)
+    with as_user(), pytest.raises(ValueError, match="its steps need those before"):
+        sample(both, n=1, plan=plan, key=key, start_from=np.zeros(TINY.shape), start_at=1.0)
+
+
+def test_dpm_solver_of_one_data_point_is_exact_and_else_is_the_papers_recursion():
+    point = jnp.array([0.3, -0.7])
+
+    def solve(clean):
+        term = ml.MultilevelTerm(lambda s, y, args: (y - clean(s, y)) / s)
+        ts = jnp.asarray(TS)
+        sol = diffrax.diffeqsolve(
+            term,
+            ml.LinearMultistep(dpm_solver(TS)),
+            ts[0],
+            ts[-1],
+            None,
+            jnp.array([50.0, -20.0]),
+            stepsize_controller=diffrax.StepTo(ts),
+        )
+        return np.asarray(sol.ys[0])
+
+    # The exact flow is a straight line from the noise to the point.
+    expected = point + TS[-1] / TS[0] * (jnp.array([50.0, -20.0]) - point)
+    np.testing.assert_allclose(solve(lambda s, y: point), expected, atol=1e-5)
+
+    def clean(s, y):
+        return np.tanh(y / (1 + s)) + 0.1 * s / (1 + s)
+
+    # Lu et al. (2022), equation of the second-order multistep version in lambda = -log s.
+    y, past = np.array([50.0, -20.0]), None
+    for n, (s, t) in enumerate(zip(TS, TS[1:], strict=False)):
+        data = clean(s, y)
+        h = np.log(s / t)
+        if past is not None:
+            ratio = np.log(TS[n - 1] / s) / h
+            guess = (1 + 1 / (2 * ratio)) * data - past / (2 * ratio)
+        else:
+            guess = data
+        y, past = t / s * y - np.expm1(-h) * guess, data
+    np.testing.assert_allclose(
+        solve(lambda s, y: jnp.tanh(y / (1 + s)) + 0.1 * s / (1 + s)), y, rtol=2e-4, atol=1e-4
+    )
+    with as_user(), pytest.raises(ValueError, match="decreasing positive"):
+        dpm_solver(TS[::-1])
