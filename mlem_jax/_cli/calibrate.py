@@ -9,41 +9,47 @@ from rich.console import Console
 from .errors import check_place, errors_explained
 from .inputs import common_options, read_ladder, read_scales
 from .options import BUDGET, Budget, Checkpoint, GuidanceScales, Sde
+from .screen import say
+
+Out = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="File for the calibration, .npz; sample --calibration reads it."),
+]
+Pilots = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Images whose trajectories are measured; with 32, good to about 10%."
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=4,
+        metavar="N",
+        help="Steps of the finest grid of a plan, a multiple of 4; 128 by default, 256 for the SDE.",
+    ),
+]
+Order = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=2,
+        metavar="N",
+        help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for Adams and Bashforth's (MLAB2).",
+    ),
+]
 
 # Enough for images: with fewer, held-out pilots reject much of what can be fitted (benchmarks/fitted.py).
 _FIT_PILOTS = 128
 
 
 def calibrate(
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="File for the calibration, .npz; sample --calibration reads it."),
-    ],
+    out: Out,
     checkpoint: Checkpoint = None,
     sde: Sde = False,
-    pilots: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="Images whose trajectories are measured; with 32, good to about 10%."
-        ),
-    ] = 32,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=4,
-            metavar="N",
-            help="Steps of the finest grid of a plan, a multiple of 4; 128 by default, 256 for the SDE.",
-        ),
-    ] = None,
-    order: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=2,
-            metavar="N",
-            help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for Adams and Bashforth's (MLAB2).",
-        ),
-    ] = 1,
+    pilots: Pilots = 32,
+    steps: Steps = None,
+    order: Order = 1,
     guidance: GuidanceScales = None,
     budget: Budget = None,
     fit_pilots: Annotated[
@@ -90,17 +96,16 @@ def calibrate(
             calibration.save(out)
         finally:
             # What was measured is shown even where the disk has become full.
-            console.print(f"{calibration}\n", highlight=False, soft_wrap=True)
+            say(console, f"{calibration}\n")
     budget_given = "" if budget is None else f" --budget {budget:g}"
     try:
         plan = calibration.plan(budget=budget or BUDGET)
-        console.print(f"A plan with budget {budget or BUDGET:g}:\n{plan}\n", highlight=False, soft_wrap=True)
+        say(console, f"A plan with budget {budget or BUDGET:g}:\n{plan}\n")
     except ValueError as error:
-        console.print(f"No plan: {error}\n", highlight=False, soft_wrap=True)
+        say(console, f"No plan: {error}\n")
     options = common_options(checkpoint, sde, guidance)
-    console.print(f"Written: {out}", highlight=False, soft_wrap=True)
-    console.print(
+    say(console, f"Written: {out}")
+    say(
+        console,
         f"Draw with it: python -m mlem_jax sample{options} --calibration {out}{budget_given} --out FOLDER",
-        highlight=False,
-        soft_wrap=True,
     )

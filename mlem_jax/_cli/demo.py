@@ -10,6 +10,7 @@ from rich.console import Console
 from .._io import write_text_safely
 from .errors import check_place, errors_explained
 from .options import Budget, InSeconds, one_of, Sde, Seed, TargetError
+from .screen import say
 
 
 def demo(
@@ -61,15 +62,15 @@ def demo(
                 report=lambda method: status.update(f"{method} (compiling, then drawing)"),
             )
     plan = f"\nThe plan, from the shipped calibration:\n{comparison.plan}\n"
-    console.print(plan, highlight=False, soft_wrap=True)
+    say(console, plan)
     console.print(comparison_table(comparison))
     _explain(console, comparison)
     with errors_explained(console):
         draw_comparison(comparison, out)
-        console.print(f"Pictures: {out / 'samples.png'}, {out / 'coins.png'}", soft_wrap=True)
+        say(console, f"Pictures: {out / 'samples.png'}, {out / 'coins.png'}")
         if json_file is not None:
             write_text_safely(json_file, json.dumps(_numbers(comparison), indent=2) + "\n")
-            console.print(f"Numbers: {json_file}", soft_wrap=True)
+            say(console, f"Numbers: {json_file}")
 
 
 def _explain(console: Console, comparison: Any) -> None:

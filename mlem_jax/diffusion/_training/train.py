@@ -5,28 +5,24 @@ PyTree, saved by orbax; batches and noise are functions of the seed and the step
 killed continues on the curve that it was on.
 """
 
-import collections
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from ..._io import full_disk_explained
-from ..._progress import show_progress
 from .._data import as_floats, Images
 from .._ladder import Config
 from .._mesh import put_everywhere, spread, take_home, training_mesh
 from .._network import AbstractNetwork
 from .batches import batch_indices, check_labels
 from .checkpoints import Checkpoints
-from .signals import StopRequest, TrainingStopped
-from .step import first_state, HISTORY_EVERY, make_optimiser, make_step, State
+from .loop import Loop
+from .step import first_state, make_optimiser, make_step, State
 
 _SETTINGS = ("batch_size", "warmup_steps", "clip_norm", "ema_decay", "seed", "precision")
 Watch = Callable[[int, tuple[AbstractNetwork, ...]], object]
@@ -84,10 +80,8 @@ def train_networks(
     params, static = zip(*(eqx.partition(n, eqx.is_inexact_array) for n in networks), strict=True)
     mesh = training_mesh(training.batch_size)
     state, teacher = put_everywhere(mesh, (first_state(params, optimiser, steps), teacher))
-    step_fn = make_step(config, static, optimiser, mesh)
-    run = _run(config, params, steps, peak_learning_rate, matched=teacher is not None)
 
-    def combined(state: State) -> tuple[AbstractNetwork, ...]:
+    def averaged(state: State) -> tuple[AbstractNetwork, ...]:
         pairs = zip(take_home(state.average), static, strict=True)
         return tuple(eqx.combine(average, rest) for average, rest in pairs)
 
@@ -96,42 +90,23 @@ def train_networks(
         numbers = None if labels is None else labels[chosen].astype(np.int32)
         return (*spread(mesh, (as_floats(images[chosen]), numbers)), teacher)
 
+    loop = Loop(
+        label=label,
+        steps=steps,
+        peak_learning_rate=peak_learning_rate,
+        step=make_step(config, static, optimiser, mesh),
+        batch=batch,
+        watch=None if watch is None else lambda done, state: watch(done, averaged(state)),
+        watch_every=training.sheet_every,
+    )
+    run = _run(config, params, steps, peak_learning_rate, matched=teacher is not None)
     with (
         full_disk_explained(Path(directory)),
         Checkpoints(directory, run, every=save_every) as checkpoints,
-        StopRequest() as stop,
     ):
         state = put_everywhere(mesh, checkpoints.restore(state))
-        start = int(state.step)
-        recent = collections.deque(maxlen=HISTORY_EVERY)
-        with show_progress(label, total=steps, done=start, unit="steps", shown=progress) as display:
-            losses = None
-            for step in range(start, steps):
-                before = losses
-                state, losses = step_fn(batch(step), state)
-                # The step before is waited for, so that this loop is never further than one step ahead of the device:
-                # rates, checkpoints by the clock and signals are then about what has really been done.
-                if before is not None:
-                    recent.append(np.asarray(before))
-                    display.update(step, _shown(recent))
-                done = step + 1
-                # Asked once, because a signal may come between the save and the end of this step.
-                signum = stop.signum
-                save = done == steps or signum is not None or checkpoints.due(done)
-                if save or done % HISTORY_EVERY == 0:
-                    _check_finite(state, f"{label}: ", peak_learning_rate, directory, whole=save)
-                if save:
-                    checkpoints.save(done, state)
-                if watch is not None and done % training.sheet_every == 0:
-                    watch(done, combined(state))
-                if signum is not None:
-                    raise _stopped(signum, label, done, steps)
-            if losses is not None:
-                recent.append(np.asarray(losses))
-                display.update(steps, _shown(recent))
-        if stop.signum is not None:
-            raise _stopped(stop.signum, label, steps, steps)
-    return combined(state), np.asarray(state.history)
+        state = loop.run(state, checkpoints, progress=progress)
+    return averaged(state), np.asarray(state.history)
 
 
 def _run(
@@ -151,33 +126,3 @@ def _run(
         "log_normal": list(log_normal) if matched and log_normal is not None else None,
         **{name: getattr(training, name) for name in _SETTINGS},
     }
-
-
-def _shown(recent: collections.deque) -> str:
-    return "loss " + " ".join(f"{loss:.4f}" for loss in np.mean(recent, axis=0))
-
-
-def _check_finite(state: State, where: str, peak: float, directory: str | Path, *, whole: bool) -> None:
-    """Raises `FloatingPointError` unless the losses are finite, and with `whole` all numbers of the state: it can be
-    spoilt by the very last update, which no loss has seen yet."""
-    step = int(state.step)
-    losses = np.asarray(state.history[(step - 1) // HISTORY_EVERY])
-    if not np.all(np.isfinite(losses)) or (whole and not _all_finite(state)):
-        raise FloatingPointError(
-            f"{where}a loss or a parameter is not finite near step {step} (losses {losses}, peak learning rate "
-            f"{peak:g}). Train again with a lower rate and another --out. Checkpoints in {directory} are from before "
-            "and usable."
-        )
-
-
-@jax.jit
-def _all_finite(state: State) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
-
-
-def _stopped(signum: int, label: str, done: int, steps: int) -> TrainingStopped:
-    return TrainingStopped(
-        f"{signal.Signals(signum).name}: stopped after step {done:,} of {steps:,} ({label}), which is saved. Run the "
-        "same again to continue from there.",
-        signum,
-    )

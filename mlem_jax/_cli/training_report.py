@@ -1,0 +1,65 @@
+"""What `train` prints: its data, how large the levels are, and what came of them."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .screen import say
+
+
+def report_data(console: Console, data: Any) -> None:
+    """How many images there are, and which files cannot be read."""
+    say(console, f"{len(data.images)} images to train on, {len(data.held_out)} held out.")
+    if data.skipped:
+        shown = "; ".join(data.skipped[:3]) + ("; ..." if len(data.skipped) > 3 else "")
+        console.print(
+            f"[yellow]{len(data.skipped)} files cannot be read and are left out:[/yellow] ",
+            end="",
+            highlight=False,
+        )
+        say(console, shown)
+
+
+def sizes_table(sizes: list[tuple[str, int, float]]) -> Table:
+    """Kind, parameters and FLOPs of each level, before the training."""
+    table = Table("level", "network", "parameters", "MFLOP per image", "relative cost")
+    for k, (kind, parameters, flops) in enumerate(sizes):
+        relative = f"{flops / sizes[-1][2]:.3g}"
+        table.add_row(str(k + 1), kind, f"{parameters:,}", f"{flops / 1e6:.2f}", relative)
+    return table
+
+
+def report_ladder(console: Console, ladder: Any, out: Path) -> None:
+    """The trained levels, and which command to write next."""
+    console.print(_results_table(ladder.card))
+    say(console, "MFLOP: per image; to finest: mean squared distance to finest level's output.")
+    if ladder.calibrations:
+        say(console, f"Images: python -m mlem_jax sample --checkpoint {out} --n 64 --out FOLDER")
+    elif len(ladder.networks) > 1:
+        say(console, f"Next: python -m mlem_jax calibrate --checkpoint {out} --out FILE.npz")
+    else:
+        say(
+            console,
+            "One level needs no plan: draw images with its term and any solver, such as diffrax.Euler().",
+        )
+    say(console, f"In Python: mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r})")
+
+
+def _results_table(card: dict[str, Any]) -> Table:
+    before = card.get("to_finest_before")
+    # Headers that leave room for all columns on 80 places.
+    table = Table("level", "parameters", "MFLOP", "held-out loss", "to finest")
+    if before is not None:
+        table.add_column("before")
+    for k, parameters in enumerate(card["parameters"]):
+        table.add_row(
+            str(k + 1),
+            f"{parameters:,}",
+            f"{card['flops_per_image'][k] / 1e6:.2f}",
+            f"{card['held_out_loss']['data'][k]:.4f}",
+            f"{card['held_out_loss']['to_finest'][k]:.4f}",
+            *(() if before is None else (f"{before[k]:.4f}",)),
+        )
+    return table
