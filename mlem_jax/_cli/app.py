@@ -1,4 +1,4 @@
-"""The application: `demo`, which may be left out, `train`, `calibrate` and `sample`, each in a file of its own."""
+"""The application: `demo`, which may be left out, `train`, `calibrate` and `sample`, each in a separate file."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any

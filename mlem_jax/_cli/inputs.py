@@ -33,7 +33,7 @@ def read_scales(ladder: Any, guidance: list[float] | None) -> float | list[float
 
 
 def make_labels(ladder: Any, label: int | None, n: int) -> np.ndarray | None:
-    """A label for each image: the one asked for, or all in turn. Raises `ValueError`."""
+    """A label for each image: the one given, or the classes one after another. Raises `ValueError`."""
     classes = ladder.config.classes
     if classes is None:
         if label is not None:

@@ -28,7 +28,8 @@ Label = Annotated[
     typer.Option(
         "--label",
         metavar="N",
-        help="Label of all images, for a ladder with classes (their number: no label); by default all in turn.",
+        help="Label of all images, for a ladder with classes (their number: no label); by default 0, 1, 2, ...
+        repeatedly.",
     ),
 ]
 ImageFormat = Annotated[

@@ -1,4 +1,4 @@
-"""Devices in a row, along which samples or the images of a batch are spread."""
+"""A one-dimensional mesh of devices, over which samples or the images of a batch are sharded."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ EVERYWHERE = PartitionSpec()
 
 
 def make_mesh(devices: tuple[Any, ...]) -> Mesh:
-    """One axis of devices, along which samples are spread."""
+    """One axis of devices, along which samples are sharded."""
     return Mesh(np.array(devices), (_AXIS,))
 
 

@@ -23,7 +23,8 @@ _BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """The images of a folder, in the order of digests of their files: it looks random and does not depend on names.
+    """The images of a folder, in the order of digests of their files: a pseudo-random order that does not depend on
+    names.
 
     - `images`: `(n, h, w, c)`; mapped from the cache where there is one.
     - `skipped`: one line for each file that could not be read.

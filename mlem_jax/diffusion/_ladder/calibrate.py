@@ -14,7 +14,8 @@ from .._predictor import NoisyTerms
 from .ladder import Guidance, Ladder
 from .methods import METHODS
 
-# A denoiser's samples contain of its start noise about their own size over s_max: half a per cent for s_max = 80.
+# A denoiser's samples contain their start noise in a proportion of about their own size over s_max, half a per cent for
+# s_max = 80; ten times as much means that the noise is not removed.
 _NOISE_LEFT = 0.05
 
 
@@ -32,9 +33,9 @@ def calibrate_ladder(
     """Calibrates the probability flow, or the reverse SDE, on `pilots` images of fresh noise and Karras'
     grid of `steps` steps (by default 128, for the SDE 256).
 
-    With classes each pilot has a label of its own, drawn uniformly; `guidance` as for `Ladder.term`. On `fit_pilots`
-    images more, if not 0, [`mlem_jax.fit_steps`][] fits steps of all costs, which plans then make use of; 128 are
-    enough for images."""
+    With classes each pilot has its own label, drawn uniformly; `guidance` as for `Ladder.term`. With `fit_pilots`,
+    [`mlem_jax.fit_steps`][] also fits steps of all costs on that many further images, and plans then choose among them
+    too; 128 are enough for images."""
     process, shape, classes = ladder.config.process, ladder.config.shape, ladder.config.classes
     ts = process.grid(steps or (256 if sde else 128))
     key = jr.key(ladder.config.training.seed + 2)

@@ -64,7 +64,7 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
         )
     config = read_saved_config(directory / _CONFIG)
     networks = []
-    # Shapes only: drawing random parameters, to be replaced at once, takes many seconds.
+    # Shapes only: drawing random parameters that the file then replaces takes many seconds.
     for k, network in enumerate(eqx.filter_eval_shape(config.networks)):
         path = directory / f"level_{k + 1}.eqx"
         try:

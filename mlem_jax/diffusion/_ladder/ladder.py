@@ -18,7 +18,7 @@ from .config import Config
 from .methods import calibration_name, METHODS
 from .sizes import count_flops, count_parameters
 
-# One scale for all levels, or one for each.
+# One scale for all levels, or one for each level.
 Guidance = float | int | Sequence[float | int]
 
 
@@ -33,8 +33,8 @@ class Ladder:
         [`mlem_jax.EulerMaruyama`][], and perhaps for [`mlem_jax.AdamsBashforth`][] (`"ode_2"`, `"sde_2"`), without
         guidance.
 
-    Networks of a ladder with classes take a label, which comes from the `args` of the solve. `guidance`, a scale or
-    one for each level, makes each a [`mlem_jax.diffusion.Guided`][] one.
+    Networks of a ladder with classes take a label, which comes from the `args` of the solve. With `guidance`, one
+    scale or one for each level, each network is wrapped in [`mlem_jax.diffusion.Guided`][].
     """
 
     networks: tuple[AbstractNetwork, ...]
@@ -97,7 +97,7 @@ class Ladder:
         sde: bool = False,
         method: AbstractMethod = METHODS[0],  # noqa: B008 (immutable)
     ) -> Calibration:
-        """What was measured for a method, without guidance. Raises `ValueError` if the ladder was saved without it."""
+        """The calibration for a method, without guidance. Raises `ValueError` if the ladder was saved without it."""
         kind = calibration_name(sde, method)
         if kind not in self.calibrations:
             raise ValueError(
@@ -114,8 +114,8 @@ class Ladder:
         sde: bool = False,
         **settings: Any,
     ) -> Plan | FittedPlan:
-        """The best of the plans of all methods that the ladder has calibrations for, and of fitted steps: the one of
-        smaller predicted error, or for a wanted `error` the cheaper one. Arguments and errors as for
+        """The best plan of all methods that the ladder has calibrations for, and of fitted steps: the one of the
+        smallest predicted error for a `budget`, the cheapest one for an `error`. Arguments and errors as for
         [`mlem_jax.Calibration.plan`][]."""
         there = [
             method for method in METHODS if calibration_name(sde, method) in self.calibrations

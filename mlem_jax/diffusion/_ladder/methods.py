@@ -2,7 +2,8 @@
 
 from ..._solver.method import AbstractMethod, AdamsBashforth, EulerMaruyama
 
-# A diffusion model's drift is closer to a straight line in log s than in s.
+# A diffusion model's drift is closer to linear in log s than in s, so that log s is the better variable to extrapolate
+# in.
 METHODS = (EulerMaruyama(), AdamsBashforth("log"))
 
 

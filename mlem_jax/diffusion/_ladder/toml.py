@@ -17,7 +17,7 @@ from .training import Training
 # Of the files that `config_text` writes. Files without a version are of version 1; version 2 knows `input_skip`.
 VERSION = 2
 
-# What `[process] kind` names, and what networks are trained to return where the file does not say.
+# The processes that `[process] kind` names, each with the prediction that is trained by default.
 PROCESSES: dict[str, tuple[type[AbstractProcess], TrainedPrediction]] = {
     "variance_preserving": (VariancePreserving, "v"),
     "variance_exploding": (VarianceExploding, "x0"),
@@ -80,7 +80,7 @@ def config_text(config: Config) -> str:
 
 def _settings(described: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     values = {f.name: getattr(described, f.name) for f in dataclasses.fields(described)}
-    # TOML has no word for None, which everywhere is the default.
+    # TOML has no null; None is the default of every such setting.
     return {k: v for k, v in values.items() if v is not None and k not in leave_out}
 
 

@@ -11,8 +11,8 @@ def needs_input_skip(width: int, channels: int, fold: int) -> bool:
     """Whether a network of `width` channels per place, of which each stands for `fold` x `fold` pixels, cannot
     represent an image without an [`mlem_jax.diffusion.InputSkip`][].
 
-    The last layer makes `channels * fold**2` numbers of a place's `width` channels, of which the RMS norm before it
-    has taken away one degree of freedom, their common scale. With `width <= channels * fold**2` the output stays in
+    The last layer maps a place's `width` channels to `channels * fold**2` numbers. The RMS norm before it removes
+    one degree of freedom, their common scale. With `width <= channels * fold**2` the output stays in
     a proper subspace, and the rest of the picture keeps the noise that the sampler started from.
     """
     return width <= channels * fold**2

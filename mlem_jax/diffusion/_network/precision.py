@@ -1,4 +1,4 @@
-"""Computing in a narrow floating-point type, with everything that is kept in a wide one."""
+"""Computing in a narrow floating-point type, with parameters kept in a wide one."""
 
 import equinox as eqx
 import jax

@@ -35,7 +35,7 @@ class NoisePredictor(eqx.Module):
 
     - `network`: a callable `(x, conditioning) -> array of x's shape`, such as
         [`mlem_jax.diffusion.UNet`][]; or `(x, conditioning, label)`, see `__call__`. `conditioning` is
-        a scalar. The layout of `x` is the network's; nothing here looks at it.
+        a scalar. The layout of `x` is the network's; nothing here depends on it.
     - `process`: the one it was trained under.
     - `prediction`: what it was trained to return for `x = alpha x_0 + sigma eps`:
         - `"eps"`, the noise, or `"x0"`, the clean image;

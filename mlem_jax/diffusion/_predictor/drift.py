@@ -144,7 +144,7 @@ def sampling_terms(
 def sampling_drifts(
     predictors: Sequence[NoisePredictor], stochasticity: float | int
 ) -> tuple[ProbabilityFlow | ReverseDrift | StochasticDrift, ...]:
-    """The levels of `sampling_terms`, by which a calibration knows to what it belongs."""
+    """The levels of `sampling_terms`, whose identity a calibration stores."""
     _check_stochasticity(stochasticity)
     if stochasticity == 0:
         return tuple(map(ProbabilityFlow, predictors))
@@ -154,7 +154,7 @@ def sampling_drifts(
 
 
 class NoisyTerms(eqx.Module):
-    """Terms of the reverse SDE for a single image, with a Brownian path of its own for each key: what
+    """Terms of the reverse SDE for a single image, with a separate Brownian path for each key: what
     [`mlem_jax.calibrate`][] takes to give every pilot its own noise.
 
     **Arguments:** `term`, a drift for the reverse SDE; `ts`, the path's grid; `shape` of the state;

@@ -201,7 +201,7 @@ def load_decoder(
     return eqx.tree_at(lambda d: (d.scale, d.shift), decoder, (scale, shift))
 
 
-# What only the encoder and diffusers' pipelines look at.
+# Read by the encoder and diffusers' pipelines only.
 _ENCODER = (
     "in_channels",
     "down_block_types",

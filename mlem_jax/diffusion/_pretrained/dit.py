@@ -31,7 +31,7 @@ class PretrainedDiTConfig:
     - `classes`: number of labels, besides the one for "no label" where there is a `null`.
     - `learned_variance`: whether the file has a second half of outputs, which is left out.
     - `frequency_shift`, `second_epsilon`: in which diffusers differs from the authors.
-    - `own_embeddings`: whether every block has embeddings of its own.
+    - `own_embeddings`: whether every block has its own embeddings.
 
     Raises `ValueError` for sizes that do not fit.
     """

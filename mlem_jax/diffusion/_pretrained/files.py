@@ -36,7 +36,7 @@ class _AbstractFile(abc.ABC):
 
 
 class _Npz(_AbstractFile):
-    """All arrays are read at once: compressed files leave no choice."""
+    """Reads all arrays: a compressed file has to be read as a whole."""
 
     def __init__(self, path: Path):
         self._arrays = read_npz(path, "an .npz file of arrays", "Save it again with numpy.savez.")

@@ -61,7 +61,7 @@ def load_network(
     **Arguments:**
 
     - `path`: a `.safetensors` or `.npz` file, or a folder that diffusers' `save_pretrained` wrote, of a model or
-        of a whole pipeline. A scheduler's configuration is looked for in the folder, and in `scheduler` beside it.
+        of a whole pipeline. A scheduler's configuration is searched in the folder, and in `scheduler` beside it.
     - `family`: which architecture; found from `config.json` and the names in the file where they tell.
     - `dtype`: in which the network computes and its weights are kept, such as `"bfloat16"`. The state keeps its own.
     - `guidance`: scale of classifier-free guidance, see [`mlem_jax.diffusion.Guided`][]; by default the network is

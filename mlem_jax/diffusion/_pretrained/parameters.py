@@ -37,7 +37,7 @@ class AbstractParameters(abc.ABC):
 
 
 class RandomParameters(AbstractParameters):
-    """Normal arrays, each with a key of its own that depends on its name only."""
+    """Normal arrays, each drawn with a key that depends on its name only."""
 
     def __init__(self, key: PRNGKeyArray):
         self._key = key

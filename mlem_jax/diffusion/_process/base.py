@@ -1,7 +1,7 @@
 """Noising processes, `x = alpha x_0 + sigma eps`, in the variables `(y, s)`.
 
 In `y = x / alpha` and `s = sigma / alpha` the probability flow is `dy/ds = eps_hat` whatever the process, and
-plain Euler is DDIM (Song, Meng & Ermon 2021). So a process here is two functions of `s`, `alpha(s)` and
+plain Euler is DDIM (Song, Meng & Ermon 2021). So a process is two functions of `s`, `alpha(s)` and
 `sigma(s)`, with the map `t(s)` to the time in which its networks were trained, and back, `s(t)`. Sampling never
 leaves `(y, s)`: levels trained under different processes may stand in one ladder.
 

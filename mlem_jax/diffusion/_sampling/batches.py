@@ -29,7 +29,7 @@ def split(n: int, size: int, group: int) -> list[Batch]:
 
 
 def missing(job: Batch, there: Bool[np.ndarray, " n"]) -> list[Batch]:
-    """The parts of a batch that are not there."""
+    """The parts of a batch that have not been drawn yet."""
     start, stop = job
     edges = np.flatnonzero(np.diff(np.concatenate([[1], there[start:stop], [1]]).astype(int)))
     return [(int(a) + start, int(b) + start) for a, b in edges.reshape(-1, 2)]
@@ -41,8 +41,8 @@ def draw(
 ) -> tuple[Float[Array, "n ..."], Float[Array, "n saved ..."]]:
     """The samples of these indices, and their trajectories.
 
-    The indices are spread over the mesh; those on one device belong to one coin group, so that a level there runs
-    only where its coin comes up. No device ever waits for another.
+    The indices are sharded over the mesh. Those on one device belong to one coin group, so that a level is evaluated
+    there only in steps in which it fires for that group. No device waits for another.
     """
     arrays, rest = eqx.partition(sampler, eqx.is_array)
     saveat = diffrax.SaveAt(t1=True, ts=sampler.save_at)

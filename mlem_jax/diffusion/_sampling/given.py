@@ -1,4 +1,4 @@
-"""What single samples are given beside their noise: labels, images to start from, pixels that are known."""
+"""The inputs of a single sample besides its noise: a label, an image to start from, known pixels."""
 
 from typing import Any, NamedTuple
 
@@ -11,9 +11,9 @@ from .._predictor import NoisePredictor
 
 
 class Given(NamedTuple):
-    """What a sample is given, or with leading axes what all are.
+    """The inputs of a sample, or with a leading axis those of all samples.
 
-    - `label`: handed to the levels.
+    - `label`: passed to the levels.
     - `origin`: the image from which a sample starts, noised.
     - `known`, `mask`: an image, and where its pixels are known.
     """
@@ -24,7 +24,7 @@ class Given(NamedTuple):
     mask: Any = None
 
     def at(self, index: Any) -> "Given":
-        """What one sample, or some samples, are given."""
+        """The inputs of one sample, or of several."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
@@ -32,7 +32,8 @@ class KnownPixels(eqx.Module):
     """A predictor with the true noise where pixels are known: along `y = x_0 + s eps` that is `(y - x_0) / s`.
 
     The known pixels of the probability flow then follow that line exactly, in steps of any method, and the network sees
-    them noised as it did in training. With the noise of the reverse SDE they follow the SDE of their own value.
+    them noised as it did in training. Under the noise of the reverse SDE they follow the reverse SDE of a known clean
+    value.
     """
 
     predictor: NoisePredictor

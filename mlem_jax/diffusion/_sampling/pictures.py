@@ -36,7 +36,7 @@ def save_grid(path: str | Path, images: Images, *, columns: int | None = None) -
 
 
 def save_images(folder: str | Path, images: Images) -> None:
-    """Writes each image as a PNG of its own, `00000000.png` and so on, grey or in colour.
+    """Writes each image as a separate PNG, `00000000.png` and so on, grey or in colour.
 
     **Arguments:** `folder`, made where it is missing; `images` as for [`mlem_jax.diffusion.save_grid`][]. Files that
     are there already are kept.

@@ -1,8 +1,8 @@
-"""The folder of a sampling run: what it is a run of, finished batches, and the result.
+"""The folder of a sampling run: its description, finished batches, and the result.
 
-    run.json            what decides the samples; another call is refused
-    batches/A-B.npz     the samples A to B - 1, counted from 0, until all are there
-    samples.npz         all of them, in the end
+    run.json            everything that determines the samples; a call with other settings is refused
+    batches/A-B.npz     the samples A to B - 1, counted from 0, until all are drawn
+    samples.npz         all samples, written at the end
 
 All files are written atomically. A run can be continued with more samples, which are then drawn beside the old ones.
 """
@@ -26,9 +26,9 @@ Arrays = dict[str, np.ndarray]
 
 
 class RunFolder:
-    """The folder of one run; made, or found to be of the same run.
+    """The folder of one run, created or continued.
 
-    **Arguments:** `path`, and `run`, all that decides the samples, as a JSON object.
+    **Arguments:** `path`, and `run`, everything that determines the samples, as a JSON object.
 
     Raises `FileExistsError` for a folder with files that are not a run's, `ValueError` for that of another run,
     `OSError` for a place that cannot be written.
@@ -68,11 +68,12 @@ class RunFolder:
     def _another_run(self, differ: str) -> ValueError:
         return ValueError(
             f"{self.path} has the samples of another run, which differs in {differ}; nothing was "
-            "written. Continue it with what it was begun with, or choose another folder."
+            "written. Continue it with the settings it was begun with, or choose another folder."
         )
 
     def lock(self, *, shared: bool) -> contextlib.AbstractContextManager[None]:
-        """Keeps other processes out, but with `shared` those that share the work. Raises `BlockingIOError`."""
+        """A lock against other processes; with `shared`, only against those that do not share the work. Raises
+        `BlockingIOError`."""
         message = (
             f"Another process is drawing samples into {self.path}; nothing was written. Wait until it has ended, or "
             "choose another folder."
@@ -80,13 +81,13 @@ class RunFolder:
         return locked(self.path, shared=shared, message=message)
 
     def done(self) -> list[tuple[int, int]]:
-        """First and one past the last index of each batch that is there."""
+        """First and one past the last index of each batch in the folder."""
         matches = [_BATCH_NAME.fullmatch(p.name) for p in (self.path / _BATCHES).glob("*.npz")]
         return sorted((int(m[1]), int(m[2])) for m in matches if m)
 
     def found(self, labels: Arrays) -> Iterator[tuple[int, Arrays]]:
-        """What is there, piece by piece: first index, arrays. Raises `ValueError` for samples with labels other than
-        these, of which there may be more or fewer."""
+        """The samples in the folder, file by file: first index, arrays. Raises `ValueError` for samples with other
+        labels than these; there may be more labels or fewer."""
         self.stored = 0
         pieces = [(start, self._batch(start, stop)) for start, stop in self.done()]
         if (self.path / _RESULT).is_file():

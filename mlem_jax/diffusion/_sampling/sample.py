@@ -77,9 +77,9 @@ def sample(
 
     Sample `i` is a function of `key`, `i` and the plan: its noise has the key `fold_in(key, i)`, its coins are
     those of its group `i // coin_group`. `n`, `batch_size`, the devices and interruptions do not change it, but
-    for rounding. Samples of one group share their coins, so that a level runs only where its coin comes up: each
-    keeps its law, but random coins correlate the samples of a group. Groups are independent. The default
-    coins of a plan draw nothing at random and have no groups.
+    for rounding. Samples of one group share their coins, so that a level is evaluated only in steps in which it fires.
+    The law of each sample is unchanged, but random coins correlate the samples of a group. Groups are independent.
+    The default coins of a plan are deterministic and need no groups.
 
     **Many hosts:** under `jax.distributed` each process draws its share of the batches on its own devices and
     returns that share; no process waits for another. With `out`, a folder that all can reach, the same call in one
@@ -95,13 +95,13 @@ def sample(
     - `shape`: of one sample. Only without a ladder, which knows it.
     - `stochasticity`: 0 for the probability flow, 1 for the reverse SDE, see
         [`mlem_jax.diffusion.StochasticDrift`][].
-    - `args`: what every sample hands to the levels as their `args`; or
-    - `labels`: arrays with a leading axis of `n`: what each sample hands to them instead.
+    - `args`: passed to the levels as their `args`, the same for every sample; or
+    - `labels`: arrays with a leading axis of `n`, of which each sample passes its own entry instead.
     - `guidance`: of a ladder with classes, one scale or one for each level, see
         [`mlem_jax.diffusion.Guided`][]; the plan's calibration is to be made with the same. Only with a ladder.
     - `start_from`, `start_at`: images `(n, *shape)`, or one for all, and a noise level `s`: instead of from pure noise
         sampling starts from these images, noised to the first of the plan's times at or below `start_at` (SDEdit, Meng
-        et al. 2022), and takes the steps that are left, with the same looks. Where none are left, which includes
+        et al. 2022), and takes the remaining steps, with the same evaluations. Where no step remains, which includes
         `start_at=0`, the images come back as they are.
     - `known`, `mask`: images `(n, *shape)`, or one for all, and where their pixels are known, in any shape that
         broadcasts to them (inpainting). Samples have exactly the known pixels; the networks see these noised.
@@ -161,7 +161,7 @@ def sample(
 
 
 class _Job:
-    """The samples that are there so far, and how the others come."""
+    """The samples drawn so far, and how the others are drawn."""
 
     def __init__(
         self, sampler: Sampler, plan: AbstractPlan, n: int, given: Given, as_bytes: bool, progress: bool
@@ -185,7 +185,7 @@ class _Job:
             array[start:stop] = arrays[name][: max(stop - start, 0)]
 
     def take_origins(self) -> None:
-        """Takes the images from which samples would start, for want of steps."""
+        """Takes the images from which samples would start, where no step remains."""
         if self.sampler.save_at is not None:
             raise ValueError("There are no steps of which save_at could keep states. Leave it out.")
         self.take(0, {"images": self._finished(np.asarray(self.given.origin), 0)})
@@ -198,7 +198,7 @@ class _Job:
         return to_bytes(images) if self.as_bytes else images
 
     def take_from(self, folder: RunFolder) -> None:
-        """Takes what a folder has."""
+        """Takes the samples found in a folder."""
         for start, arrays in folder.found(self.label_arrays):
             self.take(start, arrays)
         self.stored = folder.stored
@@ -208,7 +208,8 @@ class _Job:
         n, processes = len(self.there), jax.process_count()
         group = self.sampler.coin_group or n
         size = min(batch_size, group, math.ceil(n / (mesh.size * processes)))
-        # By a rule that does not look at what is there, so that all processes divide alike.
+        # By a rule that does not depend on the batches found in the folder, so that all processes divide the work
+        # alike.
         share = split(n, size, group)[jax.process_index() :: processes]
         todo = [rest for batch in share for rest in missing(batch, self.there)]
         mine = np.concatenate([np.arange(0), *(np.arange(*batch) for batch in share)])
@@ -255,7 +256,8 @@ def _label_arrays(labels: PyTree) -> Arrays:
 def _description(
     sampler: Sampler, plan: AbstractPlan, key: PRNGKeyArray, given: Given, as_bytes: bool
 ) -> dict[str, Any]:
-    """What decides the samples, but for rounding; of the labels their kind, since those of more samples are more."""
+    """Everything that determines the samples, up to rounding. Of the labels only their type and shape, since a larger
+    `n` has more of them."""
     try:
         return {
             "made_by": "mlem_jax.diffusion.sample",

@@ -15,14 +15,14 @@ from .given import Given, knowing_pixels
 
 
 class Sampler(eqx.Module):
-    """All that a sample depends on, except for its index and what it is given.
+    """Everything that a sample depends on, except for its index and its inputs (`Given`).
 
     - `predictors`: those of the plan's levels, with `costs` of one evaluation each.
     - `solver`: the plan's, with the key from which the keys of the coin groups are made.
     - `ts`: the steps' times; `save_at`: those at which trajectories are saved, or `None`.
     - `noise_key`, `path_key`: for the start and the Brownian path, folded with the sample's index.
-    - `args`: what all samples hand to the levels; not used where there are labels.
-    - `coin_group`: how many share their coins; `None` for coins that are not random.
+    - `args`: passed to the levels, the same for all samples; not used where there are labels.
+    - `coin_group`: number of samples that share their coins; `None` for coins that are not random.
     """
 
     predictors: tuple[NoisePredictor, ...]

@@ -1,4 +1,4 @@
-"""What `sample` returns."""
+"""The result of `sample`."""
 
 import dataclasses
 from typing import Any
@@ -14,8 +14,8 @@ class Samples:
 
     - `images`: the samples, `(n, *shape)`; bytes if these were asked for.
     - `trajectories`: their states `y` at the times asked for, `(n, times, *shape)`, or `None`.
-    - `indices`: which samples these are, `(n,)`; all of them, but for one process of many.
-    - `labels`: what each was drawn with, or `None`.
+    - `indices`: the indices of these samples, `(n,)`: all, or in one of several processes its share.
+    - `labels`: the label of each sample, or `None`.
     """
 
     images: Shaped[np.ndarray, "n ..."]

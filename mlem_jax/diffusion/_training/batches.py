@@ -1,4 +1,4 @@
-"""What a training step sees: which images, at which noise, with which labels; all functions of seed and step."""
+"""The inputs of a training step: images, noise and labels, all functions of seed and step."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def check_labels(
 
 
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which images step number `step` sees: epochs are permutations, the same for all levels."""
+    """The indices of the images of step number `step`. Epochs are permutations, the same for all levels."""
     per_epoch = count // batch_size
     order = np.random.default_rng((seed, step // per_epoch)).permutation(count)
     position = (step % per_epoch) * batch_size
@@ -56,7 +56,7 @@ def noised(
     *,
     log_normal: tuple[float, float] | None = None,
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " n"], Float[Array, "n h w c"]]:
-    """What a network is given for a noised batch, images and conditioning, and what it should return."""
+    """Inputs of a network for a noised batch (images and conditioning), and its target."""
     key_s, key_eps = jr.split(key)
     process = config.process
     s = process.draw_s(key_s, (images.shape[0],), log_normal=log_normal)

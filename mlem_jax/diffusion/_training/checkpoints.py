@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 from ..._io import full_disk
 from .step import HISTORY_EVERY, State
 
-# So that a run that is killed, perhaps while it writes, repeats less than a minute.
+# A run that is killed, perhaps while it writes, then repeats less than a minute.
 _SECONDS = 30.0
-# The one that is written while two others are kept.
+# Two are kept while a third one is written.
 _AT_ONCE = 3
 
 
@@ -29,7 +29,8 @@ def checkpoint_bytes(parameters: int) -> int:
 class Checkpoints:
     """The checkpoints in a folder.
 
-    **Arguments:** `directory`; `run`, what decides the numbers, as a JSON object with `steps` and `warmup_steps`;
+    **Arguments:** `directory`; `run`, the settings that determine the numbers, as a JSON object with `steps` and
+    `warmup_steps`;
     `every`, steps from one checkpoint to the next, by default half a minute.
     """
 
@@ -58,10 +59,10 @@ class Checkpoints:
         return time.monotonic() - self._saved_at >= _SECONDS
 
     def save(self, step: int, state: State) -> None:
-        """Writes a checkpoint in the background. Raises `OSError` where it surely has no room; orbax would go on with
-        tracebacks from its threads."""
+        """Writes a checkpoint in the background. Raises `OSError` if the disk has no room for it; orbax would
+        continue and print tracebacks from its threads."""
         leaves = jax.tree.leaves(state)
-        # Parameters hardly compress, and each array has a description of its own.
+        # Parameters hardly compress, and each array comes with a description.
         needed = sum(leaf.nbytes for leaf in leaves) + 1024 * len(leaves)
         if shutil.disk_usage(self.directory).free < needed:
             raise full_disk(self.directory)

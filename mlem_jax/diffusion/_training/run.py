@@ -1,4 +1,4 @@
-"""The folder of a training run: what it is a run of, and whether another call may go on in it.
+"""The folder of a training run: its description, and whether another call may continue it.
 
 config.toml        the description of the ladder
 run.json           the data it is trained on, and the description it was begun with
@@ -26,7 +26,7 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class DataIdentity:
-    """What a run says of its data: a name for messages, and a fingerprint of images and labels."""
+    """The data of a run: a name for messages, and a fingerprint of images and labels."""
 
     name: str
     fingerprint: str
@@ -38,10 +38,11 @@ class DataIdentity:
 
 
 def begin_run(out: Path, config: Config, data: DataIdentity) -> None:
-    """Makes the folder of a run, or finds that it is one of the same configuration and data, with as many steps or
-    fewer. The ladder of a run that is made longer is moved to `ladder-STEPS`.
+    """Creates the folder of a run, or accepts an existing one of the same configuration and data that has the same
+    number
+    of steps or fewer. The ladder of a run that is made longer is moved to `ladder-STEPS`.
 
-    A folder without a checkpoint or a ladder has nothing to lose and is begun anew.
+    A folder without a checkpoint or a ladder is begun anew.
 
     Raises `ValueError` for a run of other data, of another configuration or of more steps.
     """
@@ -81,7 +82,8 @@ def check_room(out: Path, networks: tuple[AbstractNetwork, ...]) -> None:
 
 
 def _read(path: Path) -> tuple[DataIdentity, Config] | None:
-    """What a run was begun with; nothing if that was a version that did not write it down."""
+    """The data and configuration with which a run was begun; `None` for a run without `run.json`, which the first
+    version did not write."""
     if not path.is_file():
         return None
     try:
@@ -132,7 +134,7 @@ def _differences(before: Any, now: Any, *, leave_out: set[str]) -> list[str]:
 
 
 def _free(out: Path, before: Config) -> Path:
-    """A place for the ladder of a run that goes on."""
+    """A free path for the ladder of a run that is made longer."""
     steps = before.training.steps
     names = (f"{LADDER}-{steps}", *(f"{LADDER}-{steps}-{n}" for n in range(2, 1000)))
     return next(out / name for name in names if not (out / name).exists())

@@ -1,4 +1,4 @@
-"""How training goes, in pictures: images drawn by the networks as they are, and their held-out losses."""
+"""Progress of a training run: images drawn by the current networks, and their held-out losses."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def _draw(config: Config, network: AbstractNetwork) -> Float[Array, "n h w c"]:
     start = ts[0] * jr.normal(jr.key(config.training.seed + 3), (_COLUMNS, *config.shape))
     term = diffrax.ODETerm(ProbabilityFlow(config.predictor(network)))
     controller = diffrax.StepTo(ts)
-    # With classes, one image of each in turn.
+    # With classes, one image of each class.
     labels = None if config.classes is None else jnp.arange(_COLUMNS) % config.classes
     solution = diffrax.diffeqsolve(
         term, diffrax.Euler(), ts[0], ts[-1], None, start, labels, stepsize_controller=controller

@@ -18,8 +18,8 @@ class TrainingStopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """While it is open, the first SIGINT or SIGTERM is noted in `signum` and does nothing else; the second does what it
-    did before. Signals go to Python's main thread, so in another thread nothing is noted."""
+    """A context in which the first SIGINT or SIGTERM is only recorded, in `signum`; a second one has its usual effect.
+    Python delivers signals to its main thread, so in another thread nothing is recorded."""
 
     signum: int | None = None
 

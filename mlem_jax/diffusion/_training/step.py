@@ -22,7 +22,7 @@ _LAST_RATE = 0.01
 
 
 class State(eqx.Module):
-    """All that a run of training is; one entry per network in each tuple."""
+    """The complete state of a training run; one entry per network in each tuple."""
 
     params: tuple[PyTree[Array], ...]
     average: tuple[PyTree[Array], ...]
@@ -101,7 +101,7 @@ def make_step(
         losses = jnp.stack(losses)
         history = _with_losses(state, losses)
         new = State(tuple(params), tuple(average), tuple(opt_state), history, state.step + 1)
-        # Gradients are summed over the devices, each of which had a part of the batch.
+        # Gradients are summed over the devices, each of which has a part of the batch.
         return keep_everywhere(mesh, (new, losses))
 
     return step_fn

@@ -2,7 +2,7 @@
 
 Everything that decides the result (parameters, averages, optimiser, loss history, step) is one
 PyTree, saved by orbax; batches and noise are functions of the seed and the step. So a run that was
-killed continues on the curve that it was on.
+killed continues on the same loss curve.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,8 @@ def train_networks(
         written at the end, and on SIGINT and SIGTERM.
     - `watch`: called every `training.sheet_every` steps with the number of steps done and the averaged networks.
 
-    Each batch is spread over all devices, or as many as divide it evenly; they change the result by rounding only.
+    Each batch is sharded over all devices, or the largest number of devices that divides it evenly. The number of
+    devices changes the result by rounding only.
 
     **Returns:** the networks with averaged (EMA) parameters, and the mean loss of every
     `HISTORY_EVERY` steps. Equal to those of an uninterrupted run wherever the run was stopped.
@@ -112,7 +113,7 @@ def train_networks(
 def _run(
     config: Config, params: tuple[PyTree, ...], steps: int, peak_learning_rate: float, *, matched: bool
 ) -> dict[str, Any]:
-    """What a run has to agree in with the one that it continues, as JSON gives it back."""
+    """The settings in which a run must agree with the one that it continues, as JSON reads them back."""
     training = config.training
     log_normal = training.match_log_normal
     return {

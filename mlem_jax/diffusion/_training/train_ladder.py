@@ -1,4 +1,4 @@
-"""The one command that makes a ladder: finest level first, then the others matched to it."""
+"""Trains a ladder: the finest level first, then the others, distilled from it."""
 
 import dataclasses
 from pathlib import Path
@@ -48,21 +48,22 @@ def train_ladder(
 ) -> Ladder:
     """Trains all levels of a configuration, or of its TOML file, and writes the ladder to `out/ladder`.
 
-    With `start`, an earlier ladder, its finest level is taken over as it is and only the smaller levels
-    are matched (distilled); those that the earlier ladder has too go on from there. The card then says how far from
-    the finest level they were before.
+    With `start`, an earlier ladder, its finest level is kept unchanged and only the smaller levels are matched
+    (distilled). Levels that the earlier ladder also has start from its parameters. The card then records their
+    distance to the finest level before.
 
-    At the end the ladder is calibrated on `pilots` images for plans of the probability flow, in steps of either order,
-    and of the reverse SDE. The RMS error is decided by the few images in a
-    hundred that end elsewhere, so fewer pilots would not do. For the probability flow steps of all costs are fitted
-    too, on 128 images more: see [`mlem_jax.fit_steps`][]. A single level also gets them.
-    With 0 pilots all that is left for [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings.
+    At the end the ladder is calibrated on `pilots` images for plans of the probability flow, with first- and
+    second-order steps, and of the reverse SDE. A few images in a hundred, which end elsewhere, dominate the RMS error;
+    with fewer pilots its estimate would be too noisy. For the probability flow [`mlem_jax.fit_steps`][] also fits steps
+    of all costs on 128 further images, for a single level too. With 0 pilots nothing is calibrated: call
+    [`mlem_jax.diffusion.calibrate_ladder`][], which has more settings.
 
     A configuration with classes needs the labels of both sets of images. Its ladder is calibrated for labels drawn
     uniformly and no guidance.
 
     Checkpoints go to `out/finest` and `out/smaller` every half minute, and on SIGINT (Ctrl-C) and SIGTERM; the same
-    call after an interruption continues them and ends on the same numbers. Once the ladder exists it is only loaded,
+    call after an interruption continues from them and ends with the same numbers. Once the ladder exists it is only
+    loaded,
     unless the configuration has more steps than before: the run is then made longer, and the ladder that was there is
     moved to `out/ladder-STEPS`. `out/losses.csv` has the loss curves, `out/sheets` a picture and the held-out
     losses of every `sheet_every` steps. `data_name` is what messages call the data, such as its path.
@@ -177,7 +178,7 @@ def _card(
     count: int,
     matched_on: bool,
 ) -> dict[str, Any]:
-    """What is measured after training, on networks that began as `networks`."""
+    """Measurements after training, of networks that started as `networks`."""
     card = {
         "name": config.name,
         "parameters": [count_parameters(n) for n in trained],
@@ -194,7 +195,7 @@ def _card(
 
 
 def _start(config: Config, start: Ladder) -> tuple[AbstractNetwork, ...]:
-    """The networks to begin with: those of an earlier ladder where it has one of the same sizes."""
+    """The networks at the start: those of an earlier ladder where it has a level of the same sizes."""
     there = dict(zip(start.config.levels, start.networks, strict=True))
     agree = ("shape", "prediction", "process", "classes")
     differ = [name for name in agree if getattr(config, name) != getattr(start.config, name)]
