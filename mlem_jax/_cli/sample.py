@@ -28,8 +28,8 @@ Label = Annotated[
     typer.Option(
         "--label",
         metavar="N",
-        help="Label of all images, for a ladder with classes (their number: no label); by default 0, 1, 2, ...
-        repeatedly.",
+        help="Label of all images, for a ladder with classes (their number: no label); by default the classes one after "
+        "another.",
     ),
 ]
 ImageFormat = Annotated[

@@ -13,10 +13,10 @@ from .ladder import count_flops
 from .level import Level
 from .training import Training
 
-# Narrower networks take much longer than their FLOPs suggest (measured on CPUs: channels fill no vector register).
+# Narrower networks take much longer than their FLOPs suggest (measured on CPUs).
 _NARROWEST = 24
 _FINEST_FOLDS = (2, 4, 8)
-# Pixels per side at which folding stops: smaller grids leave a convolution little to do.
+# Pixels per side at which folding stops.
 _SMALLEST_GRID = 8
 
 
