@@ -28,8 +28,8 @@ Label = Annotated[
     typer.Option(
         "--label",
         metavar="N",
-        help="Label of all images, for a ladder with classes (their number: no label); by default the classes one after "
-        "another.",
+        help="Label of all images, for a ladder with classes (their number: no label); by default one class after "
+        "the other.",
     ),
 ]
 ImageFormat = Annotated[
