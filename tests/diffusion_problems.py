@@ -11,7 +11,7 @@ import numpy as np
 
 import mlem_jax as ml
 from mlem_jax._fingerprint import level_id, state_id
-from mlem_jax.diffusion import Config, Level, Training
+from mlem_jax.diffusion import Config, Ladder, Level, Training
 
 # On 4 x 4 images one fold leaves a 1 x 1 grid: a dense network, which compiles in a second.
 TINY = Config(
@@ -105,6 +105,14 @@ def catalogue(calibration, entries):
         levels_id=measured.levels_id,
         state_id=measured.state_id,
     )
+
+
+def calibrated_ladder():
+    """Two levels that are not the identity, with stand-ins for calibrations; their parameters are not half-precision
+    numbers."""
+    networks = tuple(randomised(n, seed=k) for k, n in enumerate(TINY.networks()))
+    bare = Ladder(networks, TINY, {"name": "tiny"}, {})
+    return dataclasses.replace(bare, calibrations={"ode": stand_in(bare), "sde": stand_in(bare, sde=True)})
 
 
 def idx_bytes(images, *, magic=2051):

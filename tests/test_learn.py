@@ -1,7 +1,6 @@
 """Learned probabilities: the gradient against closed forms, its variance against the score function's, its memory,
 and what is learned against the optimum."""
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,43 +8,24 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from problems import as_user, assert_mean, CountedLevels
+from learn_problems import (
+    bent,
+    COSTS,
+    grid,
+    KNOTS,
+    learn,
+    LEARNED,
+    matrices,
+    more_bent,
+    NOISE,
+    NoisyTerms,
+    STEPS,
+    Y0,
+)
+from problems import assert_mean, CountedLevels
 
 import mlem_jax as ml
 from mlem_jax._learning.weight_gradient import gradient_of_error, Problem
-
-# Linear levels f^k = M_k x, with increments that shrink and whose weight moves in time, and additive noise.
-STEPS, KNOTS = 16, 3
-COSTS = np.array([1.0, 4.0, 16.0])
-FINEST = np.array([[-1.0, 0.5], [-0.5, -0.7]])
-CHANGE = np.array([[0.5, 1.6], [-1.2, 0.6]])
-NOISE = 0.3
-LEARNED = (False, True, True)
-
-
-def matrices(t):
-    shrink = jnp.stack([1.0 * jnp.ones_like(t), 0.5 * (1 - 0.8 * t), jnp.zeros_like(t)])
-    return jnp.asarray(FINEST)[None] + jnp.tensordot(shrink, jnp.asarray(CHANGE), 0)
-
-
-def linear_term():
-    levels = [lambda t, y, args, k=k: matrices(jnp.asarray(t))[k].astype(y.dtype) @ y for k in range(3)]
-    return ml.MultilevelTerm(*levels, costs=COSTS)
-
-
-def grid(steps=STEPS):
-    return jnp.linspace(0.0, 1.0, steps + 1)
-
-
-class NoisyTerms(eqx.Module):
-    """Terms with noise of their own for each trajectory."""
-
-    ts: jax.Array
-
-    def __call__(self, key):
-        path = ml.GridBrownianPath(self.ts, (), key=key)
-        noise = diffrax.ControlTerm(lambda t, y, args: jnp.full_like(y, NOISE), path)
-        return diffrax.MultiTerm(linear_term(), noise)
 
 
 def linear_problem(steps=STEPS, **settings):
@@ -77,7 +57,6 @@ def table(problem, logits):
     return jax.vmap(problem.probabilities(logits))(problem.ts[:-1], jnp.diff(problem.ts))
 
 
-Y0 = jnp.array([1.0, 0.5])
 LOGITS = jnp.array([[0.0, 0.0, 0.0], [-0.5, 0.0, 0.5], [-1.5, -2.0, -1.0]])
 ROWS = np.array(LEARNED)
 
@@ -154,14 +133,6 @@ def test_variance_at_equal_cost_is_far_below_the_score_functions(ours):
     ratio = their_variance / ours_variance
     print(f"variance {ratio:.0f} times lower, {ratio * their_cost / our_cost:.0f} times at equal cost")
     assert ratio * their_cost / our_cost > 5
-
-
-def bent(t, y, args):
-    return jnp.cos(2 * t) - jnp.sin(2 * y)
-
-
-def more_bent(t, y, args):
-    return bent(t, y, args) + 1.5 * jnp.cos(3 * y + t)
 
 
 @pytest.mark.slow
@@ -259,11 +230,6 @@ def optimum(mu, free):
     return [float(x) for x in parts(descend((start, optimizer.init(start)))[0])]
 
 
-def learn(**settings):
-    settings = dict(start=[1.0, 0.4, 0.4], key=jr.key(4), knots=KNOTS) | settings
-    return ml.learn_probabilities(NoisyTerms(grid()), grid(), jnp.stack([Y0] * 4), **settings)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, mu", [("mu", 1e-2), ("budget", 1e-3)])
 def test_learned_product_of_error_and_cost_is_nearly_optimal(mode, mu):
@@ -290,37 +256,3 @@ def test_learned_product_of_error_and_cost_is_nearly_optimal(mode, mu):
 
 
 # --- bad input ---
-
-MISTAKES = {
-    "neither": ({}, "mu=None and budget=None; exactly one is expected: budget=12"),
-    "both": (dict(mu=1.0, budget=3.0), r"mu=1.0 and budget=3.0; exactly one is expected"),
-    "negative mu": (dict(mu=-1.0), "mu=-1.0; a positive number is expected"),
-    "key": (dict(mu=1.0, key=3), r"key=3; write key=jax.random.key\(3\)"),
-    "levels": (dict(mu=1.0, start=[1.0, 0.5]), "start with 2 probabilities for 3 levels"),
-    "all ones": (dict(mu=1.0, start=[1.0, 1.0, 1.0]), r"Start lower, for example from \[1.0, 0.3"),
-    "above one": (dict(mu=1.0, start=lambda t: jnp.array([1.0, 2.0, 0.5])), r"outside \(0, 1\].*Rates"),
-    "large budget": (dict(budget=99.0), "budget=99.0; .* from 1 to 16 .* in 16 steps. Use diffrax.Euler()"),
-    "small budget": (dict(budget=0.5), "budget=0.5; .* from 1 to 16 .* Take fewer steps"),
-    "costs": (dict(mu=1.0, costs=[1.0, 2.0]), r"costs=\[1.0, 2.0\] for 3 levels; one positive number"),
-    "knots": (dict(mu=1.0, knots=1), "knots=1; a whole number from 2 on"),
-    "many knots": (dict(mu=1.0, knots=40), "knots=40 for 16 steps; write at most knots=17"),
-    "kicks": (dict(mu=1.0, kicks=0), "kicks=0; a whole number from 1 on"),
-    "iterations": (dict(mu=1.0, iterations=2.5), "iterations=2.5; a whole number from 1 on"),
-}
-
-
-@pytest.mark.parametrize("settings, message", MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes_are_explained(settings, message):
-    with as_user(), pytest.raises(ValueError, match=message):
-        learn(**settings)
-
-
-def test_mistakes_in_terms_and_times_are_explained():
-    settings = dict(start=[1.0, 0.5, 0.5], key=jr.key(0), mu=1.0)
-    bare = ml.MultilevelTerm(bent, bent, more_bent)
-    with pytest.raises(ValueError, match=r"MultilevelTerm has none. Write MultilevelTerm\(..., costs="):
-        ml.learn_probabilities(bare, grid(), jnp.ones(3), **settings)
-    with pytest.raises(ValueError, match=r"shape \(3,\); a strictly increasing or decreasing sequence"):
-        ml.learn_probabilities(linear_term(), jnp.array([0.0, 1.0, 0.5]), jnp.ones((3, 2)), **settings)
-    with pytest.raises(ValueError, match="ODETerm; it needs exactly one MultilevelTerm"):
-        ml.learn_probabilities(diffrax.ODETerm(bent), grid(), jnp.ones((3, 2)), **settings)
