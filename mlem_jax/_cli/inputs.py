@@ -20,7 +20,7 @@ def read_scales(ladder: Any, guidance: list[float] | None) -> float | list[float
     """The scale of guidance, or one for each level. Raises `ValueError`."""
     if not guidance:
         return None
-    if ladder.config.classes is None:
+    if ladder.classes is None:
         raise ValueError(
             "--guidance is for a ladder with classes, and this one was trained without. Leave it out."
         )
@@ -34,7 +34,7 @@ def read_scales(ladder: Any, guidance: list[float] | None) -> float | list[float
 
 def make_labels(ladder: Any, label: int | None, n: int) -> np.ndarray | None:
     """A label for each image: the one given, or the classes one after another. Raises `ValueError`."""
-    classes = ladder.config.classes
+    classes = ladder.classes
     if classes is None:
         if label is not None:
             raise ValueError(
@@ -107,7 +107,7 @@ def _read_calibration(
         raise ValueError(
             f"--calibration {file} is not a calibration, or damaged. Measure it with '{measure}'."
         ) from error
-    differs = found.mismatch(ladder.term(sde=sde, guidance=scales).levels, jnp.zeros(ladder.config.shape))
+    differs = found.mismatch(ladder.term(sde=sde, guidance=scales).levels, jnp.zeros(ladder.shape))
     if differs is not None:
         raise ValueError(f"{differs} Measure one for this ladder and these options with '{measure}'.")
     return found

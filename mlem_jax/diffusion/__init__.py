@@ -23,12 +23,15 @@ from ._data import (
     load_labels as load_labels,
 )
 from ._ladder import (
+    AbstractLadder as AbstractLadder,
     calibrate_ladder as calibrate_ladder,
+    calibrate_methods as calibrate_methods,
     Config as Config,
     DiTLevel as DiTLevel,
     Ladder as Ladder,
     Level as Level,
     load_ladder as load_ladder,
+    PredictorLadder as PredictorLadder,
     read_config as read_config,
     save_ladder as save_ladder,
     Training as Training,

@@ -1,26 +1,32 @@
 """Calibration of a ladder on images of fresh noise."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..._calibration.calibrate import calibrate
 from ..._calibration.calibration import Calibration
 from ..._calibration.fit_steps import fit_steps
 from ..._solver.method import AbstractMethod
 from .._predictor import NoisyTerms
-from .ladder import Guidance, Ladder
-from .methods import METHODS
+from .base import AbstractLadder, Guidance
+from .methods import calibration_name, METHODS
 
 # A denoiser's samples contain their start noise in a proportion of about their own size over s_max, half a per cent for
 # s_max = 80; ten times as much means that the noise is not removed.
 _NOISE_LEFT = 0.05
+# Levels that are trained for the same images differ by a few per cent of the drift where there is more noise than
+# image, which is so in at least half of the steps; two independent noises differ by 140%.
+_UNRELATED = 0.5
 
 
 def calibrate_ladder(
-    ladder: Ladder,
+    ladder: AbstractLadder,
     *,
     sde: bool = False,
     method: AbstractMethod = METHODS[0],  # noqa: B008 (immutable)
@@ -33,19 +39,19 @@ def calibrate_ladder(
     """Calibrates the probability flow, or the reverse SDE, on `pilots` images of fresh noise and Karras'
     grid of `steps` steps (by default 128, for the SDE 256).
 
-    With classes each pilot has its own label, drawn uniformly; `guidance` as for `Ladder.term`. With `fit_pilots`,
+    With labels each pilot has its own, drawn uniformly; `guidance` as for `Ladder.term`. With `fit_pilots`,
     [`mlem_jax.fit_steps`][] also fits steps of all costs on that many further images, and plans then choose among them
     too; 128 are enough for images."""
-    process, shape, classes = ladder.config.process, ladder.config.shape, ladder.config.classes
+    process, shape = ladder.process, ladder.shape
     ts = process.grid(steps or (256 if sde else 128))
-    key = jr.key(ladder.config.training.seed + 2)
+    key = jr.key(ladder.seed + 2)
     keys = jr.split(key)
     term = ladder.term(sde=sde, guidance=guidance)
     terms = NoisyTerms(term, ts, shape) if sde else term
 
-    def starts(noise_key: PRNGKeyArray, label_key: PRNGKeyArray, count: int) -> tuple[Array, Array | None]:
+    def starts(noise_key: PRNGKeyArray, label_key: PRNGKeyArray, count: int) -> tuple[Array, PyTree]:
         y0s = process.s_max * jr.normal(noise_key, (count, *shape))
-        return y0s, None if classes is None else jr.randint(label_key, (count,), 0, classes)
+        return y0s, _draw(ladder.labels, count, label_key)
 
     # Folds of the key from 2 on, after the two that it is split into.
     y0s, labels = starts(keys[0], jr.fold_in(key, 2), pilots)
@@ -54,11 +60,62 @@ def calibrate_ladder(
         y0s, labels = starts(jr.fold_in(key, 3), jr.fold_in(key, 4), fit_pilots)
         settings: dict[str, Any] = {"labels": labels, "key": jr.fold_in(key, 5), "progress": progress}
         found = found.with_fitted(fit_steps(terms, ts, y0s, time_variable="log", **settings))
-    share = found.measurements.start_share
-    if share is None or abs(share) < _NOISE_LEFT:
-        return found
-    remark = (
-        f"The finest level does not denoise: {share:.0%} of the noise that sampling starts from is left at its end; "
-        "errors are distances to that end. Train it longer, or give it a shape that can represent an image."
-    )
-    return dataclasses.replace(found, remarks=(remark,))
+    return dataclasses.replace(found, remarks=(*ladder.remarks, *_remarks(found)))
+
+
+_AnyLadder = TypeVar("_AnyLadder", bound=AbstractLadder)
+
+
+def calibrate_methods(
+    ladder: _AnyLadder,
+    *,
+    sde: bool = False,
+    steps: int | None = None,
+    pilots: int = 32,
+    fit_pilots: int = 0,
+    progress: bool = True,
+) -> _AnyLadder:
+    """The same ladder with calibrations for all methods, of which `ladder.plan` takes the best; those of the other
+    equation it keeps. Arguments as for [`mlem_jax.diffusion.calibrate_ladder`][]; steps are fitted once."""
+    found = {
+        calibration_name(sde, method): calibrate_ladder(
+            ladder,
+            sde=sde,
+            method=method,
+            steps=steps,
+            pilots=pilots,
+            fit_pilots=fit_pilots if method == METHODS[-1] else 0,
+            progress=progress,
+        )
+        for method in METHODS
+    }
+    return ladder.with_calibrations({**ladder.calibrations, **found})
+
+
+def _draw(labels: PyTree, count: int, key: PRNGKeyArray) -> PyTree:
+    """Some of all labels, at random."""
+    if labels is None:
+        return None
+    chosen = jr.randint(key, (count,), 0, jax.tree.leaves(labels)[0].shape[0])
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], labels)
+
+
+def _remarks(found: Calibration) -> tuple[str, ...]:
+    """What the levels' sizes say about the networks."""
+    measured, remarks = found.measurements, []
+    share = measured.start_share
+    if share is not None and abs(share) >= _NOISE_LEFT:
+        remarks.append(
+            f"The finest level does not denoise: {share:.0%} of the noise that sampling starts from is left at its "
+            "end; errors are distances to that end. Train it longer, or give it a shape that can represent an image."
+        )
+    # Root mean squares over pilots and pixels in each step; the first level's are those of the drift.
+    drift, increments = measured.increment_rms[:, 0], measured.increment_rms[:, 1:]
+    for k, relative in enumerate(np.median(increments / drift[:, None], axis=0)):
+        if relative > _UNRELATED:
+            remarks.append(
+                f"Level {k + 2} differs from level {k + 1} by {relative:.0%} of the drift, in the middle of all steps: "
+                "they do not seem to be trained for the same images. Check the process, prediction and conditioning of "
+                "both, and the scale of their latents."
+            )
+    return tuple(remarks)

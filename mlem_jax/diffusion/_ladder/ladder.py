@@ -1,29 +1,22 @@
 """A ladder of trained levels, and the diffrax terms and plans it gives."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from ..._calibration.calibration import Calibration
-from ..._calibration.fit_plan import FittedPlan
-from ..._calibration.plan import Plan
-from ..._calibration.planning import UnreachableError
-from ..._solver.method import AbstractMethod
-from ..._term import MultilevelTerm
 from .._network import AbstractNetwork
-from .._predictor import Guided, NoisePredictor, ProbabilityFlow, ReverseDrift
+from .._predictor import Guided, NoisePredictor
+from .._process import AbstractProcess
+from .base import AbstractLadder, Guidance
 from .config import Config
-from .methods import calibration_name, METHODS
 from .sizes import count_flops, count_parameters
-
-# One scale for all levels, or one for each level.
-Guidance = float | int | Sequence[float | int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ladder:
+class Ladder(AbstractLadder):
     """Trained networks of growing size, cheapest first.
 
     - `networks`: the levels' networks.
@@ -54,20 +47,30 @@ class Ladder:
         lines.append(f"  calibrations: {', '.join(sorted(self.calibrations)) or 'none'}")
         return "\n".join(lines)
 
-    def term(self, *, sde: bool = False, guidance: Guidance | None = None) -> MultilevelTerm:
-        """The multilevel drift of sampling: the probability flow, or with `sde=True` the reverse SDE's
-        (add [`mlem_jax.diffusion.reverse_diffusion`][] for the noise). Costs are FLOPs per image.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image, `(height, width, channels)`."""
+        return self.config.shape
 
-        Raises `ValueError` for guidance without classes or with another number of scales than levels."""
-        levels = self._drifts(sde, guidance)
-        costs = [count_flops(network, guided=guidance is not None) for network in self.networks]
-        return MultilevelTerm(*levels, costs=costs)
+    @property
+    def process(self) -> AbstractProcess:
+        """Under which the networks were trained."""
+        return self.config.process
 
-    def _drifts(
-        self, sde: bool, guidance: Guidance | None = None
-    ) -> tuple[ProbabilityFlow | ReverseDrift, ...]:
-        drift = ReverseDrift if sde else ProbabilityFlow
-        return tuple(map(drift, self.predictors(guidance=guidance)))
+    @property
+    def classes(self) -> int | None:
+        """How many labels there are, or `None`."""
+        return self.config.classes
+
+    @property
+    def labels(self) -> Int[Array, " classes"] | None:
+        """All labels, from which those of pilots are drawn."""
+        return None if self.config.classes is None else jnp.arange(self.config.classes)
+
+    @property
+    def seed(self) -> int:
+        """That of the training, from which the pilots' is made."""
+        return self.config.training.seed
 
     def predictors(self, *, guidance: Guidance | None = None) -> tuple[NoisePredictor, ...]:
         """The networks as predictions of the noise. Raises as `term` does."""
@@ -91,49 +94,14 @@ class Ladder:
             for network, scale in zip(self.networks, scales, strict=True)
         )
 
-    def calibration(
-        self,
-        *,
-        sde: bool = False,
-        method: AbstractMethod = METHODS[0],  # noqa: B008 (immutable)
-    ) -> Calibration:
-        """The calibration for a method, without guidance. Raises `ValueError` if the ladder was saved without it."""
-        kind = calibration_name(sde, method)
-        if kind not in self.calibrations:
-            raise ValueError(
-                f"This ladder has no calibration {kind!r}, only {sorted(self.calibrations)}. Measure it with "
-                f"calibrate_ladder(ladder, sde={sde}, method=mlem_jax.{method})."
-            )
-        return self.calibrations[kind]
+    def with_calibrations(self, calibrations: dict[str, Calibration]) -> "Ladder":
+        """The same ladder with these calibrations instead of its own."""
+        return dataclasses.replace(self, calibrations=calibrations)
 
-    def plan(
-        self,
-        *,
-        budget: float | int | None = None,
-        error: float | int | None = None,
-        sde: bool = False,
-        **settings: Any,
-    ) -> Plan | FittedPlan:
-        """The best plan of all methods that the ladder has calibrations for, and of fitted steps: the one of the
-        smallest predicted error for a `budget`, the cheapest one for an `error`. Arguments and errors as for
-        [`mlem_jax.Calibration.plan`][]."""
-        there = [
-            method for method in METHODS if calibration_name(sde, method) in self.calibrations
-        ] or METHODS[:1]
-        found: list[Plan | FittedPlan] = []
-        refusals: list[ValueError] = []
-        for method in there:
-            calibration = self.calibration(sde=sde, method=method)
-            calibration.require(self._drifts(sde), jnp.zeros(self.config.shape))
-            try:
-                found.append(calibration.plan(budget=budget, error=error, **settings))
-            except ValueError as refusal:
-                refusals.append(refusal)
-        if not found:
-            unreachable = [refusal for refusal in refusals if isinstance(refusal, UnreachableError)]
-            raise min(unreachable, key=lambda refusal: refusal.least, default=refusals[0])
-        return min(found, key=lambda plan: plan.error if error is None else plan.cost)
+    def level_costs(self, *, guided: bool = False) -> tuple[float, ...]:
+        """FLOPs of one evaluation of each level on one image, as XLA counts them; with `guided`, of both branches."""
+        return tuple(count_flops(network, guided=guided) for network in self.networks)
 
     def flops(self) -> tuple[float, ...]:
         """FLOPs of one evaluation of each level on one image, as XLA counts them."""
-        return tuple(count_flops(network) for network in self.networks)
+        return self.level_costs()

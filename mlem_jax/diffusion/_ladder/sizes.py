@@ -6,9 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._network import AbstractNetwork
-from .._predictor import Guided
+from .._predictor import Guided, NoisePredictor
 from .config import Config
 
 
@@ -32,7 +33,22 @@ def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:
     return float(analysis["flops"])
 
 
-def count_parameters(network: AbstractNetwork) -> int:
+def count_predictor_flops(predictor: NoisePredictor, shape: tuple[int, ...], label: PyTree) -> float:
+    """FLOPs of one prediction for one image, as XLA counts them before it optimises. Raises what the network does for
+    an image of another shape or a label that it does not take."""
+    params, static = eqx.partition(predictor, _has_shape)
+    struct = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def call(params: Any, x: Any, s: Any, label: Any) -> Any:
+        return eqx.combine(params, static)(x, s, label)
+
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+    analysis = jax.jit(call).lower(params, struct, one, label).cost_analysis()
+    assert analysis is not None
+    return float(analysis["flops"])
+
+
+def count_parameters(network: Any) -> int:
     """Number of trained parameters, of a network or of its shapes."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(eqx.filter(network, _has_shape)))
 

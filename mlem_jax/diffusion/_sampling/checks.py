@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from ..._calibration.abstract_plan import AbstractPlan
 from ..._custom_types import Numbers
 from ..._term import find_multilevel_term
-from .._ladder import Guidance, Ladder
+from .._ladder import AbstractLadder, Guidance
 from .._network import check_label_range
 from .._predictor import NoisePredictor, sampling_drifts
 from .given import Given
@@ -22,15 +22,15 @@ from .sampler import Sampler
 
 
 def levels_and_shape(
-    levels: Ladder | Sequence[NoisePredictor], shape: tuple[int, ...] | None, guidance: Guidance | None
+    levels: AbstractLadder | Sequence[NoisePredictor],
+    shape: tuple[int, ...] | None,
+    guidance: Guidance | None,
 ) -> tuple[tuple[NoisePredictor, ...], tuple[int, ...]]:
     """The predictors and the shape of a sample. Raises `ValueError`."""
-    if isinstance(levels, Ladder):
+    if isinstance(levels, AbstractLadder):
         if shape is not None:
-            raise ValueError(
-                f"A ladder knows the shape of its images, {levels.config.shape}; leave out shape."
-            )
-        return levels.predictors(guidance=guidance), levels.config.shape
+            raise ValueError(f"A ladder knows the shape of its images, {levels.shape}; leave out shape.")
+        return levels.predictors(guidance=guidance), levels.shape
     if not isinstance(levels, Sequence) or not all(isinstance(x, NoisePredictor) for x in levels):
         raise ValueError(
             "sample needs a Ladder, such as load_ladder(), or a list of NoisePredictors, cheapest first, and was "
@@ -92,9 +92,9 @@ def check_labels(n: int, args: PyTree, labels: PyTree, levels: Any) -> None:
                 f"labels has an array of shape {leaf.shape} for n={n} samples; one entry per sample is expected, "
                 f"shape ({n}, ...). For the same for all write args=..."
             )
-    if isinstance(levels, Ladder) and levels.config.classes is not None:
+    if isinstance(levels, AbstractLadder) and levels.classes is not None:
         for leaf in jax.tree.leaves((args, labels)):
-            check_label_range("The ladder", np.asarray(leaf), levels.config.classes)
+            check_label_range("The ladder", np.asarray(leaf), levels.classes)
 
 
 def check_given(

@@ -16,7 +16,7 @@ from ..._calibration.abstract_plan import AbstractPlan
 from ..._custom_types import Numbers
 from ..._fingerprint import fingerprint
 from ..._progress import show_progress
-from .._ladder import Guidance, Ladder
+from .._ladder import AbstractLadder, Guidance
 from .._mesh import make_mesh, put_everywhere
 from .._predictor import NoisePredictor
 from .batches import Batch, draw_batches, missing, split
@@ -39,7 +39,7 @@ from .samples import Samples
 
 
 def sample(
-    levels: Ladder | Sequence[NoisePredictor],
+    levels: AbstractLadder | Sequence[NoisePredictor],
     *,
     n: Any,
     plan: AbstractPlan,
@@ -87,8 +87,9 @@ def sample(
 
     **Arguments:**
 
-    - `levels`: a [`mlem_jax.diffusion.Ladder`][], or [`mlem_jax.diffusion.NoisePredictor`][]s, cheapest first,
-        for single samples: all levels for which the plan was made. Their processes may differ.
+    - `levels`: a [`mlem_jax.diffusion.Ladder`][] or [`mlem_jax.diffusion.PredictorLadder`][], or
+        [`mlem_jax.diffusion.NoisePredictor`][]s, cheapest first, for single samples: all levels for which the plan was
+        made. Their processes may differ.
     - `n`: how many; `key`, from which everything random comes.
     - `plan`: of any kind, from `Calibration.plan` or `Ladder.plan`, made for the same `stochasticity`. Sampling
         starts from pure noise at `s = plan.ts[0]` and ends at `plan.ts[-1]`.
