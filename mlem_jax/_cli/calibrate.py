@@ -7,13 +7,18 @@ import typer
 from rich.console import Console
 
 from .errors import check_place, errors_explained
-from .inputs import common_options, read_ladder, read_scales
+from .inputs import apply_scales, common_options
+from .networks import Family, network_options, Networks, Precision, read_levels
 from .options import BUDGET, Budget, Checkpoint, GuidanceScales, Sde
 from .screen import say
 
 Out = Annotated[
     Path,
-    typer.Option(metavar="FILE", help="File for the calibration, .npz; sample --calibration reads it."),
+    typer.Option(
+        metavar="PATH",
+        help="Folder for the calibrations of all methods, or a file, .npz, for that of one; sample --calibration reads "
+        "both.",
+    ),
 ]
 Pilots = Annotated[
     int,
@@ -30,12 +35,13 @@ Steps = Annotated[
     ),
 ]
 Order = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=1,
         max=2,
         metavar="N",
-        help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for Adams and Bashforth's (MLAB2).",
+        help="Of the steps of plans: 1 for Euler's method underneath (MLEM), 2 for Adams and Bashforth's (MLAB2). "
+        "By default both in a folder, 1 in a file.",
     ),
 ]
 
@@ -46,10 +52,13 @@ _FIT_PILOTS = 128
 def calibrate(
     out: Out,
     checkpoint: Checkpoint = None,
+    network: Networks = None,
+    family: Family = None,
+    dtype: Precision = "float32",
     sde: Sde = False,
     pilots: Pilots = 32,
     steps: Steps = None,
-    order: Order = 1,
+    order: Order = None,
     guidance: GuidanceScales = None,
     budget: Budget = None,
     fit_pilots: Annotated[
@@ -66,7 +75,8 @@ def calibrate(
     of all costs.
 
     Prints the report and a plan made from it. About ten minutes for the shipped networks on two cores, of which the
-    fit takes all but one; --fit-pilots 0 leaves it out.
+    fit takes all but one; --fit-pilots 0 leaves it out. Networks of others are named one by one: calibrate --network
+    small --network large --out FOLDER
     """
     console = Console()
     with errors_explained(console):
@@ -74,36 +84,50 @@ def calibrate(
             raise ValueError(f"--steps {steps}: a multiple of 4 is expected, such as {-(-steps // 4) * 4}.")
         if out.exists():
             raise FileExistsError(f"{out} exists already; choose another --out or move it away.")
+        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
         check_place(out.parent, "--out")
-        ladder = read_ladder(checkpoint)
-        scales = read_scales(ladder, guidance)
+        into_file = out.suffix == ".npz"
+        if not into_file:
+            ladder, scales = apply_scales(ladder, scales), None
         from .. import diffusion
-        from ..diffusion._ladder import METHODS
+        from ..diffusion._ladder import calibration_name, METHODS
 
         if fit_pilots is None:
             fit_pilots = 0 if sde else _FIT_PILOTS
-        calibration = diffusion.calibrate_ladder(
-            ladder,
-            sde=sde,
-            steps=steps,
-            pilots=pilots,
-            method=METHODS[order - 1],
-            guidance=scales,
-            fit_pilots=fit_pilots,
-        )
-    with errors_explained(console):
-        try:
-            calibration.save(out)
-        finally:
-            # What was measured is shown even where the disk has become full.
-            say(console, f"{calibration}\n")
+        methods = METHODS[order - 1 : order] if order else METHODS[:1] if into_file else METHODS
+        found = {}
+        for method in methods:
+            calibration = diffusion.calibrate_ladder(
+                ladder,
+                sde=sde,
+                steps=steps,
+                pilots=pilots,
+                method=method,
+                guidance=scales,
+                # Fitted steps are of no method: once is enough.
+                fit_pilots=fit_pilots if method == methods[-1] else 0,
+            )
+            kind = calibration_name(sde, method)
+            found[kind] = calibration
+            try:
+                if into_file:
+                    calibration.save(out)
+                else:
+                    ladder.with_calibrations({kind: calibration}).save_calibrations(out)
+            finally:
+                # What was measured is shown even where the disk has become full.
+                say(console, f"{calibration}\n")
     budget_given = "" if budget is None else f" --budget {budget:g}"
     try:
-        plan = calibration.plan(budget=budget or BUDGET)
-        say(console, f"A plan with budget {budget or BUDGET:g}:\n{plan}\n")
+        wanted = budget or BUDGET
+        if into_file:
+            plan = calibration.plan(budget=wanted)
+        else:
+            plan = ladder.with_calibrations(found).plan(budget=wanted, sde=sde)
+        say(console, f"A plan with budget {wanted:g}:\n{plan}\n")
     except ValueError as error:
         say(console, f"No plan: {error}\n")
-    options = common_options(checkpoint, sde, guidance)
+    options = network_options(network, family, dtype) + common_options(checkpoint, sde, guidance)
     say(console, f"Written: {out}")
     say(
         console,

@@ -32,6 +32,20 @@ def read_scales(ladder: Any, guidance: list[float] | None) -> float | list[float
     return guidance[0] if len(guidance) == 1 else guidance
 
 
+def apply_scales(ladder: Any, scales: float | list[float] | None) -> Any:
+    """The ladder whose levels are guided."""
+    if scales is None:
+        return ladder
+    from ..diffusion import PredictorLadder
+
+    return PredictorLadder(
+        ladder.predictors(guidance=scales),
+        shape=ladder.shape,
+        classes=ladder.classes,
+        costs=ladder.level_costs(guided=True),
+    )
+
+
 def make_labels(ladder: Any, label: int | None, n: int) -> np.ndarray | None:
     """A label for each image: the one given, or the classes one after another. Raises `ValueError`."""
     classes = ladder.classes
@@ -52,20 +66,30 @@ def make_labels(ladder: Any, label: int | None, n: int) -> np.ndarray | None:
 def make_plan(
     ladder: Any,
     *,
-    checkpoint: Path | None,
     file: Path | None,
     sde: bool,
     scales: float | list[float] | None,
-    given_scales: list[float] | None,
+    options: str,
     budget: float | None,
     error: float | None,
     in_seconds: bool,
 ) -> Any:
-    """The plan from a calibration's file, or from those that the ladder was saved with. Raises `ValueError`."""
-    measure = calibrate_command(checkpoint, sde, given_scales)
+    """The plan from a calibration's file or folder, or from those that the ladder was saved with; `options` are those
+    of the command that measures one. Raises `ValueError`."""
+    measure = f"python -m mlem_jax calibrate{options} --out FILE.npz"
+    if file is not None and file.is_dir():
+        calibrated = _read_calibrations(file, measure, apply_scales(ladder, scales), sde)
+        return calibrated.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
     if file is not None:
         found = _read_calibration(file, measure, ladder, sde, scales)
         return found.plan(budget=budget, error=error, in_seconds=in_seconds)
+    from ..diffusion import PredictorLadder
+
+    if isinstance(ladder, PredictorLadder):
+        raise ValueError(
+            f"Networks of others come without a calibration. Measure one with '{measure}', and add --calibration "
+            "FILE.npz; or write --steps N for steps of the finest network alone."
+        )
     if scales is not None:
         raise ValueError(
             "The calibration that the ladder was saved with is without guidance. Measure one with "
@@ -80,11 +104,6 @@ def make_plan(
     return ladder.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
 
 
-def calibrate_command(checkpoint: Path | None, sde: bool, guidance: list[float] | None) -> str:
-    """The command that measures what a plan needs."""
-    return "python -m mlem_jax calibrate" + common_options(checkpoint, sde, guidance) + " --out FILE.npz"
-
-
 def common_options(checkpoint: Path | None, sde: bool, guidance: list[float] | None) -> str:
     """The options that calibrate and sample have to agree in, as they are written."""
     options = "" if checkpoint is None else f" --checkpoint {checkpoint}"
@@ -94,20 +113,41 @@ def common_options(checkpoint: Path | None, sde: bool, guidance: list[float] | N
 def _read_calibration(
     file: Path, measure: str, ladder: Any, sde: bool, scales: float | list[float] | None
 ) -> Any:
-    import jax.numpy as jnp
-
     from .._calibration.calibration import Calibration
 
-    if file.is_dir() or not file.exists():
-        what = "a folder" if file.is_dir() else "not there"
-        raise ValueError(f"--calibration {file} is {what}. Measure a calibration with '{measure}'.")
+    if not file.exists():
+        raise ValueError(f"--calibration {file} is not there. Measure a calibration with '{measure}'.")
     try:
         found = Calibration.load(file)
     except ValueError as error:
         raise ValueError(
             f"--calibration {file} is not a calibration, or damaged. Measure it with '{measure}'."
         ) from error
-    differs = found.mismatch(ladder.term(sde=sde, guidance=scales).levels, jnp.zeros(ladder.shape))
+    differs = found.mismatch(ladder.term(sde=sde, guidance=scales).levels, np.zeros(ladder.shape))
     if differs is not None:
         raise ValueError(f"{differs} Measure one for this ladder and these options with '{measure}'.")
     return found
+
+
+def _read_calibrations(folder: Path, measure: str, ladder: Any, sde: bool) -> Any:
+    """The ladder with the calibrations of a folder that are of this equation."""
+    from ..diffusion._ladder import read_calibrations
+
+    remedy = f"Measure it with '{measure.replace('FILE.npz', 'FOLDER')}'."
+    try:
+        found = read_calibrations(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"--calibration {folder} has a file that is not a calibration, or damaged. {remedy}"
+        ) from error
+    kind = "sde" if sde else "ode"
+    if not any(there.startswith(kind) for there in found):
+        raise ValueError(
+            f"--calibration {folder} has no calibration of the {'reverse SDE' if sde else 'probability flow'}. {remedy}"
+        )
+    levels = ladder.term(sde=sde).levels
+    for name, calibration in found.items():
+        differs = calibration.mismatch(levels, np.zeros(ladder.shape)) if name.startswith(kind) else None
+        if differs is not None:
+            raise ValueError(f"{differs} Measure one for these levels and options with '{measure}'.")
+    return ladder.with_calibrations(found)

@@ -1,13 +1,27 @@
 """The command `sample`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import typer
 from rich.console import Console
 
+from .._io import write_safely
+from .by_hand import check_by_hand, OnLevel, plan_by_hand, Spacing, StepMethod, Steps
 from .errors import errors_explained
-from .inputs import make_labels, make_plan, read_ladder, read_scales
+from .inputs import common_options, make_labels, make_plan
+from .networks import (
+    decode_images,
+    DecoderPath,
+    Family,
+    Latents,
+    network_options,
+    Networks,
+    Precision,
+    read_decoder,
+    read_levels,
+)
 from .options import Budget, Checkpoint, GuidanceScales, InSeconds, one_of, Sde, Seed, TargetError
 from .screen import say
 
@@ -51,17 +65,28 @@ BatchSize = Annotated[
 ]
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="File made by calibrate; by default what the ladder was saved with."),
+    typer.Option(
+        metavar="PATH", help="File or folder made by calibrate; by default what the ladder was saved with."
+    ),
 ]
 
 
 def sample(
     out: Out,
     checkpoint: Checkpoint = None,
+    network: Networks = None,
+    family: Family = None,
+    dtype: Precision = "float32",
+    decoder: DecoderPath = None,
+    latents: Latents = "scaled",
     n: Count = 64,
     budget: Budget = None,
     error: TargetError = None,
     in_seconds: InSeconds = False,
+    steps: Steps = None,
+    method: StepMethod = None,
+    spacing: Spacing = None,
+    level: OnLevel = None,
     sde: Sde = False,
     label: Label = None,
     guidance: GuidanceScales = None,
@@ -71,31 +96,39 @@ def sample(
     batch_size: BatchSize = 64,
     calibration: CalibrationFile = None,
 ) -> None:
-    """Draws images with a trained ladder of networks, on all devices.
+    """Draws images with a trained ladder of networks, or with networks of others, on all devices.
 
     Image number i depends on the seed and the plan, not on how many are drawn or in which batches. Run the same
     command again after an interruption: it draws the batches that are missing.
 
     samples.npz is read with numpy.load. It holds images, an array of shape (n, height, width, channels) with values of
     about -1 (black) to 1 (white), and for a ladder with classes labels, of shape (n,). samples.png shows the first 100.
+    With --decoder these images are latents, and decoded.npz holds the pictures.
+
+    Networks of others: sample --network small --network large --calibration FOLDER --out FOLDER, with what calibrate
+    wrote; a single one, without: sample --network large --steps 20 --out FOLDER
     """
     console = Console()
-    budget = one_of(budget, error)
     with errors_explained(console):
-        ladder = read_ladder(checkpoint)
+        planned = {"--budget": budget, "--error": error, "--calibration": calibration}
+        check_by_hand(steps, {"--method": method, "--spacing": spacing, "--level": level}, planned)
+        budget = one_of(budget, error)
+        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
         labels = make_labels(ladder, label, n)
-        scales = read_scales(ladder, guidance)
-        plan = make_plan(
-            ladder,
-            checkpoint=checkpoint,
-            file=calibration,
-            sde=sde,
-            scales=scales,
-            given_scales=guidance,
-            budget=budget,
-            error=error,
-            in_seconds=in_seconds,
-        )
+        decode = read_decoder(decoder, latents, dtype, ladder.shape)
+        if steps is not None:
+            plan = plan_by_hand(ladder, steps, method, spacing, level)
+        else:
+            plan = make_plan(
+                ladder,
+                options=network_options(network, family, dtype) + common_options(checkpoint, sde, guidance),
+                file=calibration,
+                sde=sde,
+                scales=scales,
+                budget=budget,
+                error=error,
+                in_seconds=in_seconds,
+            )
         say(console, f"{plan}\n")
         import jax.random as jr
 
@@ -111,19 +144,34 @@ def sample(
             guidance=scales,
             batch_size=batch_size,
             out=out,
-            as_bytes=image_format == "uint8",
+            as_bytes=image_format == "uint8" and decode is None,
         )
-        _write_pictures(console, found.images, out, png)
+        images, written = found.images, [out / "samples.npz"]
+        if decode is not None:
+            images = decode_images(decode, images, batch_size, as_bytes=image_format == "uint8")
+            written.append(out / "decoded.npz")
+            write_safely(written[-1], lambda file: np.savez(file, images=images))
+        _write_pictures(console, images, out, png, written)
 
 
-def _write_pictures(console: Console, images: Any, out: Path, png: Path | None) -> None:
+def _write_pictures(
+    console: Console, images: np.ndarray, out: Path, png: Path | None, written: list[Path]
+) -> None:
+    """Makes pictures of images, and says where all is."""
     from .. import diffusion
 
-    picture = out / "samples.png"
-    diffusion.save_grid(picture, images[:_SHOWN])
+    if images.shape[-1] not in (1, 3):
+        say(
+            console,
+            f"{len(images)} samples of {' x '.join(map(str, images.shape[1:]))}: {written[0]}. No pictures are made of "
+            "them; if they are latents, write --decoder FOLDER.",
+        )
+        return
+    written = [*written, out / "samples.png"]
+    diffusion.save_grid(written[-1], images[:_SHOWN])
     if png is not None:
         diffusion.save_images(png, images)
     shown = "" if len(images) <= _SHOWN else f" (the first {_SHOWN})"
-    say(console, f"{len(images)} images: {out / 'samples.npz'}, {picture}{shown}")
+    say(console, f"{len(images)} images: {', '.join(map(str, written))}{shown}")
     if png is not None:
         say(console, f"As single files: {png}")

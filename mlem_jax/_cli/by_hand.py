@@ -1,0 +1,66 @@
+"""Plans by hand: any number of steps of one method on one network, without a calibration."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        min=1,
+        metavar="N",
+        help="Instead of a plan: N steps of one network alone, without a calibration; one evaluation each.",
+    ),
+]
+StepMethod = Annotated[
+    Literal["euler", "ab2"] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="With --steps: euler, the default, for the probability flow DDIM; or ab2, second order in log s, "
+        "DPM-Solver-2M.",
+    ),
+]
+Spacing = Annotated[
+    Literal["karras", "log", "time", "cosine"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="With --steps: karras, the default, or in what the steps are equal: log (of s = sigma / alpha), time, "
+        "cosine.",
+    ),
+]
+OnLevel = Annotated[
+    int | None,
+    typer.Option(
+        "--level",
+        min=1,
+        metavar="K",
+        help="With --steps: the network, counted from 1, the cheapest; by default the last.",
+    ),
+]
+
+
+def check_by_hand(steps: int | None, details: dict[str, Any], planned: dict[str, Any]) -> None:
+    """Raises `ValueError` for options that do nothing with, or without, `--steps`."""
+    useless = planned if steps is not None else details
+    given = [name for name, value in useless.items() if value is not None]
+    if given and steps is None:
+        raise ValueError(f"{', '.join(given)} is for steps by hand; add --steps N, or leave it out.")
+    if given:
+        raise ValueError(f"--steps is a plan by itself; leave out {', '.join(given)}.")
+
+
+def plan_by_hand(ladder: Any, steps: int, method: str | None, spacing: str | None, level: int | None) -> Any:
+    """The plan that these options describe. Raises `ValueError` for a level that there is not."""
+    from .._calibration.steps_plan import steps_plan
+    from .._solver.method import AdamsBashforth, EulerMaruyama
+
+    count = len(ladder.level_costs())
+    if level is not None and level > count:
+        raise ValueError(f"--level {level}: a number from 1 to {count} is expected, of as many networks.")
+    return steps_plan(
+        ladder.process.grid(steps, spacing=spacing or "karras"),
+        method=AdamsBashforth("log") if method == "ab2" else EulerMaruyama(),
+        level=(level or count) - 1,
+    )

@@ -1,0 +1,121 @@
+"""The levels of a command: a ladder's folder, or networks that others have trained; and a decoder for their latents.
+
+`mlem_jax.diffusion` is imported where it is used, so that `--help` does not wait for it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from .inputs import read_ladder, read_scales
+
+Networks = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--network",
+        metavar="PATH",
+        help="Instead of a ladder: a network of others, the folder that diffusers' save_pretrained wrote or a "
+        ".safetensors or .npz file; once for each level, cheapest first.",
+    ),
+]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Architecture of the networks, where their files do not tell: unet2d, dit, sit, edm2 or jit.",
+    ),
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option("--dtype", metavar="TYPE", help="In which networks compute: float32 or bfloat16."),
+]
+DecoderPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--decoder",
+        metavar="FOLDER",
+        help="AutoencoderKL that diffusers' save_pretrained wrote: samples are latents, and pictures come from them.",
+    ),
+]
+Latents = Annotated[
+    Literal["scaled", "edm2"],
+    typer.Option(
+        metavar="KIND",
+        help="With --decoder: how its latents were made for the networks, scaled as its configuration says, or "
+        "standardised for edm2.",
+    ),
+]
+
+
+def read_levels(
+    checkpoint: Path | None,
+    networks: list[Path] | None,
+    guidance: list[float] | None,
+    family: str | None,
+    dtype: str,
+) -> tuple[Any, float | list[float] | None]:
+    """The ladder; and the scales of guidance that it has yet to be given. Raises `ValueError` and what reading
+    raises."""
+    if not networks:
+        if family is not None or dtype != "float32":
+            raise ValueError("--family and --dtype are for --network; a trained ladder knows its own.")
+        ladder = read_ladder(checkpoint)
+        return ladder, read_scales(ladder, guidance)
+    if checkpoint is not None:
+        raise ValueError("Give --checkpoint, the folder of a ladder, or --network for each level; not both.")
+    scales = guidance or [None]
+    if len(scales) not in (1, len(networks)):
+        raise ValueError(
+            f"--guidance was given {len(scales)} times for {len(networks)} networks; give it once for all, or "
+            f"{len(networks)} times."
+        )
+    from ..diffusion import load_network, PredictorLadder
+
+    each = scales * len(networks) if len(scales) == 1 else scales
+    levels = [
+        load_network(path, family=family, dtype=dtype, guidance=scale)
+        for path, scale in zip(networks, each, strict=True)
+    ]
+    return PredictorLadder(levels), None
+
+
+def read_decoder(
+    path: Path | None, latents: Literal["scaled", "edm2"], dtype: str, shape: tuple[int, ...]
+) -> Any:
+    """The decoder, if one is asked for. Raises `ValueError` for one that does not take latents of this shape, and
+    what reading raises."""
+    if path is None:
+        return None
+    from ..diffusion import load_decoder
+
+    decoder = load_decoder(path, dtype=dtype, latents=latents)
+    channels = decoder.config.latent_channels
+    if len(shape) != 3 or shape[2] != channels:
+        raise ValueError(
+            f"--decoder {path} takes latents of {channels} channels, and the levels make arrays of "
+            f"{' x '.join(map(str, shape))}. Leave it out if these are pictures already."
+        )
+    return decoder
+
+
+def decode_images(decoder: Any, latents: np.ndarray, batch_size: int, *, as_bytes: bool) -> np.ndarray:
+    """The pictures of latents, some at a time; as bytes or numbers."""
+    import equinox as eqx
+
+    from ..diffusion._sampling.pictures import as_bytes as to_bytes
+
+    call = eqx.filter_jit(lambda decoder, z: decoder(z))
+    # All batches of one size, so that one program serves.
+    count = -(-len(latents) // batch_size) * batch_size
+    rows = np.minimum(np.arange(count), len(latents) - 1).reshape(-1, batch_size)
+    pieces = [np.asarray(call(decoder, latents[batch])) for batch in rows]
+    images = np.concatenate(pieces)[: len(latents)]
+    return to_bytes(images) if as_bytes else images
+
+
+def network_options(networks: list[Path] | None, family: str | None, dtype: str) -> str:
+    """The options that name the networks, as they are written."""
+    options = "".join(f" --network {path}" for path in networks or ())
+    options += "" if family is None else f" --family {family}"
+    return options + ("" if dtype == "float32" else f" --dtype {dtype}")
