@@ -1,5 +1,6 @@
 """Checkpoints on disk, made from fixtures, and how far a network is from its reference."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from pretrained_weights import load_case, weights
 from safetensors.numpy import save_file
+
+from mlem_jax.diffusion import UNet2D, UNet2DConfig
+from mlem_jax.diffusion._pretrained.parameters import required_shapes
 
 # Of issue: relative to the norm of the reference's array.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -46,3 +50,26 @@ def deviations(network, arrays: dict[str, np.ndarray]) -> tuple[float, float]:
 
     out, gradient = run(last(arrays["x"]), last(arrays["probe"]))
     return distance(out, arrays["out"]), distance(gradient, arrays["gradient"])
+
+
+def write_unet(folder: Path, width: int, *, seed: int = 0, side: int = 4, **changed: object) -> Path:
+    """A `UNet2DModel` of one block and random weights, as diffusers' `save_pretrained` would write it."""
+    config = {
+        "_class_name": "UNet2DModel",
+        "sample_size": side,
+        "block_out_channels": [width],
+        "norm_num_groups": 2,
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "add_attention": False,
+        **changed,
+    }
+    shapes = required_shapes(functools.partial(UNet2D, UNet2DConfig.read(config)))
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(
+        weights({name: list(shape) for name, shape in shapes.items()}, seed),
+        folder / "diffusion_pytorch_model.safetensors",
+    )
+    return folder

@@ -70,7 +70,7 @@ WRONG = {
     "folder": (
         "--calibration {places}",
         2,
-        "is a folder. Measure a calibration with 'python -m mlem_jax calibrate",
+        "has no calibration of the probability flow. Measure it with 'python -m mlem_jax calibrate",
     ),
     "other file": (
         "--calibration {places}/other.npz",
@@ -82,6 +82,17 @@ WRONG = {
         2,
         "without a calibration of the reverse SDE. Measure one with .* --sde --out FILE.npz'",
     ),
+    "steps and budget": ("--steps 4 --budget 3", 2, "--steps is a plan by itself; leave out --budget"),
+    "steps and calibration": ("--steps 4 --calibration {places}/x.npz", 2, "leave out --calibration"),
+    "method": ("--method ab2", 2, "--method is for steps by hand; add --steps N"),
+    "level": ("--steps 4 --level 3", 2, "--level 3: a number from 1 to 2 is expected"),
+    "two ladders": (
+        "--network {places}/file",
+        2,
+        "Give --checkpoint, .* or --network for each level; not both",
+    ),
+    "family": ("--family dit", 2, "--family and --dtype are for --network"),
+    "decoder": ("--decoder {places}/nowhere", 2, "nowhere does not exist"),
     "label": ("--label 1", 2, "--label is for a ladder with classes"),
     "guidance": ("--guidance 2", 2, "--guidance is for a ladder with classes"),
     "label out of range": (
