@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from diffusion_problems import randomised, TINY
 from jaxtyping import Array
+from problems import as_user
 
 import mlem_jax as ml
 from mlem_jax.diffusion import (
@@ -199,7 +200,7 @@ def labelled(classes, width=4):
     ],
 )
 def test_levels_that_do_not_fit_are_refused(levels, settings, message):
-    with pytest.raises(ValueError, match=message):
+    with as_user(), pytest.raises(ValueError, match=message):
         PredictorLadder(levels, **settings)
 
 
@@ -214,8 +215,8 @@ def test_guidance_belongs_into_the_levels():
     ]
     found = PredictorLadder(guided)
     assert found.classes == 3
-    # Both branches are counted.
-    assert found.level_costs()[0] > 1.7 * ladder.level_costs()[0]
+    # Both branches are counted, but for what comes before the label.
+    assert found.level_costs()[0] > 1.4 * ladder.level_costs()[0]
 
 
 def test_a_trained_ladder_is_one_of_predictors(tmp_path):
