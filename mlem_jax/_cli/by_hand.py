@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .._calibration.steps_plan import steps_plan, StepsPlan
+from .._solver.method import AdamsBashforth, EulerMaruyama
+
 Steps = Annotated[
     int | None,
     typer.Option(
@@ -51,11 +54,10 @@ def check_by_hand(steps: int | None, details: dict[str, Any], planned: dict[str,
         raise ValueError(f"--steps is a plan by itself; leave out {', '.join(given)}.")
 
 
-def plan_by_hand(ladder: Any, steps: int, method: str | None, spacing: str | None, level: int | None) -> Any:
+def plan_by_hand(
+    ladder: Any, steps: int, method: str | None, spacing: str | None, level: int | None
+) -> StepsPlan:
     """The plan that these options describe. Raises `ValueError` for a level that there is not."""
-    from .._calibration.steps_plan import steps_plan
-    from .._solver.method import AdamsBashforth, EulerMaruyama
-
     count = len(ladder.level_costs())
     if level is not None and level > count:
         raise ValueError(f"--level {level}: a number from 1 to {count} is expected, of as many networks.")

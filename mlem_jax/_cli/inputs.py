@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .._calibration.calibration import Calibration
+
 
 def read_ladder(checkpoint: Path | None) -> Any:
     """The ladder in a folder, or one folder deeper, where train puts it; without a folder the shipped one."""
@@ -113,8 +115,6 @@ def common_options(checkpoint: Path | None, sde: bool, guidance: list[float] | N
 def _read_calibration(
     file: Path, measure: str, ladder: Any, sde: bool, scales: float | list[float] | None
 ) -> Any:
-    from .._calibration.calibration import Calibration
-
     if not file.exists():
         raise ValueError(f"--calibration {file} is not there. Measure a calibration with '{measure}'.")
     try:
