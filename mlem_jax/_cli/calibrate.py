@@ -121,7 +121,8 @@ def calibrate(
     try:
         wanted = budget or BUDGET
         if into_file:
-            plan = calibration.plan(budget=wanted)
+            (only,) = found.values()
+            plan = only.plan(budget=wanted)
         else:
             plan = ladder.with_calibrations(found).plan(budget=wanted, sde=sde)
         say(console, f"A plan with budget {wanted:g}:\n{plan}\n")
