@@ -8,7 +8,7 @@ from _curves import costs_to_reach, markdown, Row, summary
 from _image_methods import ALL_OURS, DDIM, SINGLE
 
 import mlem_jax as ml
-from mlem_jax._calibration.report import regression
+from mlem_jax._calibration import regression
 
 
 def measured_gamma(calibration: ml.Calibration) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What survives `vmap`: the only file that uses `equinox.internal` and JAX's primitives.
+"""Values without batch dimensions under `vmap`: the only file that uses `equinox.internal` and JAX primitives.
 
-A `lax.cond` whose predicate is batched turns into a select that runs both branches. So everything that decides whether
-a level is evaluated is kept free of batch dimensions here, or refused.
+A `lax.cond` with a batched predicate becomes a select that runs both branches. Therefore all values that decide whether
+a level is evaluated are reduced here to values without batch dimensions, or refused.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
-# The value of an array in the batch elements that are current, without batch dimensions. Without a batch it is the
-# array itself; each vmap reduces over its own axis. Takes and returns arrays and `current`.
+# The value of arrays in the batch elements that are current, without batch dimensions. Without a batch this is the
+# identity; each vmap reduces over its own axis. The operands and results are the arrays and `current`.
 _from_current = Primitive("mlem_from_current")
 _from_current.multiple_results = True
 
@@ -31,8 +31,8 @@ mlir.register_lowering(_from_current, mlir.lower_fun(_identity, multiple_results
 
 
 def _reduce_batch(inputs: Any, axes: Any) -> tuple[list[Any], list[Any]]:
-    """All current elements agree (or that is checked beside this), so a maximum over them is the value of each.
-    Reductions, not an index: they work on an axis that is spread over devices too."""
+    """All current elements agree (or the caller checks that they do), so their maximum is the value of each. A
+    reduction also works on an axis that is sharded over devices, which an index would not."""
     *arrays, current = inputs
     *array_axes, current_axis = axes
     found = []
@@ -63,11 +63,11 @@ def _lowest(dtype: Any) -> Array:
 
 
 def from_current(x: PyTree[Array], current: Bool[Array, ""]) -> PyTree[Array]:
-    """The value of `x`, a PyTree of arrays of any shape and dtype, in the batch elements where `current` holds, without
-    batch dimensions. These elements must agree.
+    """The value of `x`, a PyTree of arrays of any shape and dtype, in the batch elements in which `current` is true,
+    without batch dimensions. These elements must agree.
 
-    Free of cost where nothing is batched. Inside a batched loop (events, a batched `t1`) elements that have finished
-    are frozen: `current` leaves them out.
+    It costs nothing if nothing is batched. In a batched loop (events, a batched `t1`) finished elements are frozen, and
+    `current` is false for them.
     """
     arrays, rest = eqx.partition(jtu.tree_map(_as_array, x), eqx.is_array)
     leaves, structure = jtu.tree_flatten(arrays)
@@ -86,7 +86,7 @@ def _as_array(x: Any) -> Any:
 
 
 def _split(leaf: Array) -> list[Array]:
-    """A complex array or random keys as arrays that have an order."""
+    """A complex array or random keys as arrays whose elements are ordered."""
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         return [leaf.real, leaf.imag]
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -105,14 +105,14 @@ def _joined(leaf: Array, pieces: list[Array]) -> Array:
 def across_batch(
     x: Shaped[Array, " k"], current: Bool[Array, ""]
 ) -> tuple[Shaped[Array, " k"], Bool[Array, ""]]:
-    """The value of `x` in the batch elements where `current` holds, without batch dimensions; and whether they all have
-    that value."""
+    """The value of `x` in the batch elements in which `current` is true, without batch dimensions; and whether all of
+    them have that value."""
     shared = from_current(x, current)
     return shared, ~eqxi.unvmap_any(current & jnp.any(x != shared))
 
 
 def furthest(step: Int[Array, ""]) -> Bool[Array, ""]:
-    """Whether this batch element is one of those still running: its step counter is the largest."""
+    """Whether this batch element is still running, that is, has the largest step counter of the batch."""
     return step == eqxi.unvmap_max(step)
 
 
@@ -127,15 +127,15 @@ def all_in_batch(x: Bool[Array, ""]) -> Bool[Array, ""]:
 
 
 def on_explicit_mesh() -> bool:
-    """Whether arrays are spread over a mesh of devices with explicit axes (`jax.set_mesh`)."""
+    """Whether arrays are sharded over a mesh of devices with explicit axes (`jax.set_mesh`)."""
     return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 def refuse_batch(x: Array, message: str) -> Array:
-    """`x`, or a `ValueError` with this message at trace time if it has a batch dimension."""
+    """`x`; raises `ValueError` with this message at trace time if `x` has a batch dimension."""
     return eqxi.nonbatchable(x, msg=message)
 
 
 def refuse_gradient(x: Array, message: str) -> Array:
-    """`x`, or a `RuntimeError` with this message at trace time if it is differentiated."""
+    """`x`; raises `RuntimeError` with this message at trace time if `x` is differentiated."""
     return eqxi.nondifferentiable(x, msg=message)

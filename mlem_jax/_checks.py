@@ -1,9 +1,10 @@
-"""Checks of what users pass, in one place: keys, whole numbers, grids of times, costs.
+"""Checks of what users pass: keys, whole and positive numbers, grids of times, costs.
 
-Every function takes the name of its caller first, so that a message says who raised it, and returns the checked value.
-Values that are traced by JAX pass, where only their shape can be checked.
+The first argument of each function is the name of its caller, for the message. Of values that are traced by JAX only
+the shape and dtype are checked.
 """
 
+import numbers
 import operator
 from typing import Any
 
@@ -17,7 +18,7 @@ from ._custom_types import Numbers
 
 
 def is_concrete(x: Any) -> bool:
-    """Whether all numbers in `x`, an array or nested lists of numbers, are known now."""
+    """Whether all numbers in `x`, an array or nested lists of numbers, are known at trace time."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x))
 
 
@@ -47,8 +48,8 @@ def as_key(caller: str, key: Any, *, name: str = "key") -> PRNGKeyArray:
 
 
 def as_int(caller: str, value: Any, *, name: str, least: int = 1, expected: str | None = None) -> int:
-    """A whole number from `least` on, of any integer type. Raises `ValueError` for another value; the message says
-    what is `expected`, by default a whole number from `least` on."""
+    """A whole number from `least` on, of any integer type. Raises `ValueError` for any other value; `expected` replaces
+    the second half of its message."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -61,9 +62,18 @@ def as_int(caller: str, value: Any, *, name: str, least: int = 1, expected: str 
     return number
 
 
+def as_positive(caller: str, value: Any, *, name: str, example: str | None = None) -> float:
+    """A positive finite number. Raises `ValueError` for any other value; the message may give an `example`."""
+    real = isinstance(value, numbers.Real | np.ndarray | jax.Array) and not isinstance(value, bool)
+    if not (real and np.ndim(value) == 0 and 0 < float(value) < np.inf):
+        hint = "" if example is None else f", for example {example}"
+        raise ValueError(f"{caller} was given {name}={value!r}; a positive number is expected{hint}.")
+    return float(value)
+
+
 def as_grid(caller: str, ts: Numbers, *, name: str = "ts", fewest: int = 1) -> Float[Array, " times"]:
-    """Times `(N + 1,)` that increase or decrease strictly, `N` at least `fewest`, as a floating-point JAX array. Raises
-    `ValueError` otherwise; of traced times only the shape is checked."""
+    """Times `(N + 1,)` that increase or decrease strictly, with `N` at least `fewest`, as a floating-point JAX array.
+    Raises `ValueError` for any others."""
     array = jnp.asarray(ts)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
@@ -73,14 +83,20 @@ def as_grid(caller: str, ts: Numbers, *, name: str = "ts", fewest: int = 1) -> F
             f"{caller} was given {name} of shape {array.shape}; times of shape (N + 1,) are expected{least}, for "
             "example jnp.linspace(t0, t1, 65)."
         )
-    if is_concrete(array):
-        steps = np.diff(np.asarray(array, float))
-        # A comparison that NaN fails, too.
-        if not (np.all(steps > 0) or np.all(steps < 0)):
-            raise ValueError(
-                f"{caller} needs strictly increasing or strictly decreasing {name} and was given {array}."
-            )
+    check_monotone(caller, ts, name=name)
     return array
+
+
+def check_monotone(caller: str, ts: Numbers, *, name: str = "ts") -> None:
+    """Raises `ValueError` unless times increase or decrease strictly in the precision in which JAX computes."""
+    if not is_concrete(ts):
+        return
+    steps = np.diff(np.asarray(ts, jnp.result_type(float)))
+    # NaN fails both comparisons.
+    if not (np.all(steps > 0) or np.all(steps < 0)):
+        raise ValueError(
+            f"{caller} needs strictly increasing or strictly decreasing {name} and was given {np.asarray(ts)}."
+        )
 
 
 def as_costs(caller: str, costs: Any, num_levels: int) -> Float[np.ndarray, " levels"]:

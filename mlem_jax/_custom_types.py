@@ -1,4 +1,4 @@
-"""Type aliases shared by all floors."""
+"""Type aliases."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TYPE_CHECKING

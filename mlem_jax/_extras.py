@@ -1,10 +1,11 @@
-"""Optional dependencies: the error of a missing one says which extra to install."""
+"""Optional dependencies, and the error for a missing one."""
 
 import importlib.util
 
 
 def require(what: str, extra: str, *modules: str) -> None:
-    """Raises `ModuleNotFoundError`, with the line that installs it, where a module that `what` needs is missing."""
+    """Raises `ModuleNotFoundError`, with the command that installs the extra, if a module that `what` needs is
+    missing."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise ModuleNotFoundError(

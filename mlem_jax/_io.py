@@ -1,4 +1,4 @@
-"""Files: atomic writes, errors of full disks and read-only places that say what to do, locks."""
+"""Files: atomic writes, errors for full disks and read-only folders, locks."""
 
 import contextlib
 import errno
@@ -21,16 +21,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def full_disk(path: Path) -> OSError:
-    """The error of a disk without room for `path`."""
+    """The error for a full disk, while `path` is written."""
     return OSError(
         errno.ENOSPC,
-        f"No space is left to write {path}. Nothing that was written before is lost: make room and run the same again",
+        f"No space is left to write {path}. Nothing that was written before is lost: make room and run the same "
+        "command again",
     )
 
 
 @contextlib.contextmanager
 def full_disk_explained(path: Path) -> Iterator[None]:
-    """Makes the error of a full disk one that says what to do."""
+    """Turns the error of a full disk into one that says what to do."""
     try:
         yield
     except Exception as error:
@@ -42,9 +43,9 @@ def full_disk_explained(path: Path) -> Iterator[None]:
 
 
 def write_safely(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file atomically: whatever happens, the path has the old content or the new.
+    """Writes a file atomically: the path always has either the old or the new content.
 
-    Raises `OSError` that says so where the disk is full.
+    Raises `OSError` if the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -59,13 +60,13 @@ def write_safely(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text_safely(path: Path, text: str) -> None:
-    """The same for a text."""
+    """Writes a text atomically, as `write_safely` does."""
     write_safely(path, lambda file: file.write(text.encode()))
 
 
 def read_npz(path: str | Path, what: str, remedy: str) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file. Raises `FileNotFoundError`, or `ValueError` for a file that is damaged or of
-    another kind."""
+    """All arrays of an `.npz` file. Raises `FileNotFoundError`, or `ValueError` for a damaged file or one of another
+    kind; the message says what was expected and ends with the remedy."""
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
@@ -76,8 +77,8 @@ def read_npz(path: str | Path, what: str, remedy: str) -> dict[str, np.ndarray]:
 
 
 def make_writable(folder: Path, advice: str) -> None:
-    """Makes a folder, and a file in it for a moment. Raises `OSError` with the advice where that is not possible; to be
-    called before long work rather than after it."""
+    """Creates a folder if necessary and checks that files can be written to it. Raises `OSError` with the advice if
+    not. Call it before long computations."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
@@ -88,10 +89,10 @@ def make_writable(folder: Path, advice: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, shared: bool, message: str) -> Iterator[None]:
-    """Holds a folder for this process, or with `shared` for processes that all ask for it so.
+    """Locks a folder: for this process only, or with `shared` for all processes that lock it with `shared`.
 
-    The system drops the lock when the process ends, however it ends. Raises `BlockingIOError` with the message where
-    another process has the folder. Does nothing on systems or disks without such locks.
+    The system releases the lock when the process ends for any reason. Raises `BlockingIOError` with the message if
+    another process holds the lock. Does nothing on systems and file systems without locks.
     """
     if fcntl is None:
         yield
@@ -102,7 +103,7 @@ def locked(folder: Path, *, shared: bool, message: str) -> Iterator[None]:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(error.errno, message) from error
-        except OSError:  # Some network disks have no locks.
+        except OSError:  # Some network file systems have no locks.
             pass
         yield
     finally:

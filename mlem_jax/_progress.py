@@ -1,9 +1,10 @@
-"""One progress display for all long work: a bar in a terminal or a notebook, dated lines in a log file.
+"""The progress display of all long computations: a bar in a terminal or a notebook, lines with times in a log file.
 
     with show_progress("sampling", total=64, unit="images") as progress:
         progress.advance(8)
 
-Both go to the standard error stream. The bar needs rich, which the core does not depend on; without it there are lines.
+Both are written to the standard error stream. The bar needs rich, which is an optional dependency; without it, lines
+are written.
 """
 
 import contextlib
@@ -14,19 +15,19 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-# Often enough that a log shows within a minute whether a run is alive.
+# A log then shows within half a minute whether a run is alive.
 _SECONDS_BETWEEN_LINES = 25.0
 
 
 class ProgressDisplay(Protocol):
-    """What long work reports to."""
+    """The object to which a long computation reports."""
 
     def update(self, done: int, text: str = "") -> None:
-        """So much of the total is done; `text`, such as a loss, is shown beside it."""
+        """Sets the number of steps done; `text`, such as a loss, is shown beside it."""
         ...
 
     def advance(self, count: int, text: str = "") -> None:
-        """So much more is done."""
+        """Adds to the number of steps done."""
         ...
 
 
@@ -34,9 +35,9 @@ class ProgressDisplay(Protocol):
 def show_progress(
     label: str, *, total: int, done: int = 0, unit: str = "", shown: bool = True
 ) -> Iterator[ProgressDisplay]:
-    """A display for work of `total` steps, of which an earlier run did the first `done`.
+    """A display for `total` steps, of which an earlier run has done the first `done`.
 
-    The rate counts the steps of this run only, from the end of the first one, which contains the compilation.
+    The displayed rate counts the steps of this run, without the first one, which includes compilation.
     """
     state = _State(label, total, done, unit)
     if not shown:
@@ -50,11 +51,11 @@ def show_progress(
 
 
 class _State:
-    """How far the work is, and how fast it goes."""
+    """The number of steps done and their rate."""
 
     def __init__(self, label: str, total: int, done: int, unit: str):
         self.label, self.total, self.done, self.unit, self.text = label, total, done, unit, ""
-        # Number of steps and moment from which the rate is measured.
+        # The number of steps and the time from which the rate is measured.
         self._first: tuple[int, float] | None = None
         self._begun_at = done
 
@@ -70,19 +71,19 @@ class _State:
 
     @property
     def rate(self) -> float | None:
-        """Steps per second, or `None` until two moments are known."""
+        """Steps per second, or `None` before the second report."""
         if self._first is None or self.done == self._first[0]:
             return None
         return (self.done - self._first[0]) / max(time.monotonic() - self._first[1], 1e-9)
 
     @property
     def details(self) -> str:
-        """Text, rate and the time that is left."""
+        """Text, rate and estimated remaining time."""
         rate = self.rate
         parts = [self.text] if self.text else []
         if rate is not None:
             parts.append(f"{rate:.3g} {self.unit or 'steps'}/s")
-            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+            parts.append(f"{_duration((self.total - self.done) / rate)} left")
         return ", ".join(parts)
 
     def __str__(self) -> str:
@@ -90,7 +91,7 @@ class _State:
         return f"{self.label}: {share}" + (f", {self.details}" if self.details else "")
 
 
-def _clock(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -132,20 +133,20 @@ def _bar(state: _State) -> Iterator[ProgressDisplay]:
 def _lines(state: _State) -> Iterator[None]:
     ended = threading.Event()
 
-    def tell() -> None:
+    def write_line() -> None:
         print(f"{time.strftime('%H:%M:%S')} {state}", file=sys.stderr, flush=True)
 
-    def tell_regularly() -> None:
-        # From a thread of its own, so that lines also appear while one step is long.
+    def write_regularly() -> None:
+        # In a separate thread, so that lines also appear during a long step.
         while not ended.wait(_SECONDS_BETWEEN_LINES):
-            tell()
+            write_line()
 
-    tell()
-    thread = threading.Thread(target=tell_regularly, daemon=True)
+    write_line()
+    thread = threading.Thread(target=write_regularly, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        tell()
+        write_line()

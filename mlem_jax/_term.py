@@ -1,4 +1,4 @@
-"""A drift at several levels, as a diffrax term."""
+"""The diffrax term of a drift that is available at several levels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,20 +8,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._batching import any_in_batch
 from ._checks import as_costs
 from ._custom_types import Args, Numbers, RealScalarLike, Y
 
+# A function of a random key that returns the terms of one trajectory, with noise of this key.
+MakeTerms = Callable[[PRNGKeyArray], PyTree]
+
 
 class LevelControl(eqx.Module):
-    """What [`mlem_jax.MLEM`][] hands to [`mlem_jax.MultilevelTerm`][] in place of the increment of time.
+    """The control that the multilevel solvers pass to [`mlem_jax.MultilevelTerm`][] instead of the increment of time.
 
     - `dt`: the signed length of the step.
-    - `coefficients`: the factors of the levels' drifts, `(K,)`, in `MLEM` `c_k = w_k - w_{k+1}`; or those of several
-        sums, `(M, K)`, which then have a leading axis of `M`.
-    - `active`: which levels are to be evaluated, `(K,)`. Without batch dimensions.
+    - `coefficients`: the factors of the levels' drifts, `(K,)`; in `MLEM` they are `c_k = w_k - w_{k+1}`. An array
+        `(M, K)` asks for `M` sums of drifts, which are stacked along a leading axis.
+    - `active`: which levels are evaluated, `(K,)`, without batch dimensions.
     """
 
     dt: RealScalarLike
@@ -34,11 +37,11 @@ def _describe(x: PyTree) -> str:
 
 
 class MultilevelTerm(diffrax.AbstractTerm):
-    """The term `f(t, y, args) dt` whose drift is available at levels `f^1, ..., f^K` of growing accuracy
-    and cost.
+    """The term `f(t, y, args) dt` with a drift that is available at levels `f^1, ..., f^K` of increasing accuracy and
+    cost.
 
-    With [`mlem_jax.MLEM`][] the levels are combined; with any other diffrax solver (`Euler`, `Heun`,
-    `ShARK`, ...) the term is the finest level alone.
+    [`mlem_jax.MLEM`][], [`mlem_jax.MLAB2`][] and [`mlem_jax.LinearMultistep`][] combine the levels. For any other
+    diffrax solver (`Euler`, `Heun`, `ShARK`, ...) the term is the finest level.
 
     !!! example
 
@@ -49,14 +52,14 @@ class MultilevelTerm(diffrax.AbstractTerm):
 
     **Arguments:**
 
-    - `*levels`: callables `(t, y, args) -> drift`, cheapest first; `equinox.Module`s as they are. Each
-        returns a PyTree like `y`, all with the same dtypes, which may be narrower than those of `y`
+    - `*levels`: callables `(t, y, args) -> drift`, cheapest first, for example `equinox.Module`s. Each returns a PyTree
+        with the structure and shapes of `y`. All levels return the same dtypes, which may be narrower than those of `y`
         (bfloat16 levels for a float32 state).
-    - `costs`: cost of one evaluation of each level in any unit (seconds, FLOPs), cheapest first. Only
-        used in reports, which count in evaluations of the finest level.
+    - `costs`: cost of one evaluation of each level in any unit (seconds, FLOPs), cheapest first. Reports and plans use
+        the costs; a solve does not.
 
-    Raises `ValueError` without levels, for something that is not callable, or for costs that are not
-    one positive number per level in increasing order.
+    Raises `ValueError` without levels, for a level that is not callable, or unless there is one positive cost per
+    level, in increasing order.
     """
 
     levels: tuple[Callable[[RealScalarLike, Y, Args], Y], ...]
@@ -88,7 +91,7 @@ class MultilevelTerm(diffrax.AbstractTerm):
         self.costs = costs
 
     def vf(self, t: RealScalarLike, y: Y, args: Args) -> Y:
-        """The finest level's drift, with the dtypes of `y`."""
+        """The drift of the finest level, with the dtypes of `y`."""
         return self._evaluate(len(self.levels) - 1, t, y, args)
 
     def contr(self, t0: RealScalarLike, t1: RealScalarLike, **kwargs: Any) -> RealScalarLike:
@@ -100,17 +103,17 @@ class MultilevelTerm(diffrax.AbstractTerm):
         return jtu.tree_map(lambda v: jnp.asarray(control).astype(v.dtype) * v, vf)
 
     def vf_prod(self, t: RealScalarLike, y: Y, args: Args, control: "RealScalarLike | LevelControl") -> Y:
-        """The increment of `y` due to the drift. With a `LevelControl` this is `dt` times the sum (or sums) of
-        `c_k f^k`, where each level is evaluated only if it is active."""
+        """The increment of `y` due to the drift. With a `LevelControl` it is `dt` times the sum (or sums) of `c_k f^k`,
+        in which only active levels are evaluated."""
         if not isinstance(control, LevelControl):
             return self.prod(self.vf(t, y, args), control)
-        # A level that fires for some trajectories of a batch only runs for all of them (lax.cond
-        # would otherwise become a select, which always runs it) and is then masked.
+        # A level that is active for some trajectories of a batch is evaluated for all of them and masked: a batched
+        # predicate would turn lax.cond into a select, which always evaluates the level.
         runs = any_in_batch(control.active)
         sums = control.coefficients.shape[:-1]
         total = jtu.tree_map(lambda leaf: jnp.zeros((*sums, *jnp.shape(leaf)), jnp.result_type(leaf)), y)
         for k in range(len(self.levels)):
-            # In the wider of the two dtypes: narrow probabilities must not round the step.
+            # In the wider of the two dtypes, so that narrow probabilities do not round the step.
             dt = jnp.asarray(control.dt)
             with jax.numpy_dtype_promotion("standard"):
                 dtype = jnp.promote_types(dt.dtype, control.coefficients.dtype)
@@ -120,7 +123,6 @@ class MultilevelTerm(diffrax.AbstractTerm):
                 drift = self._evaluate(k, t, y, args)
 
                 def leaf(s: Array, f: Array) -> Array:
-                    # Without sums there is no leading axis: scalars stay scalars.
                     product = (
                         jnp.multiply.outer(factor.astype(f.dtype), f) if sums else factor.astype(f.dtype) * f
                     )
@@ -128,7 +130,7 @@ class MultilevelTerm(diffrax.AbstractTerm):
 
                 return jtu.tree_map(leaf, total, drift)
 
-            # Skipping is the branch with index 0.
+            # The identity is the false branch.
             total = jax.lax.cond(runs[k], add, lambda total: total, total)
         return total
 
@@ -136,7 +138,7 @@ class MultilevelTerm(diffrax.AbstractTerm):
         return self._fit(k, self.levels[k](t, y, args), y)
 
     def _fit(self, k: int, out: Y, y: Y) -> Y:
-        """What level `k` returned, with the dtypes of `y`. Raises `ValueError` where it does not fit `y`."""
+        """The output of level `k` with the dtypes of `y`. Raises `ValueError` if it does not fit `y`."""
         if jtu.tree_structure(out) != jtu.tree_structure(y) or any(
             jnp.shape(a) != jnp.shape(b)
             for a, b in zip(jtu.tree_leaves(out), jtu.tree_leaves(y), strict=True)
@@ -165,7 +167,7 @@ class MultilevelTerm(diffrax.AbstractTerm):
         dtypes as each other. Traces the levels without running them."""
         dtypes = []
         for k, level in enumerate(self.levels):
-            # Both in one trace: those of large networks take a tenth of a second each.
+            # Both results from one trace, because tracing a large network takes a tenth of a second.
             def checked(k: int = k, level: Callable = level) -> tuple[Y, Y]:
                 out = level(t, y, args)
                 return self._fit(k, out, y), jtu.tree_map(jnp.asarray, out)
@@ -184,10 +186,9 @@ class MultilevelTerm(diffrax.AbstractTerm):
 def find_multilevel_term(
     terms: PyTree, caller: str = "A multilevel solver"
 ) -> tuple[int | None, MultilevelTerm]:
-    """Where the one MultilevelTerm is in what a diffrax solver was given, and the term itself.
+    """The index of the MultilevelTerm in a `MultiTerm`, `None` for a bare MultilevelTerm, and the term itself.
 
-    The place is `None` for a bare term, else its index in the `MultiTerm`. Raises `ValueError`, with the name of the
-    caller and what to write instead, for any other term.
+    Raises `ValueError` unless there is exactly one MultilevelTerm; the message names the caller and says what to write.
     """
 
     def inner(term: Any) -> Any:
@@ -208,7 +209,7 @@ def find_multilevel_term(
         )
     if len(places) > 1:
         raise ValueError(
-            f"{caller} was given {shown}; it needs exactly one MultilevelTerm. Add the drifts up inside the "
+            f"{caller} was given {shown}; it needs exactly one MultilevelTerm. Add the drifts inside the "
             "levels: MultilevelTerm(lambda t, y, args: cheap1(t, y, args) + cheap2(t, y, args), ...)."
         )
     raise ValueError(
@@ -219,13 +220,13 @@ def find_multilevel_term(
 
 
 def with_levels(terms: PyTree, levels: tuple[int, ...], *, costs: Numbers | None = None) -> PyTree:
-    """The same terms with some of their levels, by index, cheapest first; and with these costs, or the ones that they
-    had. Raises `ValueError` where there are fewer levels."""
+    """The same terms with a subset of their levels, given by index, cheapest first; with the given costs, or else with
+    the term's. Raises `ValueError` if the term has fewer levels."""
     place, term = find_multilevel_term(terms)
     if len(term.levels) <= max(levels):
         raise ValueError(
-            f"Level {max(levels) + 1} is wanted and the MultilevelTerm has {len(term.levels)} levels. Pass terms with "
-            "all the levels."
+            f"Level {max(levels) + 1} is needed and the MultilevelTerm has {len(term.levels)} levels. Pass terms with "
+            "all levels."
         )
     if costs is None and term.costs is not None:
         costs = [term.costs[k] for k in levels]
@@ -233,3 +234,19 @@ def with_levels(terms: PyTree, levels: tuple[int, ...], *, costs: Numbers | None
     if place is None:
         return kept
     return diffrax.MultiTerm(*(kept if i == place else other for i, other in enumerate(terms.terms)))
+
+
+class FixedTerms(eqx.Module):
+    """The same terms for every key. A module, so that its arrays are arguments of compiled code."""
+
+    terms: PyTree
+
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        return self.terms
+
+
+def as_terms_of_key(terms: PyTree | MakeTerms) -> MakeTerms:
+    """Terms, or a function of a random key that returns them, as such a function."""
+    if callable(terms) and not isinstance(terms, diffrax.AbstractTerm):
+        return terms
+    return FixedTerms(terms)

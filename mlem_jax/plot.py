@@ -17,11 +17,9 @@ require("mlem_jax.plot", "plot", "matplotlib")
 
 from matplotlib.figure import Figure
 
-from ._calibration.calibration import Calibration
-from ._calibration.fit_plan import FittedPlan
-from ._calibration.plan import Plan
+from ._calibration import Calibration, FittedPlan, Plan
 from ._io import write_safely
-from ._solver.evaluations import EvaluationReport
+from ._solver import EvaluationReport
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

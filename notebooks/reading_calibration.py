@@ -78,7 +78,7 @@ plan = calibration.plan(budget=12)
 print(plan)
 
 # %% [markdown]
-# - **expected looks**: how many times each kept level fires; times *cost each* it is about the level's cost.
+# - **expected firings**: how many times each kept level fires; times *cost each* it is about the level's cost.
 # - **predicted error**: distance to the exact solution of the finest level; ± is its standard error over pilots. It has
 #   two parts: **steps**, the error of the finest level alone with as many steps, and **coins**. Their squares add up,
 #   unless trial runs showed that both point the same way. The larger one says what to spend on.

@@ -52,7 +52,7 @@ def fires(coins, table, key):
 
     def step(state, item):
         n, p = item
-        count, state = coins.toss(p, state, n, key)
+        count, state = coins.draw(p, state, n, key)
         return state, count
 
     return jax.lax.scan(step, coins.init(table.shape[1]), (jnp.arange(len(table)), table))[1]

@@ -198,8 +198,8 @@ def test_rounded_times_are_on_the_grid():
     [
         ([0.0, 2.0, 1.0], (), "strictly increasing or strictly decreasing"),
         ([0.0, 1.0, 1.0], (), "strictly increasing or strictly decreasing"),
-        ([0.0], (), r"grid ts of shape \(N \+ 1,\) and was given \(1,\)"),
-        ([[0.0, 1.0]], (), r"grid ts of shape \(N \+ 1,\) and was given \(1, 2\)"),
+        ([0.0], (), r"given ts of shape \(1,\); times of shape \(N \+ 1,\) are expected"),
+        ([[0.0, 1.0]], (), r"given ts of shape \(1, 2\); times of shape \(N \+ 1,\) are expected"),
         ([0.0, 1.0], jax.ShapeDtypeStruct((), jnp.int32), "floating-point shapes"),
     ],
 )

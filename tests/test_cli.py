@@ -122,7 +122,7 @@ def test_main_job_with_fitted_steps(run, ladder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_main_job_for_a_target_error(run, tmp_path):
     # More than what the plan of the smallest cost errs: met by Euler on the cheapest level, with no coin to
-    # toss and too little for independent coins on both levels.
+    # draw and too little for independent coins on both levels.
     numbers = tmp_path / "numbers.json"
     result = run("--out", tmp_path / "out", "--json", numbers, "--error", 50, "--samples", 2)
     assert result.exit_code == 0 and "wall-clock" not in result.output, result.output

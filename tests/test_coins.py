@@ -21,15 +21,15 @@ STEPS, LEVELS = 48, 3
 def _run(structure, leaves, p, keys):
     coins = jax.tree.unflatten(structure, leaves)
 
-    def tosses(key):
+    def draws(key):
         def body(state, x):
             step, p = x
-            count, state = coins.toss(p, state, step, key)
+            count, state = coins.draw(p, state, step, key)
             return state, count
 
         return jax.lax.scan(body, coins.init(p.shape[1]), (jnp.arange(p.shape[0]), p))[1]
 
-    return jax.vmap(tosses)(keys)
+    return jax.vmap(draws)(keys)
 
 
 def counts(coins, p, keys):

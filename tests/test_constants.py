@@ -113,7 +113,7 @@ class Countdown(ml.AbstractCoins):
             "parts": (jnp.array(True), None),
         }
 
-    def toss(self, p, state, step, key):
+    def draw(self, p, state, step, key):
         fires = state["left"] == 0
         state = {**state, "left": jnp.where(fires, 3, state["left"] - 1), "grid": state["grid"] + 1}
         return jnp.where(p < 1, fires, True).astype(jnp.int32), state

@@ -36,10 +36,10 @@ def test_executions_are_those_of_the_coins(counted, coins):
     assert executions == reported(solution)
     # Replayed by hand: weights n / p, coefficients w_k - w_{k+1}, evaluated where these are not zero.
     solver, p = mlem(P, KEY, coins), jnp.array(P)
-    toss, state = eqx.filter_jit(coins.toss), coins.init(3)
+    draw, state = eqx.filter_jit(coins.draw), coins.init(3)
     fired, evaluated = np.zeros((20, 3), bool), np.zeros((20, 3), bool)
     for step in range(20):
-        count, state = toss(p, state, jnp.asarray(step), solver.key)
+        count, state = draw(p, state, jnp.asarray(step), solver.key)
         weights = np.append(np.asarray(count) / np.asarray(p), 0)
         fired[step], evaluated[step] = np.asarray(count) > 0, weights[:-1] != weights[1:]
     assert executions == np.sum(evaluated, axis=0).tolist()
@@ -182,7 +182,7 @@ def first_passages(term, solver, thresholds, t0, y0, state):
 
 
 @pytest.mark.slow
-def test_continuing_from_different_steps_keeps_tossing():
+def test_continuing_from_different_steps_keeps_drawing():
     # The first trajectory takes many steps and then few, the second few and then many. While the second goes
     # on alone, its coins must still be new ones.
     term = ml.MultilevelTerm(lambda t, y, args: -y, lambda t, y, args: -y)

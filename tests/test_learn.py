@@ -25,11 +25,12 @@ from learn_problems import (
 from problems import assert_mean, CountedLevels
 
 import mlem_jax as ml
-from mlem_jax._learning.weight_gradient import gradient_of_error, Problem
+from mlem_jax._learning.problem import Problem
+from mlem_jax._learning.weight_gradient import gradient_of_error
 
 
 def linear_problem(steps=STEPS, **settings):
-    settings = dict(learned=LEARNED, kicks=2, unbiased=False) | settings
+    settings = dict(learned=LEARNED, perturbations=2, unbiased=False) | settings
     knots, costs = jnp.linspace(0, 1, KNOTS), jnp.asarray(COSTS / 16)
     return Problem(NoisyTerms(grid(steps)), grid(steps), knots, None, costs, **settings)
 
@@ -127,7 +128,7 @@ def test_variance_at_equal_cost_is_far_below_the_score_functions(ours):
     # step, as if some trajectory of a large batch had a kick there.
     problem = linear_problem()
     solve = float(problem.cost(LOGITS))
-    our_cost = STEPS * (1 + COSTS.sum() / 16) + solve * (1 + 2 * problem.kicks)
+    our_cost = STEPS * (1 + COSTS.sum() / 16) + solve * (1 + 2 * problem.perturbations)
     their_cost = STEPS + solve * (1 + 2)
     ours_variance, their_variance = (g[:, ROWS].var(0).sum() for g in (ours[1][:, 0], plain))
     ratio = their_variance / ours_variance
@@ -143,7 +144,9 @@ def test_unbiased_gradient_is_exact_for_a_drift_that_is_not_affine(x64):
     h = ts[1] - ts[0]
     make_terms = eqx.Partial(lambda key: ml.MultilevelTerm(bent, more_bent))
     knots, logits = jnp.array([0.0, 1.0]), jnp.array([[0.0, 0.0], [-0.5, 0.3]])
-    problem = Problem(make_terms, ts, knots, None, jnp.ones(2), learned=(False, True), kicks=1, unbiased=True)
+    problem = Problem(
+        make_terms, ts, knots, None, jnp.ones(2), learned=(False, True), perturbations=1, unbiased=True
+    )
     outcomes = jnp.asarray(np.indices((2, 2, 2)).reshape(3, 8).T, float)
 
     def end(weights):
@@ -253,6 +256,3 @@ def test_learned_product_of_error_and_cost_is_nearly_optimal(mode, mu):
     else:
         np.testing.assert_allclose(history.objective, history.error + mu * history.cost, rtol=1e-5)
         np.testing.assert_allclose(history.cost[-1], cost, rtol=1e-2)
-
-
-# --- bad input ---

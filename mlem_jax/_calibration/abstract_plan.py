@@ -70,8 +70,8 @@ class AbstractPlan(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def expected_looks(self) -> Float[np.ndarray, " levels"]:
-        """How many times each kept level is looked at in a solve, on average, `(K,)`."""
+    def expected_firings(self) -> Float[np.ndarray, " levels"]:
+        """In how many steps of a solve each kept level fires, on average, `(K,)`."""
 
     @abc.abstractmethod
     def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
@@ -104,8 +104,8 @@ class AbstractPlan(abc.ABC):
         return with_levels(terms, self.levels, costs=self.costs)
 
     def cut(self: _Plan, start: float) -> _Plan:
-        """The rest of the plan from the first of its times at or past `start`, with the same looks there. Its error is
-        not known. Raises `ValueError` for a start past the last step, and for kinds of plans whose steps need those
+        """The rest of the plan from the first of its times at or past `start`, with the same firings there. Its error
+        is not known. Raises `ValueError` for a start past the last step, and for kinds of plans whose steps need those
         before."""
         raise ValueError(
             f"A {self.kind} cannot start at {start:g}: its steps need those before. Use a plan from Calibration.plan, "

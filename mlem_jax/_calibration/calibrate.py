@@ -13,7 +13,7 @@ from .._coins import AbstractCoins, IndependentCoins, StratifiedCoins, Systemati
 from .._custom_types import Args, Y
 from .._fingerprint import level_id, state_id
 from .._progress import show_progress
-from .._solver.method import AbstractMethod, EulerMaruyama
+from .._solver import AbstractMethod, EulerMaruyama
 from .calibration import Calibration
 from .costs import check_costs, relative_costs, time_levels
 from .inputs import check_finite, make_pilots

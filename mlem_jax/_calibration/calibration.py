@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from .._coins import AbstractCoins
 from .._custom_types import Y
-from .._solver.method import AbstractMethod
+from .._solver import AbstractMethod
 from .files import decode_record, read_record, write_record
 from .fingerprints import mismatch
 from .fit_catalogue import FittedSteps

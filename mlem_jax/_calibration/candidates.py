@@ -1,4 +1,4 @@
-"""Multilevel plans as candidates: which levels, which steps, and what share of the cost each level gets."""
+"""Candidates for a multilevel plan: levels, steps, and the levels' shares of the cost."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,13 +12,18 @@ from .linear_model import FEW_SEEDS, MANY_SEEDS, predict, select, Selection
 from .measurements import Measurements
 from .trials import Trials
 
-_REFINED = 3  # How many of the best selections have their levels' shares refined.
-# A refinement must lower the predicted error by this factor: a smaller gain may be the pilots' luck.
+# The shares are refined for this number of the best selections of levels and steps.
+_REFINED = 3
+# A change of a share is accepted if it multiplies the predicted error by at most this factor. A smaller gain is within
+# the noise of the pilots, whose standard error is some 10%.
 _WORTHWHILE = 0.98
+# A share is multiplied or divided by these factors, one after the other.
+_FACTORS = (2.0, 2.0**0.5)
+_TINY = 1e-300
 
 
 class Search(NamedTuple):
-    """What a plan is chosen from: measurements, trial runs, a policy, and the steps and levels if they are given."""
+    """The input of the search for a plan: measurements, trial runs, a coin policy, and steps and levels if given."""
 
     measured: Measurements
     trials: Trials
@@ -28,7 +33,7 @@ class Search(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A multilevel solve and what is predicted for it. `nonlinearity` is the coins' error over that of the linear
+    """A multilevel solve and its predictions. `nonlinearity` is the predicted coin error over that of the linear
     model."""
 
     selection: Selection
@@ -42,10 +47,11 @@ class Candidate(NamedTuple):
 
 
 def best_candidate(search: Search, budget: float | int) -> Candidate | None:
-    """The multilevel solve of least predicted error within a budget; `None` if the budget pays for none."""
+    """The multilevel solve with the least predicted error within a budget; `None` if the budget is too small for
+    any."""
     equal = np.ones(search.measured.num_levels)
-    # A pattern without randomness is chosen as if its phases were random; otherwise the choice would fit accidents of
-    # the pilots.
+    # The choice treats a deterministic pattern as if its positions were random. Otherwise it would fit the positions at
+    # which the pattern fires on the few pilots.
     chooser = search._replace(coins=search.coins.randomised())
     found = [
         candidate
@@ -79,16 +85,16 @@ def _candidate(
         discretisation=discretisation,
         coin_error=coin_error,
         uncertainty=uncertainty,
-        nonlinearity=coin_error / max(linear, 1e-300),
+        nonlinearity=coin_error / max(linear, _TINY),
     )
 
 
 def _refine(
     search: Search, start: Candidate, shares: np.ndarray, budget: float | int
 ) -> tuple[Candidate, np.ndarray]:
-    """Moves the levels' shares of the cost, one at a time, as long as the predicted error falls."""
+    """Changes the levels' shares of the cost, one at a time, as long as the predicted error decreases."""
     best, pad = start, len(shares) - len(start.selection.levels)
-    for factor in (2.0, 2.0**0.5):
+    for factor in _FACTORS:
         for column in range(pad + 2, len(shares)):
             for change in (factor, 1 / factor):
                 while True:
@@ -102,8 +108,8 @@ def _refine(
 
 
 def _selections(search: Search, budget: float | int) -> Iterator[Selection]:
-    """All sets of levels that keep the finest one, with all step counts that were measured, or those asked for, whose
-    cheapest level the budget pays for."""
+    """All subsets of levels with the finest one, combined with all measured numbers of steps, or the given ones, for
+    which the steps of the cheapest level cost less than the budget."""
     measured, steps, levels = search.measured, search.steps, search.levels
     total, last = measured.num_steps, measured.num_levels - 1
     strides = [total // count for count in reversed(measured.single_steps.tolist())]

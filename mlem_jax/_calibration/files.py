@@ -13,7 +13,7 @@ import numpy as np
 
 from .._coins import AbstractCoins, coins_from_dict
 from .._io import read_npz, write_safely
-from .._solver.method import AbstractMethod, method_from_dict
+from .._solver import AbstractMethod, method_from_dict
 
 _SETTINGS = "settings"
 _Record = TypeVar("_Record")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from .._custom_types import Y
-from .._solver.multistep_coefficients import MultistepCoefficients
+from .._solver import MultistepCoefficients
 from .files import decode_record, read_record, write_record
 from .fingerprints import mismatch
 from .fit_plan import FittedPlan

@@ -14,8 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from .._custom_types import Args, TimeVariable, Y
-from .._solver.multistep import LinearMultistep
-from .._solver.multistep_coefficients import MultistepCoefficients
+from .._solver import LinearMultistep, MultistepCoefficients
 from .._term import find_multilevel_term, MultilevelTerm
 
 MakeTerms = Callable[[PRNGKeyArray], PyTree]

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Bool, Float, PRNGKeyArray
 
-from .._solver.multistep import LinearMultistep
-from .._solver.multistep_coefficients import MultistepCoefficients
+from .._solver import LinearMultistep, MultistepCoefficients
 from .abstract_plan import AbstractPlan
 from .files import decode_record
 
@@ -45,7 +44,7 @@ class FittedPlan(AbstractPlan):
         return True
 
     @property
-    def expected_looks(self) -> Float[np.ndarray, " levels"]:
+    def expected_firings(self) -> Float[np.ndarray, " levels"]:
         """How often each kept level is evaluated, `(K,)`."""
         return self.coefficients.evaluations.astype(float)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .._solver.multistep_coefficients import adams_bashforth_weights, MultistepCoefficients
+from .._solver import adams_bashforth_weights, MultistepCoefficients
 from .fit_pilots import FitPilots
 from .fit_step import Choice, fit_step, Groups, kept, normal_equations, Subset
 

@@ -13,15 +13,15 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 from .._custom_types import Args, TimeVariable, Y
 from .._fingerprint import level_id, state_id
 from .._progress import show_progress
-from .._solver.multistep_coefficients import MultistepCoefficients
-from .._term import find_multilevel_term
+from .._solver import MultistepCoefficients
+from .._term import as_terms_of_key, find_multilevel_term
 from .costs import check_costs, relative_costs, time_levels
 from .fit_catalogue import cost_to_reach, envelope, FittedSteps
 from .fit_pilots import FitPilots
 from .fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from .fit_step import everyone, left_out
-from .inputs import check_labels, makes_terms
-from .pilots import FixedTerms, PilotInputs
+from .inputs import check_labels
+from .pilots import PilotInputs
 from .search_steps import Found, multilevel, Searcher, single_level
 
 _MEMORY = Memory()
@@ -97,7 +97,7 @@ def fit_steps(
     Raises `ValueError` for terms without a `MultilevelTerm`, fewer than 8 pilots, times that are not monotone, a `most`
     below 2, labels beside `args` or of another number than the pilots, or a wrong number of costs.
     """
-    make_terms = terms if makes_terms(terms) else FixedTerms(terms)
+    make_terms = as_terms_of_key(terms)
     example = make_terms(key)
     _, term = find_multilevel_term(example)
     fine = _checked_times(ts)

@@ -1,8 +1,5 @@
 """What `calibrate` is given, checked and turned into pilots."""
 
-from typing import Any
-
-import diffrax
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -11,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PRNGKeyArray, PyTree
 
 from .._custom_types import Args, Y
-from .._term import find_multilevel_term
-from .pilots import FixedTerms, MakeTerms, PilotInputs, Pilots
+from .._term import as_terms_of_key, find_multilevel_term, MakeTerms
+from .pilots import PilotInputs, Pilots
 
 
 def make_pilots(
@@ -29,7 +26,7 @@ def make_pilots(
     _check_times(ts)
     y0s = jtu.tree_map(lambda y: _as_solved(y, ts), y0s)
     count = _count(y0s)
-    make_terms = terms if makes_terms(terms) else FixedTerms(terms)
+    make_terms = as_terms_of_key(terms)
     place, term = find_multilevel_term(make_terms(key))
     check_labels(labels, args, count)
     inputs = PilotInputs(jr.split(key, count), jtu.tree_map(jnp.asarray, labels))
@@ -57,10 +54,6 @@ def _count(y0s: PyTree[Array]) -> int:
             "each pilot. For a single pilot write y0[None]."
         )
     return shapes[0][0]
-
-
-def makes_terms(terms: Any) -> bool:
-    return callable(terms) and not isinstance(terms, diffrax.AbstractTerm)
 
 
 def check_labels(labels: PyTree, args: Args, pilots: int) -> None:

@@ -16,9 +16,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from .._coins import AbstractCoins, simulate_counts
-from .._coins.base import next_finer
-from .._solver.method import AbstractMethod
+from .._coins import AbstractCoins, level_coefficients, simulate_counts
+from .._solver import AbstractMethod
 from .measurements import Measurements
 
 FEW_SEEDS = 12  # for searching
@@ -68,7 +67,7 @@ def _where_they_act(measured: Measurements, stride: int) -> Float[np.ndarray, "s
     starts of two measured steps."""
     effects = measured.effects.astype(float)
     starts = np.arange(0, len(effects), stride)
-    position = measured.method.look_position
+    position = measured.method.correction_position
     ts = np.abs(measured.ts - measured.ts[0])
     place = np.interp((1 - position) * ts[starts] + position * ts[starts + stride], ts, np.arange(len(ts)))
     # Nothing was measured at the end of the last step.
@@ -79,7 +78,7 @@ def _where_they_act(measured: Measurements, stride: int) -> Float[np.ndarray, "s
     return (1 - part) * effects[below] + part * effects[above]
 
 
-def toss(
+def firing_counts(
     coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], keys: Key[Array, " seeds"]
 ) -> Int[np.ndarray, "seeds steps levels"]:
     """How often each level fires in each step of a solve, for each key."""
@@ -113,7 +112,7 @@ def expected_cost(
     active, fired = coins.active_probability(p[kept]), p[kept]
     if active is None:
         weights = _weights(coins, p, seeds)[:, *kept]
-        active, fired = np.mean(weights != next_finer(weights), axis=0), np.mean(weights != 0, axis=0)
+        active, fired = np.mean(level_coefficients(weights) != 0, axis=0), np.mean(weights != 0, axis=0)
     return float(np.sum(model.method.evaluations(np.asarray(active), fired) * model.costs[model.pad :]))
 
 
@@ -128,7 +127,7 @@ def _weights(
     coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], seeds: int
 ) -> Float[np.ndarray, "seeds steps levels"]:
     keys = jr.split(jr.key(0), 1 if coins.deterministic else seeds)
-    return _ratio(toss(coins, p, keys), p)
+    return _ratio(firing_counts(coins, p, keys), p)
 
 
 def _ratio(

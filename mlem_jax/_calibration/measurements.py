@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from .._solver.method import AbstractMethod, EulerMaruyama
+from .._solver import AbstractMethod, EulerMaruyama
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

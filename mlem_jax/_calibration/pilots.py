@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, Shaped
 
 from .._custom_types import Args, RealScalarLike, Y
-from .._solver.method import AbstractMethod
-from .._term import find_multilevel_term, MultilevelTerm, with_levels
+from .._solver import AbstractMethod
+from .._term import find_multilevel_term, MakeTerms, MultilevelTerm, with_levels
 
-MakeTerms = Callable[[PRNGKeyArray], PyTree]
 # Of what is being done, and of how much work is done since the last call.
 ReportProgress = Callable[[str, int], None]
 
@@ -30,15 +29,6 @@ class PilotInputs(NamedTuple):
     def args(self, shared: Args) -> Args:
         """What the pilot hands to the levels: its label if it has one, else what all hand to them."""
         return shared if self.label is None else self.label
-
-
-class FixedTerms(eqx.Module):
-    """The same terms for every pilot. A module, so that its arrays are arguments of compiled code."""
-
-    terms: PyTree
-
-    def __call__(self, key: PRNGKeyArray) -> PyTree:
-        return self.terms
 
 
 class SingleLevelTerms(eqx.Module):

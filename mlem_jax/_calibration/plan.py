@@ -11,12 +11,10 @@ from jaxtyping import Bool, Float, PRNGKeyArray
 
 from .._coins import AbstractCoins, ResumedCoins
 from .._probabilities import TabulatedProbabilities
-from .._solver.base import AbstractMultilevelSolver
-from .._solver.budget import expected_evaluations
-from .._solver.method import AbstractMethod
+from .._solver import AbstractMethod, AbstractMultilevelSolver, expected_evaluations
 from .abstract_plan import AbstractPlan
 from .files import decode_record
-from .linear_model import toss
+from .linear_model import firing_counts
 
 # A ratio to a linear error that all but vanishes says no more than that.
 _LARGEST_RATIO = 100.0
@@ -64,7 +62,7 @@ class Plan(AbstractPlan):
         return len(self.levels) == 1 or self.coins.deterministic
 
     @property
-    def expected_looks(self) -> Float[np.ndarray, " levels"]:
+    def expected_firings(self) -> Float[np.ndarray, " levels"]:
         """The sum of each kept level's probabilities, `(K,)`."""
         return self.table.sum(axis=0)
 
@@ -78,7 +76,7 @@ class Plan(AbstractPlan):
         solver = self.solver(key=key)
         if not isinstance(solver, AbstractMultilevelSolver) or len(self.levels) == 1:
             return np.ones(self.table.shape, bool)
-        return toss(self.coins, self.table, solver.key[None])[0] > 0
+        return firing_counts(self.coins, self.table, solver.key[None])[0] > 0
 
     def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
         """The solver for `plan.terms(terms)`: a multilevel one, to which further settings (`record`, `shared`,
@@ -91,18 +89,18 @@ class Plan(AbstractPlan):
     def cut(self, start: float) -> "Plan":
         """See [`mlem_jax.AbstractPlan`][]. Its cost counts the steps that are left."""
         first = self._first_step(start)
-        table, coins, looks = self.table[first:], self.coins, np.array([len(self.ts) - 1.0 - first])
+        table, coins, evaluations = self.table[first:], self.coins, np.array([len(self.ts) - 1.0 - first])
         if len(self.levels) > 1:
             coins = ResumedCoins.after(coins, jnp.asarray(self.table[:first], self.grid.dtype))
             rest = TabulatedProbabilities(self.ts[first:-1], table)
-            looks = expected_evaluations(rest, self.ts[first:], method=self.method, coins=coins)
+            evaluations = expected_evaluations(rest, self.ts[first:], method=self.method, coins=coins)
         unknown = float("nan")
         return dataclasses.replace(
             self,
             ts=self.ts[first:],
             table=table,
             coins=coins,
-            cost=float(np.asarray(looks) @ self.costs),
+            cost=float(np.asarray(evaluations) @ self.costs),
             error=unknown,
             discretisation=unknown,
             coin_error=unknown,
@@ -118,15 +116,15 @@ class Plan(AbstractPlan):
         return decode_record(cls, values, path)
 
     def __str__(self) -> str:
-        looks, steps = self.expected_looks, len(self.ts) - 1
+        firings, steps = self.expected_firings, len(self.ts) - 1
         method = self.method.single_level_name
         alone = f"{method} on level {self.levels[-1] + 1} alone, {steps} steps"
         lines = [
             alone if len(self.levels) == 1 else f"{self.method.name}, {steps} steps, {self.coins.name}",
-            "level  cost each  expected looks",
+            "level  cost each  expected firings",
         ]
         for column, level in enumerate(self.levels):
-            lines.append(f"{level + 1:5d}  {self.costs[column]:9.4f}  {looks[column]:14.1f}")
+            lines.append(f"{level + 1:5d}  {self.costs[column]:9.4f}  {firings[column]:16.1f}")
         lines.append(f"expected cost          {self.cost:.2f} finest-level evaluations")
         spread = self.relative_error_of_prediction
         lines.append(f"predicted error        {self.error:.4g} ± {100 * spread:.0f}%")

@@ -1,4 +1,4 @@
-"""The choice between a multilevel plan and one level alone, for a budget or a target error."""
+"""The choice between a multilevel plan and a single level, for a budget or a target error."""
 
 import dataclasses
 import numbers
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._coins import AbstractCoins, SystematicCoins
-from .allocation import FEW_LOOKS
+from .allocation import FEW_FIRINGS
 from .candidates import best_candidate, Candidate, Search
 from .measurements import Measurements
 from .plan import Plan, times
@@ -15,9 +15,11 @@ from .single_level import best_alone, single_level_plan, speedups
 from .trials import Trials
 
 MIDPOINT = SystematicCoins(offset=0.5)
-# The search for a target error ends when its bracket of the budget is this narrow, as a logarithm: two per cent.
+# The search for a target error determines the budget to 2%, well below the uncertainty of a predicted error.
 _BRACKET = 0.02
-# Advice is given beyond these.
+# It starts from four times the cost of the finest level in all measured steps, more than any plan can use.
+_LARGEST_BUDGET = 4.0
+# Advice is given beyond these bounds (benchmarks/prediction.py compares predictions with measured errors).
 _STRONGLY_NONLINEAR = 2.0
 _LINEAR_PART_CANCELS = 20.0
 _UNCERTAIN = 0.15
@@ -25,7 +27,7 @@ _GAIN = 1.05
 
 
 class UnreachableError(ValueError):
-    """No plan reaches the target error; `least` is the smallest one found, infinite if there is no plan at all."""
+    """No plan reaches the target error. `least` is the smallest error found, infinite if there is no plan at all."""
 
     def __init__(self, error: float | int, least: float, steps: int):
         found = (
@@ -86,10 +88,10 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _plan_for_error(search: Search, error: float | int) -> Plan:
-    """The cheapest plan that is predicted to reach the error, by bisection of the budget."""
+    """The cheapest plan whose predicted error is at most `error`, by bisection of the budget."""
     measured = search.measured
     low = np.log(float(np.min(measured.costs)))
-    high = np.log(4.0 * measured.num_steps)
+    high = np.log(_LARGEST_BUDGET * measured.num_steps)
 
     def attempt(log_budget: float) -> Plan | None:
         try:
@@ -100,20 +102,23 @@ def _plan_for_error(search: Search, error: float | int) -> Plan:
     plan = attempt(high)
     if plan is None or plan.error > error:
         raise UnreachableError(error, np.inf if plan is None else plan.error, measured.num_steps)
-    while high - low > _BRACKET:
-        middle = 0.5 * (low + high)
-        found = attempt(middle)
-        if found is not None and found.error <= error:
-            plan, high = found, middle
-        else:
-            low = middle
+
+    def misses(log_budget: float) -> bool:
+        nonlocal plan
+        found = attempt(log_budget)
+        if found is None or found.error > error:
+            return True
+        plan = found
+        return False
+
+    bisect(misses, low, high, width=_BRACKET)
     return plan
 
 
 def _plan_for_budget(search: Search, budget: float | int) -> Plan:
     measured, steps, levels = search.measured, search.steps, search.levels
     best = best_candidate(search, budget)
-    # Who names the levels wants all of them.
+    # If levels are given, a plan keeps all of them.
     alone = best_alone(measured, budget, steps) if levels is None else None
     if alone is not None and (best is None or alone.error <= best.error):
         return single_level_plan(measured, search.coins, alone, None if best is None else best.error)
@@ -152,7 +157,7 @@ def _plan_for_budget(search: Search, budget: float | int) -> Plan:
 
 
 def _advice(search: Search, best: Candidate) -> list[str]:
-    """Remarks on a multilevel plan, in words."""
+    """Remarks on a multilevel plan."""
     measured, advice = search.measured, []
     dropped = [k + 1 for k in range(measured.num_levels) if k not in best.selection.levels]
     if dropped:
@@ -163,26 +168,26 @@ def _advice(search: Search, best: Candidate) -> list[str]:
             else f"Levels {names} are left out: without them the error is smaller."
         )
     if search.coins.name not in search.trials.coins:
-        advice.append("These coins were not tried on the pilots; the prediction is the linear model's.")
+        advice.append("These coins were not tried on the pilots: the prediction is that of the linear model.")
     elif best.nonlinearity > _LINEAR_PART_CANCELS:
         advice.append(
-            "The linear parts of the coins' errors cancel. What is left was measured in trial runs with other budgets: "
+            "The linear parts of the coin errors cancel. The remainder was measured in trial runs with other budgets: "
             "the prediction may be off by a factor of 3."
         )
     elif not 1 / _STRONGLY_NONLINEAR < best.nonlinearity < _STRONGLY_NONLINEAR:
         advice.append(
-            f"With what trial runs showed, the coins err {times(best.nonlinearity)} what the linear model says: "
-            "strongly nonlinear at this budget, trust the prediction less."
+            f"According to the trial runs the coin error is {times(best.nonlinearity)} that of the linear model: the "
+            "problem is strongly nonlinear at this budget, and the prediction is less reliable."
         )
-    looks = float(np.sum(best.table[:, -1]))
-    if looks < FEW_LOOKS:
+    firings = float(np.sum(best.table[:, -1]))
+    if firings < FEW_FIRINGS:
         advice.append(
-            f"The finest level is looked at {looks:.1f} times only: trajectories may leave their path between looks, "
-            "trust the prediction less."
+            f"The finest level is evaluated only {firings:.1f} times: between two evaluations trajectories may depart "
+            "from those of the finest level, and the prediction is less reliable."
         )
     if best.uncertainty > _UNCERTAIN:
         advice.append(
-            f"The prediction rests on {measured.num_pilots} pilot trajectories that differ much "
-            f"(± {100 * best.uncertainty:.0f}%); calibrate with more."
+            f"The prediction is uncertain (± {100 * best.uncertainty:.0f}%), because the {measured.num_pilots} pilot "
+            "trajectories differ strongly; calibrate with more."
         )
     return advice

@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from .._solver.method import AbstractMethod
+from .._solver import AbstractMethod
 from .pilots import (
     differences,
     Pilots,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from .._custom_types import Numbers
-from .._solver.method import AbstractMethod, EulerMaruyama
+from .._solver import AbstractMethod, EulerMaruyama
 from .abstract_plan import AbstractPlan
 from .files import decode_record
 
@@ -33,7 +33,7 @@ class StepsPlan(AbstractPlan):
         return True
 
     @property
-    def expected_looks(self) -> Float[np.ndarray, " levels"]:
+    def expected_firings(self) -> Float[np.ndarray, " levels"]:
         """One in each step, `(1,)`."""
         return np.array([len(self.ts) - 1.0])
 

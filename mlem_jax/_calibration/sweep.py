@@ -11,8 +11,8 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from .._custom_types import Args, Y
-from .._term import find_multilevel_term
-from .pilots import MakeTerms, PilotInputs, solve_on_grid
+from .._term import find_multilevel_term, MakeTerms
+from .pilots import PilotInputs, solve_on_grid
 
 
 @eqx.filter_jit

@@ -11,13 +11,13 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from .._coins import AbstractCoins
 from .._custom_types import Args, Y
 from .._probabilities import TabulatedProbabilities
-from .linear_model import error_of_counts, select, Selection, toss
+from .._term import MakeTerms
+from .linear_model import error_of_counts, firing_counts, select, Selection
 from .measurements import Measurements
 from .pilots import (
     cosine,
     differences,
     LevelSubsetTerms,
-    MakeTerms,
     PilotInputs,
     Pilots,
     ReportProgress,
@@ -64,7 +64,7 @@ def run_trials(
             table = np.ones((total, measured.num_levels))
             table[:steps, model.pad :] = plan.table
             # The same coins for the prediction and the solve, so that a few seeds are enough to compare.
-            counts = toss(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
+            counts = firing_counts(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
             finest = single.finest_ends[total // steps]
             distances, alignment = [], 0.0
             for count in counts:
@@ -101,12 +101,12 @@ def _solve(
     inputs: PilotInputs,
     key: PRNGKeyArray,
 ) -> Y:
-    """End states of the plan with coins that have been tossed already."""
+    """End states of the plan with coins that were drawn beforehand."""
 
     def solver(part: slice) -> diffrax.AbstractSolver:
         # As data, so that one compiled solve serves all of them.
         probabilities = TabulatedProbabilities(plan.grid[:-1][part], jnp.asarray(plan.table[part]))
-        coins = _Tossed(jnp.asarray(counts[part]))
+        coins = _DrawnCoins(jnp.asarray(counts[part]))
         return plan.method.multilevel_solver(probabilities, coins=coins, key=key)
 
     return segmented_ends(plan.method, solver, make_terms, plan.grid, segment, ys, args, inputs)
@@ -140,13 +140,13 @@ def _kept_levels(measured: Measurements) -> tuple[int, ...]:
     return levels if len(levels) > 1 else everything
 
 
-class _Tossed(AbstractCoins):
-    """Coins that have been tossed already."""
+class _DrawnCoins(AbstractCoins):
+    """Coins that were drawn beforehand."""
 
     counts: Int[Array, "steps levels"]
 
     def init(self, num_levels: int) -> None:
         return None
 
-    def toss(self, p: Array, state: None, step: Array, key: PRNGKeyArray) -> tuple[Array, None]:
+    def draw(self, p: Array, state: None, step: Array, key: PRNGKeyArray) -> tuple[Array, None]:
         return self.counts[step], state

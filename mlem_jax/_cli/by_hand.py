@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .._calibration.steps_plan import steps_plan, StepsPlan
-from .._solver.method import AdamsBashforth, EulerMaruyama
+from .._calibration import steps_plan, StepsPlan
+from .._solver import AdamsBashforth, EulerMaruyama
 
 Steps = Annotated[
     int | None,

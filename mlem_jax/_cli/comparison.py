@@ -10,12 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .._calibration.fit_plan import FittedPlan
-from .._calibration.plan import Plan
-from .._calibration.planning import MIDPOINT
+from .._calibration import FittedPlan, MIDPOINT, Plan
 from .._coins import AbstractCoins, IndependentCoins
-from .._solver.evaluations import EvaluationReport
-from .._solver.method import AbstractMethod
+from .._solver import AbstractMethod, EvaluationReport
 from ..diffusion import Ladder
 from ..diffusion._ladder import METHODS
 from ..diffusion._ladder.methods import calibration_name

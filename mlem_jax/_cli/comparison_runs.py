@@ -14,10 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._brownian import GridBrownianPath
-from .._calibration.fit_plan import FittedPlan
-from .._calibration.plan import Plan
-from .._solver.evaluations import evaluation_report, EvaluationReport
-from .._solver.multistep import LinearMultistep
+from .._calibration import FittedPlan, Plan
+from .._solver import evaluation_report, EvaluationReport, LinearMultistep
 from .._term import find_multilevel_term, with_levels
 from ..diffusion import dpm_solver, Ladder, reverse_diffusion
 

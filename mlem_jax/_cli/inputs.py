@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .._calibration.calibration import Calibration
+from .._calibration import Calibration
 
 
 def read_ladder(checkpoint: Path | None) -> Any:

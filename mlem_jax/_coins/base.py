@@ -1,7 +1,7 @@
-"""What a coin policy is: the two functions that a solver calls, and what a policy says of itself.
+"""The base class of coin policies: two functions that a solver calls, and properties that planning uses.
 
-A policy turns probabilities `p_k` into counts `n_k` with `E n_k = p_k`; the increment of level `k` then has the weight
-`n_k / p_k`, of mean 1. Policies differ in how they spread the firings over time.
+In each step a policy turns probabilities `p_k` into counts `n_k` with `E n_k = p_k`. Level `k` fires if `n_k > 0`; its
+increment then has the weight `n_k / p_k`, whose mean is 1. Policies differ in how firings are distributed over time.
 """
 
 import abc
@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 
 class AbstractCoins(eqx.Module):
-    """A policy for the steps in which the levels are looked at.
+    """A policy that decides in which steps each level fires.
 
-    A policy of your own needs `init` and `toss`. What it says of itself has defaults: it is called by its class, counts
-    as random, and planning simulates it instead of using closed forms.
+    To write a policy, implement `init` and `draw`. All other methods have defaults: the policy is named after its
+    class, is taken to be random, and is simulated where planning has no closed form for it.
     """
 
     @abc.abstractmethod
@@ -27,19 +27,25 @@ class AbstractCoins(eqx.Module):
         `None`."""
 
     @abc.abstractmethod
-    def toss(
+    def draw(
         self,
         p: Float[Array, " levels"],
         state: PyTree[Array],
         step: Int[Array, ""],
         key: PRNGKeyArray,
     ) -> tuple[Int[Array, " levels"], PyTree[Array]]:
-        """**Returns:** how often each level fires in this step (`E = p`; exactly 1 where `p = 1`), and the state for
-        the next step. Deterministic given its arguments."""
+        """Draws the coins of one step.
+
+        **Arguments:** `p`, the probability of each level, `(K,)`; `state`, the policy's state; `step`, the number of
+        draws before this one; `key`, the solver's key, the same in every step.
+
+        **Returns:** how many times each level fires in this step (with mean `p`, and exactly once where `p = 1`), and
+        the state for the next step. The result must be a function of the arguments.
+        """
 
     @property
     def name(self) -> str:
-        """What the policy is called in tables and files, with the settings that make a difference."""
+        """The policy's name in tables and files, including the settings that distinguish it from others."""
         return type(self).__name__
 
     @property
@@ -48,49 +54,54 @@ class AbstractCoins(eqx.Module):
         return False
 
     def randomised(self) -> "AbstractCoins":
-        """A random policy that does the same on average over its key; a random policy itself. Plans are chosen by it,
-        so that the choice does not rest on where a deterministic pattern happens to fall on a few pilots."""
+        """A random policy that behaves the same on average; for a random policy, itself. Plans are optimised for it, so
+        that they do not fit the positions at which a deterministic pattern fires on a few pilot trajectories."""
         return self
 
     def weight_covariance(
         self, p: Float[Array | np.ndarray, "*steps levels"]
     ) -> Float[Array | np.ndarray, "*steps levels levels"] | None:
-        """The covariance of the levels' weights in one step, if weights of different steps are uncorrelated; `None`
-        where they are correlated or no formula is known."""
+        """The covariance of the levels' weights in one step, if weights of different steps are uncorrelated; `None` if
+        they are correlated or if no formula is known."""
         del p
         return None
 
     def active_probability(
         self, p: Float[Array | np.ndarray, "*steps levels"]
     ) -> Float[Array | np.ndarray, "*steps levels"] | None:
-        """The probability that a level's weight differs from that of the next finer level (from 0 for the finest),
-        which means that the level is evaluated; `None` where no formula is known."""
+        """The probability that a level is evaluated, that is, that its weight differs from that of the next finer level
+        (from 0 for the finest); `None` if no formula is known."""
         del p
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """The policy as JSON can hold it; [`mlem_jax.coins_from_dict`][] reads it. Raises `ValueError` for a policy
-        that is not one of mlem_jax's."""
+        """The policy as a dictionary of JSON values, for [`mlem_jax.coins_from_dict`][]. Raises `ValueError` for a
+        policy that is not one of mlem_jax's."""
         raise ValueError(
             f"{self.name} is not one of mlem_jax's coin policies and cannot be written to a file."
         )
 
 
 def next_finer(p: Any) -> Any:
-    """For each level the value of the next finer one, and 0 for the finest: `(..., levels)`."""
+    """For each level the value of the next finer level, and 0 for the finest: `(..., levels)`."""
     xp = p.__array_namespace__()
     return xp.concat([p[..., 1:], xp.zeros_like(p[..., :1])], axis=-1)
+
+
+def level_coefficients(weights: Any) -> Any:
+    """The coefficients of the levels' drifts, `c_k = w_k - w_{k+1}` (theory, section 1): `(..., levels)`."""
+    return weights - next_finer(weights)
 
 
 @eqx.filter_jit
 def simulate_counts(
     coins: AbstractCoins, p: Float[Array, "steps levels"], keys: Array
 ) -> Int[Array, "seeds steps levels"]:
-    """How often each level fires in each step of a solve, for each key."""
+    """How many times each level fires in each step of a solve, for each key."""
 
     def one(key: PRNGKeyArray) -> Int[Array, "steps levels"]:
         def step(state: PyTree, inputs: tuple[Array, Array]) -> tuple[PyTree, Array]:
-            count, state = coins.toss(inputs[0], state, inputs[1], key)
+            count, state = coins.draw(inputs[0], state, inputs[1], key)
             return state, count
 
         return jax.lax.scan(step, coins.init(p.shape[1]), (p, jnp.arange(p.shape[0])))[1]

@@ -1,8 +1,8 @@
 r"""Coins that are coupled over time: one firing in each unit of a level's clock.
 
-A level's clock $\Lambda_k(t) = \sum p_k$ is the expected number of firings so far, and a unit of it is called a window.
-Only the fractional part of the clock matters for what comes next; it is kept apart from the whole part, so that long
-solves stay exact.
+A level's clock $\Lambda_k(t) = \sum p_k$ is the expected number of its firings so far. A unit of the clock is called a
+window. The state holds the integer and the fractional part of the clock separately, because a single floating-point
+number would lose precision in long solves.
 """
 
 import abc
@@ -21,15 +21,15 @@ from .base import AbstractCoins
 
 
 class _Clock(eqx.Module):
-    """Whole and fractional part of each level's clock."""
+    """Integer and fractional part of each level's clock."""
 
     window: Int[Array, " levels"]
     phase: Float[Array, " levels"]
 
 
 class _AbstractClockedCoins(AbstractCoins):
-    """One firing in each window, at a position that a subclass decides. Steps with `p = 1` fire once and leave the
-    clock as it is."""
+    """One firing in each window, at a position that a subclass decides. In a step with `p = 1` the level fires once and
+    its clock does not advance."""
 
     def init(self, num_levels: int) -> PyTree[Array]:
         """All clocks at zero."""
@@ -38,15 +38,15 @@ class _AbstractClockedCoins(AbstractCoins):
 
     @abc.abstractmethod
     def _check(self, num_levels: int) -> None:
-        """Raises `ValueError` where the policy does not fit so many levels."""
+        """Raises `ValueError` if the policy does not fit this number of levels."""
 
     @abc.abstractmethod
     def _position(
         self, window: Int[Array, " levels"], key: PRNGKeyArray, dtype: Any
     ) -> Float[Array, " levels"]:
-        """Where in `[0, 1)` of its window each level fires."""
+        """The position in `[0, 1)` at which each level fires in its window."""
 
-    def toss(
+    def draw(
         self, p: Float[Array, " levels"], state: _Clock, step: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Int[Array, " levels"], _Clock]:
         """See [`mlem_jax.AbstractCoins`][]."""
@@ -66,13 +66,12 @@ class _AbstractClockedCoins(AbstractCoins):
 
 
 class StratifiedCoins(_AbstractClockedCoins):
-    r"""One firing at a uniformly random place in every unit of a level's clock.
+    r"""One firing at a uniformly random position in every unit of a level's clock: stratified sampling of time.
 
-    In the field's terms, stratified sampling of time. A level fires once in every `1 / p_k` steps; what is left of the
-    error is the variation of its increment inside such a window. Unbiased over the coins as a whole where the drift
-    does not depend on the state; elsewhere not, since the state depends on the coins of earlier steps. To first order
-    in the window's length $H$ the bias is that of correcting in Euler steps of that length,
-    $-\tfrac{H}{2} D_k' D_k$ in the drift.
+    A level fires once in every `1 / p_k` steps, so the only remaining error is the variation of its increment within
+    such a window. The mean over the coins is unbiased if the drift does not depend on the state. Otherwise it is
+    biased, because the state depends on the coins of earlier steps: to first order in the window's length $H$ the bias
+    is that of corrections in Euler steps of length $H$, $-\tfrac{H}{2} D_k' D_k$ in the drift.
     """
 
     def _check(self, num_levels: int) -> None:
@@ -94,19 +93,19 @@ class StratifiedCoins(_AbstractClockedCoins):
 
 
 class SystematicCoins(_AbstractClockedCoins):
-    r"""Evenly spaced firings: one at the same place in every unit of a level's clock.
+    r"""Evenly spaced firings: one at the same position in every unit of a level's clock.
 
     **Arguments:**
 
-    - `offset`: the place, in `[0, 1)`, a number or one per level `(K,)`. A Python number is fixed at
-        compilation, as everywhere in Equinox; an array is data and may be traced. `None` draws it once per level
-        (systematic sampling): the result is unbiased over the coins as a whole, not given the past.
-        `0.5` is the deterministic midpoint pattern: no randomness at all, hence nothing that is
-        unbiased. It is Strang splitting of the cheap flow and the corrections, with each correction one
-        Euler step of the window's length $H$: of second order in $H$ where a correction does not act on
-        itself ($D_k' D_k = 0$, a force on velocities); elsewhere an error $-\tfrac{H}{2} D_k' D_k$ in the
-        drift is left, of first order in $H$ but quadratic in the increment. Like the impulse method of
-        molecular dynamics it may resonate with oscillations whose period is close to a window.
+    - `offset`: the position, in `[0, 1)`: a number, or one per level `(K,)`. A Python number is fixed at
+        compilation, as everywhere in Equinox; an array is data and may be traced. With `None` the position is drawn
+        once per level (systematic sampling): the weights are unbiased over all coins, but not given the past.
+        `0.5` is the deterministic midpoint pattern, which has no randomness and hence a bias. It is Strang splitting
+        of the cheap flow and the corrections, where each correction is one Euler step of the window's length $H$.
+        It is of second order in $H$ if a correction does not act on itself ($D_k' D_k = 0$, as for a force on
+        velocities). Otherwise an error $-\tfrac{H}{2} D_k' D_k$ in the drift remains, which is of first order in $H$
+        but quadratic in the increment. Like the impulse method of molecular dynamics, the pattern may resonate with
+        oscillations whose period is close to a window.
 
     Raises `ValueError` for an offset outside `[0, 1)`.
     """
@@ -124,8 +123,8 @@ class SystematicCoins(_AbstractClockedCoins):
                     "SystematicCoins needs an offset in [0, 1), a number or one per level, and was given "
                     f"{offset}. Write 0.5 for the midpoint pattern or None for random offsets."
                 )
-        # A plain number stays one. The default coins are made when the package is imported, and an array would
-        # start JAX's backends then, too early for jax.distributed.initialize().
+        # A Python number is not converted to an array: the default coins are built when the package is imported, and an
+        # array would initialise JAX's backends then, which is too early for jax.distributed.initialize().
         plain = isinstance(offset, float | int)
         self.offset = float(offset) if plain else jnp.asarray(offset, jnp.result_type(float))
 
@@ -145,7 +144,7 @@ class SystematicCoins(_AbstractClockedCoins):
 
     @property
     def name(self) -> str:
-        """With the offset, if it is given."""
+        """The class and, if given, the offset."""
         if self.offset is None:
             return "SystematicCoins"
         return f"SystematicCoins({np.asarray(self.offset).tolist()})"

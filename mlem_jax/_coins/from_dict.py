@@ -1,4 +1,4 @@
-"""Coin policies from what their `to_dict` wrote."""
+"""Coin policies from the dictionaries that their `to_dict` returns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _TYPES: dict[str, type[AbstractCoins]] = {
 
 
 def coins_from_dict(values: Mapping[str, Any]) -> AbstractCoins:
-    """The coin policy that `AbstractCoins.to_dict` described. Raises `ValueError` for an unknown type."""
+    """The coin policy that [`mlem_jax.AbstractCoins.to_dict`][] describes. Raises `ValueError` for an unknown type."""
     settings = dict(values)
     kind = settings.pop("type", None)
     if kind not in _TYPES:

@@ -13,14 +13,14 @@ from .base import AbstractCoins, next_finer
 class IndependentCoins(AbstractCoins):
     """The paper's coins: Bernoulli, independent over steps and levels (Jacot 2026).
 
-    Given the past, each step's drift is unbiased for the finest level, whatever the probabilities.
+    Given the past, the drift of each step is an unbiased estimate of the finest level's, for any probabilities.
     """
 
     def init(self, num_levels: int) -> PyTree[Array]:
-        """`None`: these coins remember nothing."""
+        """`None`: these coins have no state."""
         return None
 
-    def toss(
+    def draw(
         self, p: Float[Array, " levels"], state: Any, step: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Int[Array, " levels"], Any]:
         """See [`mlem_jax.AbstractCoins`][]."""
@@ -38,7 +38,7 @@ class IndependentCoins(AbstractCoins):
     def active_probability(
         self, p: Float[Array | np.ndarray, "*steps levels"]
     ) -> Float[Array | np.ndarray, "*steps levels"]:
-        """One of the two levels fires, but not both with the same weight."""
+        """The probability that one of the two levels fires, but not both with the same weight."""
         xp = p.__array_namespace__()
         finer = next_finer(p)
         return p + finer - p * finer - xp.where(p == finer, p * finer, xp.zeros_like(p))

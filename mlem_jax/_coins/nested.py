@@ -11,18 +11,18 @@ from .base import AbstractCoins, next_finer
 
 
 class NestedCoins(AbstractCoins):
-    """One uniform number per step for all levels: level `k` fires where it lies below `p_k`.
+    """One uniform random number per step for all levels: level `k` fires if the number lies below `p_k`.
 
-    Independent over steps, so unbiased given the past like [`mlem_jax.IndependentCoins`][]. If `p` decreases, a level
-    fires only together with all cheaper ones, which makes firings cheaper and correlates the increments of a step
-    (the coupled sum of Rhee & Glynn 2015).
+    These coins are independent over steps and hence unbiased given the past, like [`mlem_jax.IndependentCoins`][]. If
+    the probabilities decrease with the level, a level fires only together with all cheaper levels. This makes firings
+    cheaper and correlates the increments of a step (the coupled sum estimator of Rhee & Glynn 2015).
     """
 
     def init(self, num_levels: int) -> PyTree[Array]:
-        """`None`: these coins remember nothing."""
+        """`None`: these coins have no state."""
         return None
 
-    def toss(
+    def draw(
         self, p: Float[Array, " levels"], state: Any, step: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Int[Array, " levels"], Any]:
         """See [`mlem_jax.AbstractCoins`][]."""
@@ -39,7 +39,7 @@ class NestedCoins(AbstractCoins):
     def active_probability(
         self, p: Float[Array | np.ndarray, "*steps levels"]
     ) -> Float[Array | np.ndarray, "*steps levels"]:
-        """The likelier of the two levels fires, and they are not equally likely."""
+        """The larger of the two levels' probabilities; 0 if they are equal, since both then fire together."""
         xp = p.__array_namespace__()
         finer = next_finer(p)
         return xp.where(p == finer, xp.zeros_like(p), xp.maximum(p, finer))

@@ -1,4 +1,4 @@
-"""Coins that have been tossed before: the rest of a pattern."""
+"""The rest of a coin policy's pattern, from some step on."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from .base import AbstractCoins
 
 
 class ResumedCoins(AbstractCoins):
-    """A policy that begins where another one is after some steps, so that the rest of a solve keeps its looks.
+    """A policy that starts in the state that another one has after some steps, so that the rest of a solve has the same
+    firings as in the full solve.
 
     **Arguments:** `coins`, the policy; `state`, its state after `steps` steps.
     """
@@ -20,31 +21,31 @@ class ResumedCoins(AbstractCoins):
 
     @classmethod
     def after(cls, coins: AbstractCoins, table: Float[Array, "steps levels"]) -> "ResumedCoins":
-        """The policy after steps with these probabilities."""
+        """The policy after steps with these probabilities. The state of its coins must not depend on the key."""
         state = coins.init(table.shape[1])
         for step, p in enumerate(table):
-            _, state = coins.toss(p, state, jnp.asarray(step), jr.key(0))
+            _, state = coins.draw(p, state, jnp.asarray(step), jr.key(0))
         return cls(coins, state, len(table))
 
     def init(self, num_levels: int) -> PyTree[Array]:
-        """The state after the steps before."""
+        """The policy's state after the steps before."""
         del num_levels
         return self.state
 
-    def toss(
+    def draw(
         self, p: Float[Array, " levels"], state: PyTree[Array], step: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Int[Array, " levels"], PyTree[Array]]:
         """See [`mlem_jax.AbstractCoins`][]."""
-        return self.coins.toss(p, state, step + self.steps, key)
+        return self.coins.draw(p, state, step + self.steps, key)
 
     @property
     def name(self) -> str:
-        """That of the policy."""
+        """The policy's name."""
         return self.coins.name
 
     @property
     def deterministic(self) -> bool:
-        """Whether the policy is."""
+        """Whether the policy is deterministic."""
         return self.coins.deterministic
 
     def randomised(self) -> AbstractCoins:

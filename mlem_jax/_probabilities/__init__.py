@@ -1,4 +1,4 @@
-"""How often the levels are looked at."""
+"""How often each level fires per step."""
 
 from .base import AbstractProbabilities as AbstractProbabilities
 from .constant import ConstantProbabilities as ConstantProbabilities

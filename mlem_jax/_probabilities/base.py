@@ -1,6 +1,6 @@
-"""How often each level is looked at, per step: what all kinds of probabilities share.
+"""The base class of probabilities: how often each level fires per step.
 
-Nothing here is random and nothing knows a level; the coin policies turn probabilities into firings.
+Probabilities are deterministic functions of time and step length. Coin policies turn them into firings.
 """
 
 import abc
@@ -20,11 +20,11 @@ Bounds = tuple[Float[np.ndarray, " levels"], Float[np.ndarray, " levels"]]
 
 
 class AbstractProbabilities(eqx.Module):
-    """The probability of looking at each level in a step; `p_k` belongs to the increment `D_k = f^k - f^{k-1}`.
+    """The probability with which each level fires in a step; `p_k` belongs to the increment `D_k = f^k - f^{k-1}`.
 
-    Numbers given as Python or NumPy numbers are constants: part of the program, like a step count. They have no
-    gradient, `vmap` does not map them, and a solver that holds them can be hashed. Numbers given as JAX arrays are
-    data: one compiled program serves all their values.
+    Python and NumPy numbers are constants of the program, like a number of steps. They have no gradient, `vmap` does
+    not map them, and a solver that contains them can be hashed. JAX arrays are data: one compiled program serves all
+    their values.
     """
 
     @abc.abstractmethod
@@ -36,8 +36,8 @@ class AbstractProbabilities(eqx.Module):
 
     @property
     def bounds(self) -> Bounds | None:
-        """The least and the greatest value of each level at all times and step lengths, `(K,)` each, where the
-        numbers are constants; else `None`, and a solve checks the values while it runs."""
+        """The least and the greatest value of each level over all times and step lengths, `(K,)` each, if the numbers
+        are constants. Otherwise `None`; a solve then checks the values at run time."""
         return None
 
     @property
@@ -47,13 +47,13 @@ class AbstractProbabilities(eqx.Module):
 
     @property
     def every_step(self) -> bool:
-        """Whether it is known without running anything that all levels have probability 1 in every step. A solve then
-        evaluates the finest level alone."""
+        """Whether all levels are known at trace time to have probability 1 in every step. A solve then evaluates the
+        finest level alone."""
         return False
 
 
 class Fixed(eqx.Module):
-    """Numbers that are a part of the program: a PyTree without leaves, which can be hashed and compared."""
+    """Constants of the program: a PyTree without leaves, which can be hashed and compared."""
 
     data: bytes = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -66,14 +66,14 @@ class Fixed(eqx.Module):
 
 
 def fixed_or_data(x: Any) -> Fixed | Array:
-    """Python's and NumPy's numbers as constants, JAX's arrays (and lists that hold one) as data; floating either way,
-    with the dtype that an array has."""
+    """Python and NumPy numbers as constants, JAX arrays (and lists that contain one) as data. Both are floating; an
+    array keeps its dtype."""
     if any(isinstance(leaf, jax.Array) for leaf in jtu.tree_leaves(x)):
         x = jnp.asarray(x)
         return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
     array = np.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        # In double precision, because JAX's integers are too short for costs in FLOPs.
+        # In double precision, because costs in FLOPs overflow JAX's 32-bit integers.
         array = array.astype(float)
     return Fixed(array.tobytes(), array.shape, array.dtype.name)
 
@@ -84,7 +84,7 @@ def as_array(x: Fixed | Array) -> Array:
 
 
 def check_values(values: Numbers, *, name: str, limit: float) -> None:
-    """Raises `ValueError` unless all values lie in `(0, limit]`; says nothing about traced ones."""
+    """Raises `ValueError` unless all values lie in `(0, limit]`. Traced values are not checked."""
     if not is_concrete(values):
         return
     array = np.asarray(values)
@@ -95,12 +95,12 @@ def check_values(values: Numbers, *, name: str, limit: float) -> None:
         )
     if np.any(array == 0):
         raise ValueError(
-            f"{name} has a zero: {array}. A level that is never looked at cannot be corrected for, so "
-            "the result would be that of another drift. Leave the level out of MultilevelTerm instead."
+            f"{name} has a zero: {array}. A level that is never evaluated cannot be corrected for, so the result would "
+            "be that of another drift. Leave the level out of MultilevelTerm instead."
         )
     if not np.all((array > 0) & (array <= limit)):
         bound = "in (0, 1]" if limit == 1 else "positive and finite"
         raise ValueError(
-            f"{name} must be {bound} and was given {array}. For an expected number of evaluations per "
-            "unit time write mlem_jax.Rates(...)."
+            f"{name} must be {bound} and was given {array}. For an expected number of firings per unit time "
+            "write mlem_jax.Rates(...)."
         )

@@ -1,4 +1,4 @@
-"""Probabilities that are the same in every step, and those of a function of time."""
+"""Constant probabilities, and probabilities given by a function of time."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ class ConstantProbabilities(AbstractProbabilities):
     """The same probabilities in every step.
 
     **Arguments:** `values`, `(K,)` with entries in `(0, 1]`, cheapest level first. A list or a NumPy array is a
-    constant, a JAX array is data (unless it holds ones only).
+    constant, a JAX array is data (except if all its entries are 1).
 
-    Raises `ValueError` for anything else.
+    Raises `ValueError` for values outside `(0, 1]` or another shape.
     """
 
     _values: Fixed | Float[Array, " levels"]
@@ -24,7 +24,7 @@ class ConstantProbabilities(AbstractProbabilities):
     def __init__(self, values: Numbers):
         check_values(values, name="probabilities", limit=1.0)
         if is_concrete(values) and np.all(np.asarray(values) == 1):
-            # Ones are known beforehand whoever made them: a solve then needs no coins and no branches.
+            # Ones are constants even in a JAX array: a solve then needs no coins and no branches.
             values = np.asarray(values)
         self._values = fixed_or_data(values)
         shape = self.values.shape
@@ -63,7 +63,7 @@ class ConstantProbabilities(AbstractProbabilities):
 
 
 class FunctionProbabilities(AbstractProbabilities):
-    """Probabilities from a callable `t -> (K,)`; what a solver makes of a plain function."""
+    """Probabilities from a callable `t -> (K,)`. Solvers wrap plain functions in it."""
 
     function: Callable[[RealScalarLike], Numbers]
 

@@ -1,4 +1,4 @@
-"""From what a user may write to probabilities."""
+"""Conversion of what a user may pass to probabilities."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def as_probabilities(
 ) -> AbstractProbabilities:
     """What [`mlem_jax.MLEM`][] accepts, as probabilities. Raises `ValueError` for values outside `(0, 1]`."""
     if isinstance(probabilities, TabulatedProbabilities):
-        # A table may hold rates, too, so it does not bound its values itself.
+        # A table may also hold rates, which may exceed 1, so its own constructor does not check for probabilities.
         check_values(probabilities.values, name="TabulatedProbabilities values", limit=1.0)
     if isinstance(probabilities, AbstractProbabilities):
         return probabilities

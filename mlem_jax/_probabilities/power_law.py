@@ -1,4 +1,4 @@
-"""Probabilities that fall with the cost of a level: the paper's choice."""
+"""Probabilities that decrease with the cost of a level: the paper's choice."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +10,17 @@ from .base import AbstractProbabilities, as_array, Bounds, check_values, Fixed, 
 
 
 class PowerLaw(AbstractProbabilities):
-    r"""Probabilities that fall with the cost of a level as a power.
+    r"""Probabilities that decrease as a power of a level's cost.
 
-    `p_k = min(1, scale * (c_k / c_1) ** -(1/gamma + 1/2))`, which for costs `c_k ~ 2 ** (gamma k)` is
-    the paper's $\min(1, C 2^{-(1 + \gamma/2) k})$ (Jacot 2026): the optimum for independent coins where
-    the error of level `k` falls as `c_k ** (-1/gamma)`.
+    $p_k = \min\bigl(1, s (c_k / c_1)^{-(1/\gamma + 1/2)}\bigr)$ with the scale $s$. For costs $c_k \sim 2^{\gamma k}$
+    this is the paper's $\min(1, C 2^{-(1 + \gamma/2) k})$ (Jacot 2026), the optimum for independent coins if the error
+    of level $k$ decreases as $c_k^{-1/\gamma}$.
 
     **Arguments:**
 
     - `costs`: cost of one evaluation of each level, in any unit, cheapest first.
-    - `scale`: the one knob; the first level always fires from `scale=1` on. A scalar.
-    - `gamma`: the exponent; 2.5 is about what the paper measured for UNets.
+    - `scale`: a scalar that sets the total cost. With `scale >= 1` level 1 always fires.
+    - `gamma`: the exponent of cost against accuracy. The paper measured about 2.5 for UNets.
 
     Raises `ValueError` unless costs, scale and gamma are positive.
     """

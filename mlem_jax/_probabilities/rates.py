@@ -1,4 +1,4 @@
-"""Expected evaluations per unit time."""
+"""Expected firings per unit time."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,12 @@ from .power_law import PowerLaw
 
 
 class Rates(AbstractProbabilities):
-    """Expected evaluations per unit time instead of per step, so that the cost does not grow when the
-    step shrinks: `p_k = min(1, rate_k(t) * h)`.
+    """Expected firings per unit time instead of per step: `p_k = min(1, rate_k(t) * h)`. The cost then does not grow
+    when the step size is reduced.
 
     **Arguments:** `rates`, one of: an array `(K,)` of positive rates; a callable `t -> (K,)`; a
-    [`mlem_jax.TabulatedProbabilities`][] that holds rates. A large rate (`jnp.inf` too) makes a level
-    fire in every step.
+    [`mlem_jax.TabulatedProbabilities`][] whose values are rates. With a large rate (`jnp.inf` is allowed) a level fires
+    in every step.
 
     Raises `ValueError` for rates that are not positive.
     """

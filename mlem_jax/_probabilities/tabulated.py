@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._checks import is_concrete
+from .._checks import check_monotone
 from .._custom_types import Numbers, RealScalarLike
 from .base import AbstractProbabilities, as_array, Bounds, check_values, Fixed, fixed_or_data
 
 
 class TabulatedProbabilities(AbstractProbabilities):
-    """Probabilities given on a grid of times and interpolated linearly between them.
+    """Probabilities on a grid of times, interpolated linearly between them.
 
-    Outside the grid the nearest end's values hold.
+    Outside the grid the values at its nearest end hold.
 
     **Arguments:**
 
@@ -21,7 +21,7 @@ class TabulatedProbabilities(AbstractProbabilities):
     - `values`: an array `(N, K)` with entries in `(0, 1]`, cheapest level first; inside
         [`mlem_jax.Rates`][] positive rates instead.
 
-    Raises `ValueError` for other shapes, times or values.
+    Raises `ValueError` for other shapes, for times that are not monotone and for values out of range.
     """
 
     _ts: Fixed | Float[Array, " times"]
@@ -35,14 +35,8 @@ class TabulatedProbabilities(AbstractProbabilities):
                 f"given {self.ts.shape} and {self.values.shape}."
             )
         check_values(values, name="TabulatedProbabilities values", limit=np.finfo(np.float64).max)
-        if is_concrete(ts):
-            # In the precision of the solve; `ts` itself, since `self.ts` is a tracer inside jit.
-            steps = np.diff(np.asarray(ts, jnp.result_type(float)))
-            if not (np.all(steps > 0) or np.all(steps < 0)):
-                raise ValueError(
-                    "TabulatedProbabilities needs strictly increasing or strictly decreasing ts and "
-                    f"was given {self.ts}."
-                )
+        # `ts` and not `self.ts`, which is a tracer inside jit even where `ts` is known.
+        check_monotone("TabulatedProbabilities", ts)
 
     @property
     def ts(self) -> Float[Array, " times"]:

@@ -1,6 +1,6 @@
-"""What the multilevel solvers with coins share: their settings, checks, counters, and the toss of a step's coins.
+"""The abstract base of the multilevel solvers with coins: settings, checks, counters, and the draw of a step's coins.
 
-The solvers themselves are in `mlem.py` (first order) and `mlab2.py` (second order).
+The solvers are in `mlem.py` (first order) and `mlab2.py` (second order).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._batching import across_batch, from_current, furthest, refuse_batch, refuse_gradient
 from .._checks import as_int, as_key
-from .._coins import AbstractCoins
+from .._coins import AbstractCoins, level_coefficients
 from .._custom_types import Args, Numbers, RealScalarLike, Y
 from .._probabilities import AbstractProbabilities, as_probabilities
 from .._term import find_multilevel_term, MultilevelTerm
@@ -25,34 +25,35 @@ from .state import AbstractMultilevelState, Firings
 
 _BATCHED = (
     "The coins of {} differ between the trajectories of a vmap (its key or probabilities are batched), so every level "
-    "would be evaluated for every trajectory and nothing would be saved. "
+    "would be evaluated for every trajectory, without any saving. "
     "Keep the solver out of the vmap, for example jax.vmap(solve, in_axes=(0, None))(y0, solver), or give "
     "the solver shared=False, coins per trajectory, whose cost is that of the whole batch."
 )
 _TIMES_DIFFER = (
-    "The probabilities differ between the trajectories that {} solves in a vmap, because these step through different "
+    "The probabilities differ between the trajectories that {} solves in a vmap, because these have different step "
     "times. Give all trajectories the same t0, t1 and dt0, or probabilities that do not depend on time, "
-    "or ask for coins per trajectory, shared=False."
+    "or coins per trajectory with shared=False."
 )
 _GRADIENT = (
-    "{} cannot be differentiated with respect to its probabilities: the coins are discrete, and what "
-    "autodiff returns here would not be the derivative of the expected result. mlem_jax.learn_probabilities estimates "
-    "that derivative."
+    "{} cannot be differentiated with respect to its probabilities: the coins are discrete, so autodiff would not "
+    "return the derivative of the expected result. mlem_jax.learn_probabilities estimates that derivative."
 )
+# Folded into the key of the coins: "coin" in ASCII.
+_COINS = 0x636F696E
 _NOT_PROBABILITIES = (
     "The probabilities given to {} are not all in (0, 1]. Use mlem_jax.Rates(...) for rates per unit "
-    "time, and leave out a level that should never be looked at."
+    "time, and leave a level that should never be evaluated out of MultilevelTerm."
 )
 
 
-class Toss(NamedTuple):
-    """What came up in one step.
+class Draw(NamedTuple):
+    """The coins of one step.
 
-    - `p`, `weights`: probabilities and weights, `(K,)`.
+    - `p`, `weights`: probabilities and weights of the levels, `(K,)`.
     - `coefficients`, `active`: `c_k = w_k - w_{k+1}`, and which of these are not zero, `(K,)`.
     - `fired`: which levels fired, `(K,)`.
-    - `number`: of the toss.
-    - `coins`: the coins' next state.
+    - `number`: index of the draw.
+    - `coins`: the coin policy's next state.
     """
 
     p: Float[Array, " levels"]
@@ -65,7 +66,7 @@ class Toss(NamedTuple):
 
 
 class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
-    """A solver that looks at the levels of one [`mlem_jax.MultilevelTerm`][] as coins say."""
+    """A solver that evaluates the levels of one [`mlem_jax.MultilevelTerm`][] in steps chosen by a coin policy."""
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., diffrax.LocalLinearInterpolation]] = (
@@ -82,12 +83,12 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
 
     @property
     def key(self) -> PRNGKeyArray:
-        """The key of the coins. Coins that draw nothing at random have none, and a fixed one is returned."""
+        """The key of the coins; a fixed key for deterministic coins."""
         return jr.key(0) if self._key is None else self._key
 
     def func(self, terms: PyTree, t0: RealScalarLike, y0: Y, args: Args) -> Any:
-        """The finest level's drift. diffrax calls this for [`diffrax.steady_state_event`][], once a step, and these
-        evaluations are not in the solver's counts."""
+        """The drift of the finest level. diffrax calls this function once per step for
+        [`diffrax.steady_state_event`][]; the solver does not count these evaluations."""
         return terms.vf(t0, y0, args)
 
     def _checked_settings(
@@ -104,17 +105,17 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
                 "Write the parentheses: an object is expected, not a class."
             )
         if key is not None:
-            # Mixed, so that coins and noise are independent for a user who gives both the same key.
-            key = jr.fold_in(as_key(name, key), 0x636F696E)
+            # Folded, so that coins and noise are independent even if a user gives both the same key.
+            key = jr.fold_in(as_key(name, key), _COINS)
         elif not coins.deterministic:
             raise ValueError(f"{name} needs a key for {coins.name}; write key=jax.random.key(0).")
         if coins.deterministic:
-            # Without a key such a solver is a constant of the program.
+            # Without a key, a solver with constant probabilities can be hashed.
             key = None
         wanted = "the number of steps to keep is expected, for example record=4096, or 0 for none"
         record = as_int(name, record, name="record", least=0, expected=wanted)
-        # What is made from numbers that are being differentiated is refused; numbers inside a solver that is a part of
-        # a model are constants to it.
+        # Probabilities computed from differentiated numbers are refused. Those inside a solver that is itself a part of
+        # a differentiated model are treated as constants.
         made = _map_arrays(
             lambda x: refuse_gradient(x, _GRADIENT.format(name)), as_probabilities(probabilities)
         )
@@ -123,7 +124,7 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
     def _initial(
         self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args
     ) -> dict[str, Any]:
-        """Checks the terms and returns the fields that all states have, before the first step."""
+        """Checks the terms and returns those fields of the initial state that all solvers have."""
         _, term = find_multilevel_term(terms, type(self).__name__)
         term.check_levels(t0, y0, args)
         num_levels = len(term.levels)
@@ -142,7 +143,7 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
             )
         return dict(
             step=jnp.asarray(0, jnp.int32),
-            toss=jnp.asarray(0, jnp.int32),
+            draws=jnp.asarray(0, jnp.int32),
             coins=self.coins.init(num_levels),
             evaluations=jnp.zeros(num_levels, jnp.int32),
             costs=None if term.costs is None else jnp.asarray(term.costs),
@@ -150,7 +151,8 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
         )
 
     def _check_state(self, state: Any, term: MultilevelTerm) -> None:
-        """Raises `ValueError` unless the state is one of this solver's, with these coins and so many levels."""
+        """Raises `ValueError` unless the state belongs to this kind of solver, these coins and this number of
+        levels."""
         name, num_levels = type(self).__name__, len(term.levels)
         if not isinstance(state, self.state_cls):
             owner = type(state).__name__
@@ -181,10 +183,10 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
         return _BATCHED.format(type(self).__name__)
 
     def _check(self, x: Any, wrong: Any, message: str) -> Any:
-        """An error at run time, unless checks are left out."""
+        """`x`, with an error at run time where `wrong` is true, unless `check_finite=False`."""
         return eqx.error_if(x, wrong, message) if self.check_finite else x
 
-    def _toss(self, t: Array, h: Array, state: AbstractMultilevelState) -> Toss:
+    def _draw_coins(self, t: Array, h: Array, state: AbstractMultilevelState) -> Draw:
         """The coins of a step of length `h` at time `t`."""
         name = type(self).__name__
         t, h = jax.lax.stop_gradient((t, h))
@@ -192,9 +194,9 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
         if self.shared:
             probabilities = _map_arrays(lambda x: refuse_batch(x, self._batched_message()), probabilities)
         p = refuse_gradient(probabilities(t, h), _GRADIENT.format(name))
-        # A trajectory of a batch that has reached its own t1 steps on the spot while the others go on.
+        # A trajectory of a batch that has reached its t1 takes steps of length zero while the others continue.
         waiting = h <= 0
-        number, coins = state.toss, state.coins
+        number, coins = state.draws, state.coins
         current = furthest(jnp.where(waiting, -1, number)) if self.shared else None
         if current is None or not probabilities.constant_in_time:
             p = jnp.where(waiting, jnp.ones_like(p), p)
@@ -206,13 +208,13 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
             if not probabilities.constant_in_time:
                 p, same = across_batch(p, current)
                 p = self._check(p, ~same, _TIMES_DIFFER.format(name))
-        count, coins = self.coins.toss(p, coins, number, self.key)
+        count, coins = self.coins.draw(p, coins, number, self.key)
         weights = count.astype(p.dtype) / p
-        coefficients = weights - jnp.append(weights[1:], jnp.zeros(1, p.dtype))
+        coefficients = level_coefficients(weights)
         active = coefficients != 0
         if self.shared:
             active = refuse_batch(active, self._batched_message())
-        return Toss(p, weights, coefficients, active, count > 0, number, coins)
+        return Draw(p, weights, coefficients, active, count > 0, number, coins)
 
     def _next(
         self,
@@ -223,7 +225,8 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
         number: Int[Array, ""],
         coins: PyTree[Array],
     ) -> dict[str, Any]:
-        """The fields that all states have, after a step at time `t` that evaluated the levels `counts` times."""
+        """Those fields of the next state that all solvers have, after a step at time `t` in which the levels were
+        evaluated `counts` times."""
         firings = state.firings
         if firings is not None:
             row = state.step % self.record
@@ -234,7 +237,7 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
             )
         return dict(
             step=state.step + 1,
-            toss=number + 1,
+            draws=number + 1,
             coins=coins,
             evaluations=state.evaluations + counts,
             costs=state.costs,
@@ -243,14 +246,15 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
 
 
 def with_folded_key(solver: diffrax.AbstractSolver, number: Int[Array, ""]) -> diffrax.AbstractSolver:
-    """The solver with other random coins for each number. A solver of another kind keeps its key in a field `key`."""
-    # Not the property `key`: `tree_at` asks for a part of the tree itself.
+    """The solver with its key folded with a number, for independent coins. A solver that is not one of mlem_jax's must
+    have its key in a field `key`."""
+    # The field and not the property `key`, because `tree_at` needs a node of the tree.
     field = "_key" if isinstance(solver, AbstractMultilevelSolver) else "key"
     return eqx.tree_at(lambda s: getattr(s, field), solver, jr.fold_in(getattr(solver, field), number))
 
 
 def _map_arrays(function: Callable[[Array], Array], tree: Any) -> Any:
-    """The same PyTree with its floating-point arrays changed."""
+    """The same PyTree with a function applied to its floating-point arrays."""
     arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
     return eqx.combine(jtu.tree_map(function, arrays), rest)
 

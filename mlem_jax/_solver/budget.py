@@ -1,4 +1,4 @@
-"""What a choice of probabilities will cost, and the choice that costs a given budget."""
+"""The expected cost of probabilities, and the probabilities that have a given cost."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -9,15 +9,18 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .._coins import AbstractCoins, IndependentCoins, simulate_counts
-from .._coins.base import next_finer
+from .._bisection import bisect
+from .._coins import AbstractCoins, IndependentCoins, level_coefficients, simulate_counts
 from .._probabilities import AbstractProbabilities
 from .method import AbstractMethod, EulerMaruyama
 
 _P = TypeVar("_P", bound=AbstractProbabilities)
-# The mean over keys of a random policy without a closed form; its relative standard error is then at most
-# 1 / sqrt(128 n) for n firings.
+# Random policies without a closed form are simulated with this number of keys. The relative standard error of an
+# expected number n of firings is then at most 1 / sqrt(128 n).
 _SEEDS = 128
+# The scale of a family is searched between exp(-20) and exp(20), which covers probabilities from 2e-9 on and rates in
+# any usual unit of time, and is determined to a relative 1e-4: a cost is then met to 1e-4.
+_LOG_RANGE, _WIDTH = 20.0, 1e-4
 
 
 def expected_evaluations(
@@ -30,15 +33,15 @@ def expected_evaluations(
     """Expected evaluations of each level in a solve that steps through `ts`.
 
     [`mlem_jax.MLEM`][] evaluates a level where its coefficient `c_k = w_k - w_{k+1}` is not zero (theory, section 1).
-    [`mlem_jax.MLAB2`][] evaluates the cheapest level in every step, and once more where the next one fires.
+    [`mlem_jax.MLAB2`][] evaluates the cheapest level in every step, and a second time if level 2 fires.
 
     **Arguments:**
 
-    - `probabilities`: one of mlem_jax's, as the solver gets them.
+    - `probabilities`: those of the solver, as an object such as [`mlem_jax.PowerLaw`][].
     - `ts`: the times of the steps, `(N + 1,)`, increasing or decreasing.
-    - `method`: of the steps, [`mlem_jax.EulerMaruyama`][] or [`mlem_jax.AdamsBashforth`][].
-    - `coins`: the policy. Exact for independent, nested and deterministic coins; for the others a mean over simulated
-        firings. With the default, independent coins, the result can be differentiated.
+    - `method`: how steps are taken, [`mlem_jax.EulerMaruyama`][] or [`mlem_jax.AdamsBashforth`][].
+    - `coins`: the coin policy. The result is exact for independent, nested and deterministic coins, and a mean over
+        simulated firings for others. With independent coins, the default, it can be differentiated.
 
     **Returns:** an array `(K,)`, cheapest level first.
     """
@@ -51,7 +54,7 @@ def expected_evaluations(
         keys = jr.split(jr.key(0), 1 if coins.deterministic else _SEEDS)
         counts = simulate_counts(coins, p, keys)
         weights = counts.astype(p.dtype) / p[None]
-        active = jnp.mean(weights != next_finer(weights), axis=0, dtype=p.dtype)
+        active = jnp.mean(level_coefficients(weights) != 0, axis=0, dtype=p.dtype)
         fired = jnp.mean(counts > 0, axis=0, dtype=p.dtype)
     return jnp.sum(method.evaluations(active, fired), axis=0)
 
@@ -75,14 +78,14 @@ def scale_to_budget(
 
     **Arguments:**
 
-    - `family`: a positive number -> probabilities, growing with it.
+    - `family`: a function of a positive number that returns probabilities which grow with that number.
     - `costs`: cost of one evaluation of each level in any unit, cheapest first.
     - `ts`: times of the steps, `(N + 1,)`.
     - `budget`: expected cost of the solve, in evaluations of the finest level.
     - `method`, `coins`: as for [`mlem_jax.expected_evaluations`][].
 
-    Raises `ValueError` if no member reaches the budget: below what the rarest looks cost, or above that
-    of evaluating the finest level in every step.
+    Raises `ValueError` if no member has this cost: if the budget is below the cost of the rarest firings, or above that
+    of the finest level in every step.
     """
     relative = np.asarray(costs) / costs[-1]
 
@@ -90,15 +93,12 @@ def scale_to_budget(
         member = family(float(np.exp(log_scale)))
         return float(np.asarray(expected_evaluations(member, ts, method=method, coins=coins)) @ relative)
 
-    low, high = -20.0, 20.0
-    cheapest, dearest = cost(low), cost(high)
+    cheapest, dearest = cost(-_LOG_RANGE), cost(_LOG_RANGE)
     if not cheapest < budget < dearest:
         raise ValueError(
             f"A budget of {budget} finest-level evaluations cannot be met in {len(np.asarray(ts)) - 1} "
             f"steps: these probabilities cost between {cheapest:.3g} and {dearest:.3g}. "
             + ("Take fewer steps." if budget <= cheapest else "Use diffrax.Euler() on the finest level.")
         )
-    while high - low > 1e-4:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if cost(middle) < budget else (low, middle)
+    _, high = bisect(lambda log_scale: cost(log_scale) < budget, -_LOG_RANGE, _LOG_RANGE, width=_WIDTH)
     return family(float(np.exp(high)))

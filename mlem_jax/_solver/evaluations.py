@@ -1,4 +1,4 @@
-"""What a solve has cost: counts of evaluations, from the solver's own state."""
+"""The number of evaluations in a solve, from the solver's state."""
 
 import dataclasses
 from typing import Any
@@ -14,15 +14,15 @@ from .state import AbstractMultilevelState
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationReport:
-    """Counts of one solve; `print` it for a table.
+    """The number of evaluations in one solve; `print` it for a table.
 
     - `steps`: number of steps.
-    - `evaluations`: unique evaluations of each level, `(K,)`, cheapest first.
+    - `evaluations`: number of evaluations of each level, `(K,)`, cheapest first.
     - `costs`: cost of one evaluation of each level, in evaluations of the finest one, or `None`.
-    - `firing_times`: for each level, the times of the steps in which its coin came up, in order; `None`
-        unless the solver was `MLEM(..., record=N)`, and then of the last `N` steps.
-    - `evaluation_times`: likewise, the times at which the level was evaluated (where a level and
-        the next finer one fire together, or both always do, the coarser one cancels).
+    - `firing_times`: for each level, the times of the steps in which it fired, in order. With `MLEM(..., record=N)`
+        those among the last `N` steps, without a record `None`.
+    - `evaluation_times`: likewise, the times at which the level was evaluated. A level that fires together with the
+        next finer one and has the same weight cancels and is not evaluated.
     """
 
     steps: int
@@ -54,16 +54,17 @@ class EvaluationReport:
 
 
 def evaluation_report(solver_state: PyTree, *, costs: Numbers | None = None) -> EvaluationReport:
-    """The counts in a solve's `solver_state`, saved with `SaveAt(t1=True, solver_state=True)`.
+    """The number of evaluations in a solve, from its `solver_state`.
 
     **Arguments:**
 
-    - `solver_state`: of one solve, or of a `vmap`ed batch with shared coins (whose trajectories have the
-        same counts unless events stopped some earlier; the longest one is reported).
-    - `costs`: cost of one evaluation of each level in any unit; by default those of the
-        `MultilevelTerm`.
+    - `solver_state`: the state that `SaveAt(t1=True, solver_state=True)` saves, of one solve or of a `vmap` with shared
+        coins. The trajectories of such a batch have the same counts, except if events have stopped some of them; the
+        report is that of the longest trajectory.
+    - `costs`: cost of one evaluation of each level in any unit; by default those of the `MultilevelTerm`.
 
-    Raises `ValueError` for something else than a multilevel solver's state, or a wrong number of costs.
+    Raises `ValueError` for a state that is not a multilevel solver's, for a batch with coins per trajectory, and for a
+    wrong number of costs.
     """
     if not isinstance(solver_state, AbstractMultilevelState | MultistepState):
         raise ValueError(
@@ -77,7 +78,7 @@ def evaluation_report(solver_state: PyTree, *, costs: Numbers | None = None) -> 
                 raise ValueError(
                     "evaluation_report was given a batch of trajectories with coins of their own. Report on "
                     "one of them, evaluation_report(jax.tree.map(lambda x: x[i], solver_state)); its counts "
-                    "are what it would have cost alone."
+                    "are those of a solve of this trajectory alone."
                 )
         longest = np.unravel_index(np.argmax(state.step), state.step.shape)
         state = jax.tree.map(lambda x: x[longest], state)
@@ -92,7 +93,7 @@ def evaluation_report(solver_state: PyTree, *, costs: Numbers | None = None) -> 
     firings = getattr(state, "firings", None)
     if firings is not None:
         times, fired, active = firings.times, firings.fired, firings.active
-        # The record is a ring: its oldest entry is the one to be overwritten next.
+        # The record is a ring buffer: its oldest entry is overwritten next.
         order = np.roll(np.arange(len(times)), -(int(state.step) % len(times)))
         order = order[np.isfinite(times[order])]
         firing = tuple(_times_where(times[order], fired[order, k]) for k in range(num_levels))

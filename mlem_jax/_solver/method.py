@@ -1,6 +1,6 @@
-"""How steps are taken: the multilevel solver, its single-level counterpart, and what their evaluations cost.
+"""Methods: a multilevel solver, its counterpart for a single level, and the number of evaluations in their steps.
 
-A calibration, a plan and a count of expected evaluations all ask a method; nothing else knows which solvers there are.
+Calibrations, plans and expected evaluations use a method; no other code depends on the kind of solver.
 """
 
 import abc
@@ -20,18 +20,20 @@ from .mlem import MLEM
 
 
 class AbstractMethod(eqx.Module):
-    """A kind of step, for several levels and for one alone.
+    """A time-stepping method, for several levels and for a single one.
 
-    - `order`: the order of convergence in the length of the steps for ODEs.
-    - `name`, `single_level_name`: what the multilevel solver and its single-level counterpart are called in reports.
-    - `look_position`: where in a step increments are looked at and act, as a fraction of its length.
-    - `whole_windows`: whether it pays that the windows of a deterministic pattern tile the whole solve.
+    - `order`: the order of convergence in the step size for ODEs.
+    - `name`, `single_level_name`: names of the multilevel solver and of its single-level counterpart in reports.
+    - `correction_position`: the position in a step at which corrections are evaluated and applied, as a fraction of the
+        step's length.
+    - `whole_windows`: whether plans adjust the probabilities of a deterministic pattern such that the solve ends at the
+        end of a window. A fraction of a window at the end leaves an error of first order in the window.
     """
 
     order: eqx.AbstractClassVar[int]
     name: eqx.AbstractClassVar[str]
     single_level_name: eqx.AbstractClassVar[str]
-    look_position: eqx.AbstractClassVar[float]
+    correction_position: eqx.AbstractClassVar[float]
     whole_windows: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
@@ -51,30 +53,31 @@ class AbstractMethod(eqx.Module):
 
     @abc.abstractmethod
     def evaluations(self, active: Any, fired: Any) -> Any:
-        """How often each level is evaluated, `(..., levels)`.
+        """The number of evaluations of each level, `(..., levels)`.
 
-        **Arguments:** for each level, `(..., levels)`, in how many steps its weight differs from that of the next
-        finer level (from 0 for the finest), and in how many it fires. The rule is linear: Booleans of one step give its
-        evaluations, probabilities their expectation.
+        **Arguments:** `active`, in how many steps the weight of each level differs from that of the next finer level
+        (from 0 for the finest), `(..., levels)`; `fired`, in how many steps each level fires, `(..., levels)`. The
+        result is linear in both: Booleans of one step give its evaluations, probabilities give their expectation.
         """
 
     @abc.abstractmethod
     def resume(self, fresh: PyTree, last: PyTree) -> PyTree:
-        """A solver state with the counters of `fresh`, as `solver.init` returns it, and with what the solver of the
-        state `last` remembered of its steps. For a solve that goes on with other probabilities or coins."""
+        """The initial state of a solve that continues another one with different probabilities or coins: the counters
+        of `fresh`, which `solver.init` returns, and the values of earlier steps from `last`, the other solve's
+        state."""
 
     @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The method as JSON can hold it; `method_from_dict` reads it."""
+        """The method as a dictionary of JSON values, for [`mlem_jax.method_from_dict`][]."""
 
 
 class EulerMaruyama(AbstractMethod):
-    """Steps of first order: [`mlem_jax.MLEM`][], and [`diffrax.Euler`][] on one level."""
+    """The Euler-Maruyama method, of first order: [`mlem_jax.MLEM`][], and [`diffrax.Euler`][] on a single level."""
 
     order: ClassVar[int] = 1
     name: ClassVar[str] = "MLEM"
     single_level_name: ClassVar[str] = "Euler"
-    look_position: ClassVar[float] = 0.0
+    correction_position: ClassVar[float] = 0.0
     whole_windows: ClassVar[bool] = False
 
     def multilevel_solver(
@@ -93,12 +96,12 @@ class EulerMaruyama(AbstractMethod):
         return diffrax.Euler()
 
     def evaluations(self, active: Any, fired: Any) -> Any:
-        """A level is evaluated where its coefficient is not zero."""
+        """A level is evaluated in the steps in which its coefficient is not zero."""
         del fired
         return active
 
     def resume(self, fresh: PyTree, last: PyTree) -> PyTree:
-        """`fresh`: a one-step method remembers nothing."""
+        """`fresh`: a one-step method uses no values of earlier steps."""
         del last
         return fresh
 
@@ -108,7 +111,7 @@ class EulerMaruyama(AbstractMethod):
 
 
 class AdamsBashforth(AbstractMethod):
-    """Two-step Adams-Bashforth steps of second order: [`mlem_jax.MLAB2`][] on several levels and on one.
+    """The two-step Adams-Bashforth method, of second order: [`mlem_jax.MLAB2`][] on several levels and on a single one.
 
     **Arguments:** `time_variable`, `"time"` or `"log"`; see [`mlem_jax.MLAB2`][].
 
@@ -120,7 +123,7 @@ class AdamsBashforth(AbstractMethod):
     order: ClassVar[int] = 2
     name: ClassVar[str] = "MLAB2"
     single_level_name: ClassVar[str] = "AB2"
-    look_position: ClassVar[float] = 0.5
+    correction_position: ClassVar[float] = 0.5
     whole_windows: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
@@ -142,8 +145,8 @@ class AdamsBashforth(AbstractMethod):
         return MLAB2([1.0], time_variable=self.time_variable, key=jr.key(0))
 
     def evaluations(self, active: Any, fired: Any) -> Any:
-        """The cheapest level is evaluated at the start of every step, and again in its middle where the next level
-        fires, whose increment is a difference to it. The others are evaluated as in `EulerMaruyama`."""
+        """The cheapest level is evaluated at the start of every step, and again in its middle if level 2 fires, whose
+        increment is the difference to it. The other levels are evaluated as in `EulerMaruyama`."""
         xp = active.__array_namespace__()
         active, fired = (x.astype(xp.int32) if x.dtype == bool else x for x in (active, fired))
         base = xp.ones_like(fired[..., :1])
@@ -152,7 +155,7 @@ class AdamsBashforth(AbstractMethod):
         return xp.concat([base, active[..., 1:]], axis=-1)
 
     def resume(self, fresh: PyTree, last: PyTree) -> PyTree:
-        """With the drift and the increments of the last step."""
+        """`fresh` with the drift and the increments of the last step."""
         return eqx.tree_at(lambda state: state.last, fresh, last.last)
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,7 +167,7 @@ _TYPES: dict[str, type[AbstractMethod]] = {"EulerMaruyama": EulerMaruyama, "Adam
 
 
 def method_from_dict(values: Mapping[str, Any]) -> AbstractMethod:
-    """The method that `AbstractMethod.to_dict` described. Raises `ValueError` for an unknown type."""
+    """The method that `AbstractMethod.to_dict` describes. Raises `ValueError` for an unknown type."""
     settings = dict(values)
     kind = settings.pop("type", None)
     if kind not in _TYPES:

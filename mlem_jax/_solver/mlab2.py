@@ -1,4 +1,4 @@
-"""A multilevel solver whose steps are of second order, as a diffrax solver."""
+"""A multilevel solver of second order in the steps, as a diffrax solver."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, get_args, NamedTuple
@@ -21,19 +21,19 @@ from .state import LastStep, MLAB2State
 
 _NO_LOGARITHM = (
     "MLAB2 with time_variable='log' was given a step from, to or across time 0, where the logarithm of the time has no "
-    "value. Begin or end a little beside it, or write time_variable='time'."
+    "value. Begin or end at a small time instead of 0, or write time_variable='time'."
 )
 _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
     "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
 )
-# Up to this ratio of a step's length to the last one's the drift is extrapolated linearly; beyond it the extrapolation
-# fades as the inverse of the ratio, because the difference of two drifts that are close together says nothing of a long
-# step to come: it is noise, or a jump. With additive noise, extrapolating by `r` instead of `1 / r` leaves the variance
-# `h_n^3 (r - 1/r)^2 / (4 r)` . On a grid whose steps alternate by this ratio MLAB2 then errs
-# 0.83, 1.05, 1.17 and 1.28 times as much as Euler for ratios of 1.5, 1.8, 2 and 2.2, to leading order; with steps that
-# are long for the drift more (1.7 times at a ratio of 2 and steps of 0.28 / a for a drift -a x). Smooth grids (graded,
-# Karras, even in the logarithm of the time) stay below the bound.
+# The drift is extrapolated linearly if a step is at most 1.85 times as long as the last one. For larger ratios r the
+# extrapolation is damped in proportion to 1 / r, because the difference of two drifts over a short step is dominated by
+# noise, or by a jump. The bound follows from additive noise: extrapolation by r instead of 1 / r leaves the variance
+# h_n^3 (r - 1/r)^2 / (4 r). On a grid whose steps alternate by a ratio of 1.5, 1.8, 2 and 2.2, the error of MLAB2 is
+# then 0.83, 1.05, 1.17 and 1.28 times that of Euler, to leading order. Steps that are long for the drift make it worse
+# (1.7 times at a ratio of 2 and steps of 0.28 / a for a drift -a x). Smooth grids (graded, Karras, even in the
+# logarithm of the time) stay below the bound.
 _LARGEST_RATIO = 1.85
 
 
@@ -56,38 +56,39 @@ class MLAB2(AbstractMultilevelSolver):
         \hat x_n = x_n + \tfrac{h_n}{2} \bigl[b_n + \tfrac{r_n}{4} (b_n - b_{n-1})\bigr]
         + \sum_{k > 1} \bigl(m_{k,n} + \tfrac{p_{k,n}}{2}\bigr) \tfrac{h_n}{p_{k,n}} \bar D_k$$
 
-    The cheapest level is evaluated in every step (its probability has to be 1) and integrated to second order, so far
-    fewer steps are enough than with [`mlem_jax.MLEM`][] and most evaluations are spent on corrections. Corrections are
-    evaluated, and applied, in the middle of a step; the cheapest level runs once more in a step in which level 2 fires.
+    The cheapest level is evaluated in every step (its probability must be 1) and integrated to second order. Therefore
+    far fewer steps suffice than with [`mlem_jax.MLEM`][], and most of the cost goes to corrections. Corrections are
+    evaluated and applied in the middle of a step. In a step in which level 2 fires, the cheapest level is evaluated a
+    second time.
 
-    A correction is applied in one step on behalf of a whole window. Just before it the state lags behind the corrected
-    path by half of it, just after it leads by half. Levels are therefore evaluated at an estimate of the path: the
-    state plus `m_k` times the last correction `D_k`, with `m_k` the expected minus the actual number of evaluations.
-    This makes the coins' error of second order in the window too; on diffusion models it is as little as half of what
-    it is without.
+    A correction is applied in one step for a whole window. The state is therefore half a correction behind the
+    corrected trajectory just before this step, and half a correction ahead just after it. To compensate, levels are
+    evaluated at an estimate of the corrected trajectory: the state plus `m_k` times the last correction of level `k`,
+    where `m_k` is the expected minus the actual number of its firings. This makes the coin error of second order in the
+    window, too; on diffusion models it halves the coin error.
 
-    `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on
-    the finest level. With the time variable `c(t) = t` this
-    is the formula for unequal steps of Hairer, Norsett & Wanner (Solving Ordinary Differential Equations I, section
-    III.5). For a drift that varies on a logarithmic time scale, as that of a diffusion model between `s = 80` and
-    `s = 0.01`, `time_variable="log"` extrapolates linearly in `c(t) = log |t|`; there its error is half or less for
-    the same steps. With `[1.0]` on a probability flow `dy/ds = noise` it is DPM-Solver-2M in noise prediction.
-    DPM-Solver++(2M) (Lu et al. 2022), of the same order and similar accuracy, extrapolates the clean image instead:
-    the same steps on `dz/du = clean image` with `z = y / s` and `u = 1 / s`.
+    `MLAB2` with `[1.0]` or `[1.0, 1.0, ...]` is the Adams-Bashforth method on the finest level. With the time variable
+    `c(t) = t` this is the formula for unequal steps of Hairer, Nørsett & Wanner (Solving Ordinary Differential
+    Equations I, section III.5). With `time_variable="log"` the drift is extrapolated linearly in `c(t) = log |t|`. For
+    a drift that varies on a logarithmic time scale, as that of a diffusion model between `s = 80` and `s = 0.01`, this
+    at least halves the error of the same steps. With `[1.0]` on a probability flow `dy/ds = noise` the method is
+    DPM-Solver-2M in noise prediction. DPM-Solver++(2M) (Lu et al. 2022), of the same order and similar accuracy,
+    extrapolates the clean image instead: it has the same steps on `dz/du = clean image` with `z = y / s` and `u = 1 /
+    s`.
 
-    A drop-in for [`diffrax.Euler`][] like `MLEM`, with the same terms, arguments and state. The first step, and one
-    after a jump, have `r_n = 0`. Of second order in the steps for ODEs; for additive noise of
-    strong order 1 with the least error that a path's increments over the steps allow (a step's noise reaches the
-    drift half a step late on average, which the difference `b_n - b_{n-1}` makes up for).
-    For what corrections and coins contribute see [`mlem_jax.SystematicCoins`][] and `MLEM`.
+    Like `MLEM` it is a drop-in replacement for [`diffrax.Euler`][]. The first step, and a step after a jump, have
+    `r_n = 0`. For ODEs the order in the step size is 2. For additive noise the strong order is 1, with the least error
+    that the increments of a path over the steps allow: the drift sees the noise of a step half a step late on average,
+    which the difference `b_n - b_{n-1}` corrects. The error of corrections and coins is described at
+    [`mlem_jax.SystematicCoins`][] and [`mlem_jax.MLEM`][].
 
-    Its stability is half of Euler's: for a drift `-a x` steps shorter than `1 / a`.
+    The stability interval is half of Euler's: for a drift `-a x`, steps must be shorter than `1 / a`.
 
-    **Arguments:** as for [`mlem_jax.MLEM`][], where the first probability must be 1; and `time_variable`,
-    `"time"` or `"log"`: the variable in which the drift is extrapolated linearly.
+    **Arguments:** as for [`mlem_jax.MLEM`][], where the first probability must be 1; and `time_variable`, the variable
+    in which the drift is extrapolated linearly, `"time"` or `"log"`.
 
-    Raises as `MLEM` does, `ValueError` for another time variable, and at run time for a first probability below 1
-    or a time of 0 with `time_variable="log"`.
+    Raises the errors of `MLEM`, `ValueError` for another time variable, and an error at run time for a first
+    probability below 1 or a time of 0 with `time_variable="log"`.
     """
 
     state_cls: ClassVar[type[MLAB2State]] = MLAB2State
@@ -119,11 +120,11 @@ class MLAB2(AbstractMultilevelSolver):
         self.check_finite = check_finite
 
     def order(self, terms: PyTree) -> int:
-        """2, in the length of the steps."""
+        """2, in the step size."""
         return 2
 
     def strong_order(self, terms: PyTree) -> float:
-        """1/2 in the length of the steps (1 for additive noise)."""
+        """1/2 in the step size (1 for additive noise)."""
         return 0.5
 
     def init(self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args) -> MLAB2State:
@@ -131,7 +132,7 @@ class MLAB2(AbstractMultilevelSolver):
         return MLAB2State(**self._initial(terms, t0, t1, y0, args), last=self.no_step(t0, t1, y0))
 
     def no_step(self, t0: RealScalarLike, t1: RealScalarLike, y0: Y) -> LastStep:
-        """What is remembered before the first step."""
+        """The values of earlier steps, before the first step."""
         drift = jtu.tree_map(jnp.zeros_like, y0)
         length = jnp.zeros((), jnp.result_type(t0, t1, float))
         if self.probabilities.every_step:
@@ -170,10 +171,10 @@ class MLAB2(AbstractMultilevelSolver):
         if self.probabilities.every_step:
             counts = (jnp.arange(num_levels) == num_levels - 1).astype(jnp.int32)
             fired = jnp.ones(num_levels, bool)
-            number, coins = solver_state.toss, solver_state.coins
+            number, coins = solver_state.draws, solver_state.coins
             now, corrections = LastStep(step.term.vf(t0, y0, args), length), []
         else:
-            p, weights, coefficients, _, fired, number, coins = self._toss(t, jnp.abs(dt), solver_state)
+            p, weights, coefficients, _, fired, number, coins = self._draw_coins(t, jnp.abs(dt), solver_state)
             bounds = self.probabilities.bounds
             if bounds is None or bounds[0][0] < 1:
                 p = self._check(p, p[0] < 1, _NO_BASE)
@@ -186,7 +187,7 @@ class MLAB2(AbstractMultilevelSolver):
         ]
         y1 = _advance(1.0, dt, ratio, y0, now.drift, last.drift)
         y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *others, *corrections)
-        # A step on the spot, of a trajectory that waits for the others of its batch, is no step.
+        # Steps of length zero, in which a trajectory waits for the others of its batch, are not remembered.
         now = jtu.tree_map(lambda new, old: jnp.where(length > 0, new, old), now, last)
         result = not_finite("MLAB2", y0, y1) if self.check_finite else diffrax.RESULTS.successful
         counters = self._next(solver_state, t, counts, fired, number, coins)
@@ -202,8 +203,8 @@ class MLAB2(AbstractMultilevelSolver):
         coefficients: Float[Array, " levels"],
         fired: Bool[Array, " levels"],
     ) -> tuple[Int[Array, " levels"], LastStep, Y]:
-        """How often each level is evaluated, what is remembered of the step, and what the corrections found in it add
-        to the state."""
+        """The number of evaluations of each level, the values for later steps, and the sum of the corrections of this
+        step."""
         deficit = last.deficit
         assert deficit is not None
         above, weights = (x[1:].astype(deficit.dtype) for x in (p, weights))
@@ -217,13 +218,13 @@ class MLAB2(AbstractMultilevelSolver):
         drift = step.term.vf_prod(
             step.t0, at_path, step.args, LevelControl(one, base.astype(one.dtype), base)
         )
-        # What the middle of the step adds to the base, which is subtracted there if the next level fires.
+        # Evaluations in the middle of the step, where the increment of level 2 also needs the base.
         runs = jnp.where(base, coefficients - 1, coefficients) != 0
         runs = refuse_batch(runs, self._batched_message()) if self.shared else runs
         counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
         middle = _advance(0.5, step.dt, step.ratio, on_path(step.y, deficit + above / 2), drift, last.drift)
-        looks = LevelControl(one, _differences(runs), runs)
-        found = step.term.vf_prod(step.t0 + 0.5 * (step.t1 - step.t0), middle, step.args, looks)
+        control = LevelControl(one, _differences(runs), runs)
+        found = step.term.vf_prod(step.t0 + 0.5 * (step.t1 - step.t0), middle, step.args, control)
         seen = jtu.tree_map(
             lambda new, old: jnp.where(_along(fired[1:], new), new, old), found, last.increments
         )
@@ -231,7 +232,7 @@ class MLAB2(AbstractMultilevelSolver):
         return counts, now, _add(None, weights * above * windows, found)
 
     def _length(self, t0: RealScalarLike, t1: RealScalarLike) -> Array:
-        """Of a step, in the time variable."""
+        """The length of a step in the time variable."""
         if self.time_variable == "time":
             return jnp.abs(jnp.asarray(t1) - t0)
         # In backward solves both times have the other sign.
@@ -240,8 +241,8 @@ class MLAB2(AbstractMultilevelSolver):
 
 
 class _Step(NamedTuple):
-    """A step from `t0` to `t1`: the drift's term, its signed length in time, the state it begins with, the arguments,
-    and its length over the last one's."""
+    """A step from `t0` to `t1`: the multilevel term, the signed length in time, the initial state, the arguments, and
+    the (bounded) ratio of its length to the last step's."""
 
     term: Any
     t0: RealScalarLike
@@ -253,18 +254,19 @@ class _Step(NamedTuple):
 
 
 def _bounded_ratio(length: Array, last: LastStep, made_jump: Any) -> Array:
-    """This step's length over the last one's, and less than that beyond `_LARGEST_RATIO`; zero where the last drift is
-    of no use."""
+    """The ratio of this step's length to the last one's, damped beyond `_LARGEST_RATIO`; zero if there is no last drift
+    or if the state has jumped since."""
     useful = (last.length > 0) & ~jnp.asarray(made_jump)
     ratio = jnp.where(useful, length / jnp.where(useful, last.length, 1), 0)
     return jnp.where(ratio > _LARGEST_RATIO, _LARGEST_RATIO**2 / jnp.where(useful, ratio, 1), ratio)
 
 
 def _differences(runs: Array) -> Array:
-    """What to multiply the levels' drifts with for the increments of all but the cheapest one, `(K - 1, K)`.
+    """The coefficients of the levels' drifts in the increments of all levels but the cheapest, `(K - 1, K)`.
 
-    Each is a level that runs less the next cheaper one that does: a level is left out where it fires together with the
-    next finer one at the same weight, whose increment then is that of both."""
+    An increment is the difference between an evaluated level and the next cheaper evaluated one. A level that fires
+    together with the next finer one at the same weight is not evaluated; the finer level's increment then contains
+    both."""
     rows = []
     for k in range(1, len(runs)):
         row, free = [jnp.zeros((), bool)] * len(runs), runs[k]
@@ -277,18 +279,18 @@ def _differences(runs: Array) -> Array:
 
 
 def _along(factors: Array, leaf: Array) -> Array:
-    """Factors, one for each entry of the leaf's leading axis, in the leaf's number of axes."""
+    """One factor per entry of the leaf's leading axis, reshaped to broadcast against the leaf."""
     return factors.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def _add(y: Y | None, factors: Array, increments: PyTree) -> Y:
-    """The sum of all increments times their factors, added to the state if there is one."""
+    """The sum of all increments times their factors, plus the state if one is given."""
     sums = jtu.tree_map(lambda d: jnp.sum(_along(factors, d).astype(d.dtype) * d, axis=0), increments)
     return sums if y is None else jtu.tree_map(jnp.add, y, sums)
 
 
 def _advance(part: float, dt: RealScalarLike, ratio: Array, y: Y, new: Y, old: Y) -> Y:
-    """The state after a part of the step, by the drift's straight line through this step and the last one."""
+    """The state after a fraction of the step, with the drift extrapolated linearly from this step and the last one."""
 
     def leaf(y: Array, new: Array, old: Array) -> Array:
         h, slope = (jnp.asarray(x).astype(y.dtype) for x in (dt, ratio))

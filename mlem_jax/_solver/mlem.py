@@ -1,4 +1,4 @@
-"""ML-EM as a diffrax solver."""
+"""The multilevel Euler-Maruyama method as a diffrax solver."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -23,40 +23,40 @@ class MLEM(AbstractMultilevelSolver):
 
     $$x_{n+1} = x_n + h_n \sum_k w_{k,n} (f^k - f^{k-1})(t_n, x_n) + g(t_n, x_n) \Delta W_n$$
 
-    with weights of mean one that are mostly zero. A drop-in for [`diffrax.Euler`][]: the same steps,
-    time-stepping, saving, events, noise and adjoints, Itô solution, first order. Fixed steps only
-    (`dt0` or `StepTo`): an adaptive controller would accept or reject steps by their coins.
+    The weights have mean 1 and are mostly zero. The solver is a drop-in replacement for [`diffrax.Euler`][]: it works
+    with the same saving, events, noise and adjoints, converges to the Itô solution and is of first order. It needs
+    fixed steps (`dt0` or `StepTo`), because an adaptive controller would accept or reject steps by their coins.
 
     **Arguments:**
 
-    - `probabilities`: how often each increment `D_k = f^k - f^{k-1}` is looked at, cheapest level first:
-        an array `(K,)` with entries in `(0, 1]`, a callable `t -> (K,)`, or one of
-        [`mlem_jax.PowerLaw`][], [`mlem_jax.TabulatedProbabilities`][], [`mlem_jax.Rates`][]. Lists and NumPy arrays
-        are constants of the solver, JAX arrays are data (see [`mlem_jax.AbstractProbabilities`][]).
-    - `coins`: when it is looked at, given how often. `SystematicCoins(offset=0.5)`, the default, spaces
-        the evaluations evenly and has no randomness. [`mlem_jax.IndependentCoins`][] are the paper's.
-    - `key`: random key for the coins (not for the noise); keyword-only. Coins without randomness need none.
-    - `shared`: whether all trajectories of a `vmap` share their coins. Then a level runs only where its
-        coin comes up, and each trajectory keeps its law, but the trajectories of a batch are correlated.
-        `False` draws coins per trajectory (batch the key then); a level then runs whenever any of the
-        `B` trajectories needs it, with probability up to `1 - (1 - p)**B`.
-    - `record`: keep the firings of the last `record` steps in the solver's state.
-    - `check_finite`: stop a trajectory with an unsuccessful `result` as soon as its state is not finite; with
-        `diffeqsolve(..., throw=False)` nothing is raised and the others of a batch go on. `False` leaves this out and
-        every other check at run time (that a callable's values are probabilities, say); infinity and NaN then
-        pass, as with [`diffrax.Euler`][].
+    - `probabilities`: the probability with which each level fires in a step, that is, with which its increment
+        `D_k = f^k - f^{k-1}` is evaluated; cheapest level first. Either an array `(K,)` with entries in `(0, 1]`, a
+        callable `t -> (K,)`, or one of [`mlem_jax.PowerLaw`][], [`mlem_jax.TabulatedProbabilities`][],
+        [`mlem_jax.Rates`][]. Lists and NumPy arrays are constants of the solver, JAX arrays are data (see
+        [`mlem_jax.AbstractProbabilities`][]).
+    - `coins`: the policy that decides in which steps a level fires. The default, `SystematicCoins(offset=0.5)`, spaces
+        the firings evenly and has no randomness. [`mlem_jax.IndependentCoins`][] are the paper's.
+    - `key`: random key for the coins (not for the noise); keyword-only. Deterministic coins need none.
+    - `shared`: whether all trajectories of a `vmap` share their coins. Levels are then evaluated only in steps in which
+        they are needed. Each trajectory keeps its distribution, but the trajectories of a batch are correlated. With
+        `False` each trajectory has its own coins (batch the key); a level is then evaluated for the whole batch if any
+        of its `B` trajectories needs it, with probability up to `1 - (1 - p)**B`.
+    - `record`: the number of last steps whose firings are kept in the solver's state.
+    - `check_finite`: whether a trajectory stops with an unsuccessful `result` as soon as its state is not finite. With
+        `diffeqsolve(..., throw=False)` nothing is raised and the other trajectories of a batch continue. `False` omits
+        this and all other checks at run time (for example that a callable returns probabilities); infinity and NaN
+        then propagate, as with [`diffrax.Euler`][].
 
-    With default coins and constant probabilities a solver can be hashed, as `diffrax.Euler()` can. Gradients with
-    respect to a solver's own numbers are zero.
+    With default coins and constant probabilities a solver can be hashed, like `diffrax.Euler()`. Gradients with respect
+    to the numbers in a solver are zero.
 
-    [`diffrax.steady_state_event`][] evaluates the finest level in every step, outside the solver's counts. A cheap way
-    to stop is an event of your own, with a cheap level in it:
+    [`diffrax.steady_state_event`][] evaluates the finest level in every step, and the solver does not count these
+    evaluations. An event with a cheap level costs less:
     `diffrax.Event(lambda t, y, args, **kwargs: optimistix.rms_norm(cheap(t, y, args)) < 1e-3)`.
 
-    Raises `ValueError` for bad probabilities, for terms other than one `MultilevelTerm` (with or without
-    control terms beside it), for a number of probabilities that is not the number of levels, for
-    levels that disagree in structure or dtype, for a missing key, for another solver's state, and for coins that a
-    `vmap` would batch.
+    Raises `ValueError` for invalid probabilities or a number of them that is not the number of levels, for terms other
+    than one `MultilevelTerm` (alone or beside control terms), for levels that disagree in structure or dtype, for a
+    missing key, for the state of another solver, and for coins that a `vmap` would batch.
     """
 
     state_cls: ClassVar[type[MLEMState]] = MLEMState
@@ -84,11 +84,11 @@ class MLEM(AbstractMultilevelSolver):
         self.check_finite = check_finite
 
     def order(self, terms: PyTree) -> int:
-        """1, in the length of the steps."""
+        """1, in the step size."""
         return 1
 
     def strong_order(self, terms: PyTree) -> float:
-        """1/2 in the length of the steps (1 for additive noise)."""
+        """1/2 in the step size (1 for additive noise)."""
         return 0.5
 
     def init(self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args) -> MLEMState:
@@ -114,13 +114,13 @@ class MLEM(AbstractMultilevelSolver):
         # diffeqsolve runs backward solves in the time -t; probabilities are functions of t itself.
         t = jnp.where(dt >= 0, t0, -t0)
         if self.probabilities.every_step:
-            # The finest level in every step: the increments of all others cancel, and the control of
-            # time asks the term for just that.
+            # All levels fire in every step, so the coarser levels cancel. With the increment of time as its control,
+            # the term is the finest level.
             active = jnp.arange(len(term.levels)) == len(term.levels) - 1
             fired = jnp.ones(len(term.levels), bool)
-            number, coins = solver_state.toss, solver_state.coins
+            number, coins = solver_state.draws, solver_state.coins
         else:
-            _, _, coefficients, active, fired, number, coins = self._toss(t, jnp.abs(dt), solver_state)
+            _, _, coefficients, active, fired, number, coins = self._draw_coins(t, jnp.abs(dt), solver_state)
             level_control = LevelControl(dt, coefficients, active)
             if place is None:
                 control = level_control

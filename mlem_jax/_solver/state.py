@@ -1,4 +1,4 @@
-"""What multilevel solvers carry from step to step."""
+"""The states of the multilevel solvers with coins."""
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -8,8 +8,8 @@ class Firings(eqx.Module):
     """A record of the last steps of a solve.
 
     - `times`: start of each recorded step, `(N,)`; unused entries are NaN.
-    - `active`: which levels were evaluated in it, `(N, K)`.
-    - `fired`: which levels' coins came up, `(N, K)`.
+    - `active`: which levels were evaluated in the step, `(N, K)`.
+    - `fired`: which levels fired in the step, `(N, K)`.
     """
 
     times: Float[Array, "*batch steps"]
@@ -18,10 +18,10 @@ class Firings(eqx.Module):
 
 
 class AbstractMultilevelState(eqx.Module):
-    """What the states of all multilevel solvers with coins hold; see [`mlem_jax.MLEMState`][]."""
+    """The fields that the states of all multilevel solvers with coins have; see [`mlem_jax.MLEMState`][]."""
 
     step: eqx.AbstractVar[Int[Array, "*batch"]]
-    toss: eqx.AbstractVar[Int[Array, "*batch"]]
+    draws: eqx.AbstractVar[Int[Array, "*batch"]]
     coins: eqx.AbstractVar[PyTree[Array]]
     evaluations: eqx.AbstractVar[Int[Array, "*batch levels"]]
     costs: eqx.AbstractVar[Float[Array, "*batch levels"] | None]
@@ -29,11 +29,11 @@ class AbstractMultilevelState(eqx.Module):
 
 
 class MLEMState(AbstractMultilevelState):
-    """The state that [`mlem_jax.MLEM`][] carries from step to step; pass it back to continue a solve.
+    """The solver state of [`mlem_jax.MLEM`][]. Pass it to `diffeqsolve` to continue a solve.
 
-    - `step`: number of steps taken, over all solves that were continued.
-    - `toss`: number of the next toss of the coins. The same as `step`, except in a `vmap` with shared coins
-        that was continued from trajectories of different lengths: it goes on from the longest one.
+    - `step`: number of steps taken, including those of the solves that were continued.
+    - `draws`: number of times that coins were drawn. It equals `step`, except if a `vmap` with shared coins continues
+        trajectories of different lengths: the draws then continue from those of the longest one.
     - `coins`: the state of the coin policy.
     - `evaluations`: how often each level was evaluated, `(K,)`.
     - `costs`: the term's costs, `(K,)`, or `None`.
@@ -41,7 +41,7 @@ class MLEMState(AbstractMultilevelState):
     """
 
     step: Int[Array, "*batch"]
-    toss: Int[Array, "*batch"]
+    draws: Int[Array, "*batch"]
     coins: PyTree[Array]
     evaluations: Int[Array, "*batch levels"]
     costs: Float[Array, "*batch levels"] | None
@@ -49,13 +49,13 @@ class MLEMState(AbstractMultilevelState):
 
 
 class LastStep(eqx.Module):
-    """What [`mlem_jax.MLAB2`][] remembers of the steps before.
+    """The values from earlier steps that the next step of [`mlem_jax.MLAB2`][] uses.
 
-    - `drift`: the base's, at the start of the last step, like the state.
-    - `length`: of the last step, in the solver's time variable; zero before the first one.
-    - `increments`: `f^k - f^{k-1}` when level `k` was last looked at, like the state with a leading axis of `K - 1`;
-        zeros before that. `None` where all probabilities are 1.
-    - `deficit`: the expected minus the actual number of looks at each of these levels, `(K - 1,)`; or `None`.
+    - `drift`: the drift of the cheapest level at the start of the last step, like the state.
+    - `length`: length of the last step in the solver's time variable; zero before the first step.
+    - `increments`: the last evaluated increment `f^k - f^{k-1}` of each level above the cheapest, like the state with a
+        leading axis of `K - 1`; zeros before the first evaluation. `None` if all probabilities are 1.
+    - `deficit`: the expected minus the actual number of firings of each of these levels, `(K - 1,)`; or `None`.
     """
 
     drift: PyTree[Array]
@@ -65,13 +65,13 @@ class LastStep(eqx.Module):
 
 
 class MLAB2State(AbstractMultilevelState):
-    """The state that [`mlem_jax.MLAB2`][] carries from step to step; pass it back to continue a solve.
+    """The solver state of [`mlem_jax.MLAB2`][]. Pass it to `diffeqsolve` to continue a solve.
 
-    The fields of [`mlem_jax.MLEMState`][], and `last`: what is remembered of the steps before.
+    It has the fields of [`mlem_jax.MLEMState`][], and `last`, the values from earlier steps that the next step uses.
     """
 
     step: Int[Array, "*batch"]
-    toss: Int[Array, "*batch"]
+    draws: Int[Array, "*batch"]
     coins: PyTree[Array]
     evaluations: Int[Array, "*batch levels"]
     costs: Float[Array, "*batch levels"] | None

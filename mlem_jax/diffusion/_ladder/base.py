@@ -8,12 +8,9 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..._calibration.calibration import Calibration
-from ..._calibration.fit_plan import FittedPlan
-from ..._calibration.plan import Plan
-from ..._calibration.planning import UnreachableError
+from ..._calibration import Calibration, FittedPlan, Plan, UnreachableError
 from ..._io import make_writable
-from ..._solver.method import AbstractMethod
+from ..._solver import AbstractMethod
 from ..._term import MultilevelTerm
 from .._predictor import NoisePredictor, ProbabilityFlow, ReverseDrift
 from .._process import AbstractProcess

@@ -9,10 +9,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..._calibration.calibrate import calibrate
-from ..._calibration.calibration import Calibration
-from ..._calibration.fit_steps import fit_steps
-from ..._solver.method import AbstractMethod
+from ..._calibration import calibrate, Calibration, fit_steps
+from ..._solver import AbstractMethod
 from .._predictor import NoisyTerms
 from .base import AbstractLadder, Guidance
 from .methods import calibration_name, METHODS

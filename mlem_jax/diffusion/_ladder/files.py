@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._calibration.calibration import Calibration
+from ..._calibration import Calibration
 from ..._io import full_disk_explained
 from .._network import AbstractNetwork
 from .ladder import Ladder

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..._calibration.calibration import Calibration
+from ..._calibration import Calibration
 from .._network import AbstractNetwork
 from .._predictor import Guided, NoisePredictor
 from .._process import AbstractProcess

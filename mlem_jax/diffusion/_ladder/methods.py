@@ -1,6 +1,6 @@
 """The methods that a ladder is calibrated for, and the names of their calibrations."""
 
-from ..._solver.method import AbstractMethod, AdamsBashforth, EulerMaruyama
+from ..._solver import AbstractMethod, AdamsBashforth, EulerMaruyama
 
 # A diffusion model's drift is closer to linear in log s than in s, so that log s is the better variable to extrapolate
 # in.

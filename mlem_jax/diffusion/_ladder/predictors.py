@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..._calibration.calibration import Calibration
+from ..._calibration import Calibration
 from ..._checks import as_costs
 from .._network import AbstractNetwork
 from .._predictor import NoisePredictor

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ..._calibration.abstract_plan import AbstractPlan
+from ..._calibration import AbstractPlan
 from ..._custom_types import Numbers
 from ..._term import find_multilevel_term
 from .._ladder import AbstractLadder, Guidance

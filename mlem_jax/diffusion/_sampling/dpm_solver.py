@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..._custom_types import Numbers
-from ..._solver.multistep_coefficients import MultistepCoefficients
+from ..._solver import MultistepCoefficients
 
 
 def dpm_solver(ts: Numbers) -> MultistepCoefficients:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Bool, PRNGKeyArray, PyTree
 
-from ..._calibration.abstract_plan import AbstractPlan
+from ..._calibration import AbstractPlan
 from ..._custom_types import Numbers
 from ..._fingerprint import fingerprint
 from ..._progress import show_progress

@@ -9,7 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..._brownian import GridBrownianPath
-from ..._solver.base import with_folded_key
+from ..._solver import with_folded_key
 from .._predictor import NoisePredictor, sampling_terms
 from .given import Given, knowing_pixels
 
