@@ -19,10 +19,10 @@ MISTAKES = {
     "above one": (dict(mu=1.0, start=lambda t: jnp.array([1.0, 2.0, 0.5])), r"outside \(0, 1\].*Rates"),
     "large budget": (dict(budget=99.0), "budget=99.0; .* from 1 to 16 .* in 16 steps. Use diffrax.Euler()"),
     "small budget": (dict(budget=0.5), "budget=0.5; .* from 1 to 16 .* Take fewer steps"),
-    "costs": (dict(mu=1.0, costs=[1.0, 2.0]), r"costs=\[1.0, 2.0\] for 3 levels; one positive number"),
+    "costs": (dict(mu=1.0, costs=[1.0, 2.0]), r"3 levels and was given costs=\[1.0, 2.0\]. One positive number"),
     "knots": (dict(mu=1.0, knots=1), "knots=1; a whole number from 2 on"),
     "many knots": (dict(mu=1.0, knots=40), "knots=40 for 16 steps; write at most knots=17"),
-    "kicks": (dict(mu=1.0, kicks=0), "kicks=0; a whole number from 1 on"),
+    "perturbations": (dict(mu=1.0, perturbations=0), "perturbations=0; a whole number from 1 on"),
     "iterations": (dict(mu=1.0, iterations=2.5), "iterations=2.5; a whole number from 1 on"),
 }
 
@@ -38,7 +38,7 @@ def test_mistakes_in_terms_and_times_are_explained():
     bare = ml.MultilevelTerm(bent, bent, more_bent)
     with pytest.raises(ValueError, match=r"MultilevelTerm has none. Write MultilevelTerm\(..., costs="):
         ml.learn_probabilities(bare, grid(), jnp.ones(3), **settings)
-    with pytest.raises(ValueError, match=r"shape \(3,\); a strictly increasing or decreasing sequence"):
+    with pytest.raises(ValueError, match="needs strictly increasing or strictly decreasing ts"):
         ml.learn_probabilities(linear_term(), jnp.array([0.0, 1.0, 0.5]), jnp.ones((3, 2)), **settings)
     with pytest.raises(ValueError, match="ODETerm; it needs exactly one MultilevelTerm"):
         ml.learn_probabilities(diffrax.ODETerm(bent), grid(), jnp.ones((3, 2)), **settings)
