@@ -19,7 +19,10 @@ MISTAKES = {
     "above one": (dict(mu=1.0, start=lambda t: jnp.array([1.0, 2.0, 0.5])), r"outside \(0, 1\].*Rates"),
     "large budget": (dict(budget=99.0), "budget=99.0; .* from 1 to 16 .* in 16 steps. Use diffrax.Euler()"),
     "small budget": (dict(budget=0.5), "budget=0.5; .* from 1 to 16 .* Take fewer steps"),
-    "costs": (dict(mu=1.0, costs=[1.0, 2.0]), r"3 levels and was given costs=\[1.0, 2.0\]. One positive number"),
+    "costs": (
+        dict(mu=1.0, costs=[1.0, 2.0]),
+        r"3 levels and was given costs=\[1.0, 2.0\]. One positive number",
+    ),
     "knots": (dict(mu=1.0, knots=1), "knots=1; a whole number from 2 on"),
     "many knots": (dict(mu=1.0, knots=40), "knots=40 for 16 steps; write at most knots=17"),
     "perturbations": (dict(mu=1.0, perturbations=0), "perturbations=0; a whole number from 1 on"),
