@@ -56,7 +56,14 @@ HELD = {
 }
 
 
-@pytest.mark.parametrize("make", HELD.values(), ids=HELD.keys())
+@pytest.mark.parametrize(
+    "make",
+    [
+        make if name in ("list", "function") else pytest.param(make, marks=pytest.mark.slow)
+        for name, make in HELD.items()
+    ],
+    ids=HELD.keys(),
+)
 def test_a_model_that_holds_a_solver_has_gradients(make):
     model = Model(jnp.array(1.1), make())
     value, gradient = eqx.filter_value_and_grad(lambda m, y: jnp.sum(jax.vmap(m)(y)))(model, jnp.ones(3))
@@ -139,6 +146,7 @@ def test_a_policy_of_one_s_own_may_remember_any_pytree():
         Countdown().to_dict()
 
 
+@pytest.mark.slow
 def test_explicit_meshes():
     # In a process of its own, for several devices.
     code = """

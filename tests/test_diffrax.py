@@ -192,9 +192,11 @@ def test_two_halves_are_one_whole(coins):
         settings = dict(dt0=1 / 20, solver_state=state, saveat=WITH_STATE, max_steps=None)
         return diffrax.diffeqsolve(terms, solver, start, stop, y0=y0, **settings)
 
-    whole = part(0.0, 1.0, Y0, None)
-    first = part(0.0, 0.5, Y0, None)
-    second = part(0.5, 1.0, first.ys[0], first.solver_state)
+    # As arrays, so that the first two are one program.
+    start, middle, end = jnp.array([0.0, 0.5, 1.0])
+    whole = part(start, end, Y0, None)
+    first = part(start, middle, Y0, None)
+    second = part(middle, end, first.ys[0], first.solver_state)
     np.testing.assert_allclose(second.ys, whole.ys, rtol=1e-5)
     one, two = (ml.evaluation_report(x.solver_state) for x in (whole, second))
     assert (two.steps, two.evaluations.tolist()) == (20, one.evaluations.tolist())

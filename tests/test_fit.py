@@ -123,6 +123,7 @@ def test_rollout_is_what_the_solver_does(pilots, fitted):
     )
 
 
+@pytest.mark.slow
 def test_rollout_with_noise_is_what_the_solver_does():
     y0s = jr.normal(jr.key(3), (12, 2))
     pilots = make_pilots(problem=Noisy(), y0s=y0s)

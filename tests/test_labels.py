@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from diffusion_problems import randomised, stand_in, TINY
-from label_problems import CLASSES, command, config, train
+from label_problems import CLASSES, command, config
 from problems import as_user, assert_mean
 from sampling_problems import made_plan
 
@@ -27,11 +27,9 @@ from mlem_jax.diffusion._ladder import as_stored
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory):
-    """A network trained a few steps and one that was not, both pushed so that labels matter."""
-    trained, _ = train(tmp_path_factory.mktemp("trained"), precision="bfloat16")
-    networks = (trained, config().networks()[1])
-    networks = tuple(as_stored(randomised(n, seed=k)) for k, n in enumerate(networks))
+def ladder():
+    """Two networks, pushed so that labels matter."""
+    networks = tuple(as_stored(randomised(n, seed=k)) for k, n in enumerate(config().networks()[:2]))
     bare = Ladder(networks, config(), {"name": "tiny"}, {})
     found = {"ode": stand_in(bare), "sde": stand_in(bare, sde=True)}
     return dataclasses.replace(bare, calibrations=found)

@@ -91,6 +91,7 @@ print(level_id(ProbabilityFlow(NoisePredictor(jax.nn.silu, EDM(), "x0", lambda s
 """
 
 
+@pytest.mark.slow
 def test_the_id_is_the_same_in_every_process():
     found = set()
     for seed in ("1", "2"):

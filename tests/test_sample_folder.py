@@ -43,7 +43,9 @@ def conditioned(a):
     return [NoisePredictor(lambda x, c: c * x, PROCESS, "eps", lambda s: a * s)]
 
 
-@pytest.mark.parametrize("make", [closure, with_key, conditioned])
+@pytest.mark.parametrize(
+    "make", [closure, *(pytest.param(f, marks=pytest.mark.slow) for f in (with_key, conditioned))]
+)
 def test_another_network_never_gets_the_images_of_the_first(tmp_path, make):
     first = sample(make(1), out=tmp_path, **SETTINGS).images
     np.testing.assert_array_equal(sample(make(1), out=tmp_path, **SETTINGS).images, first)

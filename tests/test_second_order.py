@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from problems import as_user, CountedLevels, POLICIES, slope, solve
+from problems import as_user, CountedLevels, POLICIES, slope, solve, WITH_STATE
 from second_order_problems import by_hand, cheap, drag, fine, GRADED, KEY, mlab2, Y0
 
 import mlem_jax as ml
@@ -204,13 +204,22 @@ def test_levels_run_as_the_coins_say():
 
 def test_continuing_is_not_stopping(x64):
     term, solver = ml.MultilevelTerm(cheap, fine), mlab2([1.0, 0.25], POLICIES["stratified"])
-    whole = solve(term, solver, Y0, t1=2.0, steps=40)
-    half = solve(term, solver, Y0, t1=1.0, steps=20)
+
+    @jax.jit
+    def part(start, stop, y, state, jump):
+        settings = dict(solver_state=state, made_jump=jump, saveat=WITH_STATE, max_steps=None)
+        return diffrax.diffeqsolve(term, solver, start, stop, 1 / 20, y, **settings)
+
+    # One program for all: times and the jump are arrays, and the first state is given too.
+    start, middle, end = jnp.array([0.0, 1.0, 2.0])
+    fresh, jump = solver.init(term, start, middle, Y0, None), jnp.array([False, True])
+    whole = part(start, end, Y0, fresh, jump[0])
+    half = part(start, middle, Y0, fresh, jump[0])
     y, state = half.ys[-1], half.solver_state
-    rest = solve(term, solver, y, t0=1.0, t1=2.0, steps=20, solver_state=state)
+    rest = part(middle, end, y, state, jump[0])
     np.testing.assert_allclose(rest.ys[-1], whole.ys[-1], rtol=1e-9)
     # Forgetting the last drift costs an Euler step in the middle.
-    forgetful = solve(term, solver, y, t0=1.0, t1=2.0, steps=20, solver_state=state, made_jump=True)
+    forgetful = part(middle, end, y, state, jump[1])
     assert jnp.abs(forgetful.ys[-1] - whole.ys[-1]).max() > 1e-5
 
 

@@ -92,7 +92,11 @@ def test_a_run_that_is_made_longer_goes_on(tmp_path):
     assert np.any(arrays(found) != arrays(fresh))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_a_signal_saves_the_step_that_it_came_in(tmp_path, uninterrupted, number):
     _, whole, history = uninterrupted
     before = signal.getsignal(number)

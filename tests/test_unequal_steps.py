@@ -27,7 +27,14 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("ts", GRIDS.values(), ids=GRIDS.keys())
+@pytest.mark.parametrize(
+    "ts",
+    [
+        grid if name == "merged observations" else pytest.param(grid, marks=pytest.mark.slow)
+        for name, grid in GRIDS.items()
+    ],
+    ids=GRIDS.keys(),
+)
 def test_noise_is_not_extrapolated_over_long_steps(x64, ts):
     # dx = -5 x dt + dW, 400 paths (seed 5), against Euler with each step cut into 20.
     fine = np.append(
