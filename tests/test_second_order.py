@@ -212,9 +212,10 @@ def test_continuing_is_not_stopping(x64):
 
     # One program for all: times and the jump are arrays, and the first state is given too.
     start, middle, end = jnp.array([0.0, 1.0, 2.0])
-    fresh, jump = solver.init(term, start, middle, Y0, None), jnp.array([False, True])
-    whole = part(start, end, Y0, fresh, jump[0])
-    half = part(start, middle, Y0, fresh, jump[0])
+    y0, jump = jnp.asarray(Y0, float), jnp.array([False, True])
+    fresh = solver.init(term, start, middle, y0, None)
+    whole = part(start, end, y0, fresh, jump[0])
+    half = part(start, middle, y0, fresh, jump[0])
     y, state = half.ys[-1], half.solver_state
     rest = part(middle, end, y, state, jump[0])
     np.testing.assert_allclose(rest.ys[-1], whole.ys[-1], rtol=1e-9)
