@@ -1,0 +1,177 @@
+"""The methods whose images the study of quality compares, in every setting."""
+
+from typing import NamedTuple
+
+import jax.tree_util as jtu
+import numpy as np
+from _image_methods import planned
+from _methods import marching, multilevel, Shared
+from _quality_fits import Between, FAMILIES, Fits, Judge, Switch
+from _quality_images import Entry
+from _rivals import DPMSolver, Plain, SDEDPMSolver
+
+import mlem_jax as ml
+from mlem_jax.diffusion import Ladder
+
+DPM, UNIPC = "DPM-Solver++(2M)", "UniPC"
+PATH, LAW = "finest alone, fitted for the path", "finest alone, fitted for the distribution"
+SMALL = "level {} alone, fitted"
+INDEPENDENT, FIRST, SECOND = "MLEM, independent coins (the paper)", "MLEM", "MLAB2"
+SEVERAL = "several levels, fitted"
+CONVERGED = "converged"
+
+
+class Effort(NamedTuple):
+    """Numbers of steps of each rival, and of the fitted single network, its grid searched for the path and for the
+    distribution, and of each smaller level alone; evaluations of the finest level when switching; budgets of plans with
+    the paper's coins, of first and of second order."""
+
+    dpm: tuple[int, ...]
+    unipc: tuple[int, ...]
+    path: tuple[int, ...]
+    law: tuple[int, ...]
+    small: dict[int, tuple[int, ...]]
+    switched: tuple[int, ...]
+    budgets: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+
+
+EFFORTS = {
+    "smoke": Effort((2,), (2,), (2,), (2,), {0: (4,)}, (1,), ((3.0,), (3.0,), (3.0,))),
+    "quick": Effort(
+        (2, 3, 4, 6, 8),
+        (4, 6, 8),
+        (2, 3, 4, 5, 6, 8),
+        (4, 5, 6, 8),
+        {0: (24,), 1: (12, 24), 2: (8, 16)},
+        (1, 2, 3),
+        ((1.6, 2.6, 3.7, 6.5), (1.2, 1.6, 2.6, 3.7), (2.6, 3.7, 5.0, 6.5)),
+    ),
+    "full": Effort(
+        (2, 3, 4, 5, 6, 8, 10),
+        (2, 3, 4, 5, 6, 8, 10),
+        (1, 2, 3, 4, 5, 6, 7, 8),
+        (2, 3, 4, 5, 6, 8),
+        {0: (16, 32), 1: (8, 12, 16, 24), 2: (5, 8, 12, 16)},
+        (1, 2, 3, 4, 5),
+        ((1.2, 1.6, 2.0, 2.6, 3.1, 3.7, 4.3, 5.0, 6.5, 8.0),) * 3,
+    ),
+}
+
+
+def converged(problem: Shared, ladder: Ladder, steps: int) -> Entry:
+    """A multistep method of second order with many steps of the finest level."""
+    finest = Plain(problem.levels[-1], 1.0)
+    step = DPMSolver(finest) if problem.diffusion is None else SDEDPMSolver(finest)
+    ts = np.asarray(ladder.config.process.grid(steps))
+    return Entry(CONVERGED, marching(CONVERGED, f"{steps} steps", step, ts))
+
+
+def rivals(problem: Shared, ladder: Ladder, effort: Effort) -> list[Entry]:
+    """The samplers that people use, on Karras' grid."""
+    finest = Plain(problem.levels[-1], 1.0)
+    methods = [(DPM, DPMSolver(finest), effort.dpm), (UNIPC, DPMSolver(finest, True), effort.unipc)]
+    if problem.diffusion is not None:
+        methods = [(f"SDE-{DPM}", SDEDPMSolver(finest), effort.dpm)]
+    return [
+        Entry(name, marching(name, f"{n} steps", step, np.asarray(ladder.config.process.grid(n))))
+        for name, step, counts in methods
+        for n in counts
+    ]
+
+
+def plans(ladder: Ladder, problem: Shared, effort: Effort) -> list[Entry]:
+    """Plans with coins: the paper's, and by default, of both orders."""
+    sde = problem.diffusion is not None
+    midpoint = ml.SystematicCoins(offset=0.5)
+    kinds = [(INDEPENDENT, ml.EulerMaruyama(), ml.IndependentCoins()), (FIRST, ml.EulerMaruyama(), midpoint)]
+    if not sde:
+        kinds.append((SECOND, ml.AdamsBashforth(), midpoint))
+    found = []
+    for (kind, method, coins), budgets in zip(kinds, effort.budgets, strict=False):
+        calibration, seen = ladder.calibration(sde=sde, method=method), set()
+        for budget in budgets:
+            try:
+                plan = calibration.plan(budget=budget, coins=coins)
+            except ValueError:
+                # Nothing as cheap.
+                continue
+            identity = np.asarray(plan.table).tobytes() + np.asarray(plan.ts).tobytes()
+            if identity not in seen:
+                seen.add(identity)
+                random = isinstance(coins, ml.IndependentCoins)
+                setting = f"budget {budget:g}"
+                found.append(
+                    Entry(kind, planned(problem, kind, plan, coins, setting, 1, random=random), identity)
+                )
+    return found
+
+
+def fitted(kind: str, problem: Shared, levels: tuple[int, ...], table: ml.MultistepCoefficients) -> Entry:
+    """Fitted steps on some levels of the ladder."""
+    counts = ", ".join(f"{k + 1}: {n}" for k, n in zip(levels, table.evaluations.tolist(), strict=True))
+    setting = f"{len(table.ts) - 1} steps, evaluations {counts}"
+    solver = ml.LinearMultistep(table)
+    method = multilevel(problem, kind, setting, lambda key: solver, table.ts, levels, random=False)
+    return Entry(kind, method, identity_of(table))
+
+
+def identity_of(table: ml.MultistepCoefficients) -> bytes:
+    return b"".join(np.asarray(leaf).tobytes() for leaf in jtu.tree_leaves(table))
+
+
+def single_networks(
+    problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps | None, judge: Judge
+) -> list[Entry]:
+    """The finest level, searched for the path (as the catalogue has it, if there is one) and for the distribution; and
+    each smaller level."""
+    finest, found = fits.finest, []
+    known = {} if steps is None else {
+        len(table.looks): table
+        for levels, table in zip(steps.levels, steps.coefficients, strict=True)
+        if levels == (finest,)
+    }  # fmt: skip
+    for n in effort.path:
+        table = known.get(n) or fits.alone(finest, n)
+        found.append(fitted(PATH, problem, (finest,), table))
+        if n in effort.law:
+            found.append(fitted(LAW, problem, (finest,), fits.judged(n, np.asarray(table.ts), judge)))
+    for level, counts in effort.small.items():
+        kind = SMALL.format(level + 1)
+        found += [fitted(kind, problem, (level,), fits.alone(level, n)) for n in counts]
+    return found
+
+
+def switched(problem: Shared, fits: Fits, effort: Effort) -> list[Entry]:
+    """Two networks in turn, with fitted steps."""
+    found = []
+    for family in FAMILIES:
+        for large in effort.switched:
+            way = fits.switched(family, large)
+            if way is not None:
+                found.append(switched_entry(family, problem, fits.level_of(way[0]), *way))
+    return found
+
+
+def switched_entry(
+    kind: str, problem: Shared, level: Between, way: Switch, table: ml.MultistepCoefficients
+) -> Entry:
+    """Fitted steps on a level that is one network early, another late."""
+    starts = np.asarray(table.ts)[:-1]
+    small = (starts <= float(level.begin)) & (starts > float(level.end))
+    # A term of one level, whose cost changes with time: its mean is what counts.
+    mean, steps = float(np.mean(np.where(small, problem.costs[way.small], 1.0))), len(starts)
+    own = problem._replace(levels=(level,), costs=(mean,))
+    setting = f"level {way.small + 1} from {way.begin:g} to {way.end:g}, {steps} steps"
+    solver = ml.LinearMultistep(table)
+    method = multilevel(own, kind, setting, lambda key: solver, table.ts, (0,), random=False)
+    return Entry(kind, method, identity_of(table))
+
+
+def of_catalogue(problem: Shared, steps: ml.FittedSteps, most: float) -> list[Entry]:
+    """Those entries of a catalogue of fitted steps that have several levels."""
+    finest, found = len(problem.levels) - 1, []
+    for levels, table in zip(steps.levels, steps.coefficients, strict=True):
+        cost = float(np.array([problem.costs[k] for k in levels]) @ table.evaluations)
+        if len(levels) > 1 and levels[-1] == finest and cost <= most:
+            found.append(fitted(SEVERAL, problem, levels, table))
+    return found

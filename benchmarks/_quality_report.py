@@ -1,0 +1,143 @@
+"""What the study of quality says: its table, costs at equal quality, curves, and the same noise by every method."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from _curves import by_method, cost_at, markdown, Row
+from _quality_images import Entry, Made
+from _quality_measures import MEASURES, SHORT
+from _quality_methods import CONVERGED, LAW, PATH, SEVERAL
+from matplotlib.figure import Figure
+
+# Numbers of evaluations of the fitted single network at whose quality costs are compared.
+SINGLE = (4, 5, 6, 8)
+TARGETS = ("converged", "real")
+# Costs at which the sheet shows every method, each at most a quarter more expensive; and how many images.
+COSTS, SLACK, COLUMNS = (1.6, 2.6, 3.7), 1.3, 8
+
+
+def within_noise(row: Row, target: str) -> bool:
+    """Whether no measure is more than two standard errors above the floor."""
+    keys = [f"{SHORT[measure]}_to_{target}" for measure in MEASURES]
+    return all(row[f"{key}_excess"] < 2 * row[f"{key}_error"] for key in keys)
+
+
+def equal_quality(rows: Sequence[Row]) -> list[Row]:
+    """For each method, target and measure the cost at which it has the excess of the fitted single network: of the
+    smaller one of those searched for the path and for the distribution."""
+    methods, table = by_method(rows), []
+    single = [row for row in rows if row["method"] in (PATH, LAW)]
+    for steps in SINGLE:
+        best = [row for row in single if round(row["cost"]) == steps]
+        for target in TARGETS if best else ():
+            for short in SHORT.values():
+                key = f"{short}_to_{target}_excess"
+                wanted = min(row[key] for row in best)
+                for name, mine in methods.items():
+                    least = 1e-9
+                    cost = cost_at(
+                        [row["cost"] for row in mine],
+                        [max(row[key], least) for row in mine],
+                        max(wanted, least),
+                    )
+                    table.append(
+                        {
+                            "single": steps,
+                            "target": target,
+                            "measure": short,
+                            "excess": wanted,
+                            "method": name,
+                            "cost": cost if np.isfinite(cost) else None,
+                        }
+                    )
+    return table
+
+
+def report(found: dict[str, Any]) -> str:
+    """Three tables: excesses, costs at equal quality, and where a method is within the noise of the floor."""
+    rows = found["rows"]
+    columns = [(target, short) for target in TARGETS for short in SHORT.values()]
+    header = ["method", "cost", *(f"{short} to {target}" for target, short in columns)]
+    lines = []
+    for row in rows:
+        cells = [f"{row['method']}, {row['setting']}", f"{row['cost']:.2f}"]
+        for target, short in columns:
+            key = f"{short}_to_{target}"
+            cells.append(f"{row[f'{key}_excess']:+.4f} ± {row[f'{key}_error']:.4f}")
+        lines.append(cells)
+    found["equal_quality"] = equal_quality(rows)
+    parts = [f"excess over the floor, {found['images']} images", markdown(header, lines)]
+    several = [row for row in found["equal_quality"] if row["method"] == SEVERAL]
+    if several:
+        costs = [
+            [str(row["single"]), row["target"], row["measure"], f"{row['excess']:.4f}",
+             "not reached" if row["cost"] is None else f"{row['cost']:.2f}"]
+            for row in several
+        ]  # fmt: skip
+        parts.append(markdown(["evaluations alone", "to", "measure", "excess", SEVERAL], costs))
+    for target in TARGETS:
+        words = []
+        for name, mine in by_method(rows).items():
+            enough = [row["cost"] for row in mine if within_noise(row, target)]
+            words.append(f"{name}: {f'{min(enough):.2f}' if enough else 'not reached'}")
+        parts.append(f"within two standard errors of the floor to {target} at a cost of: " + "; ".join(words))
+    return "\n\n".join(parts)
+
+
+def curves(found: dict[str, Any]) -> Figure:
+    """Excess against cost: a panel for each measure and target, a line for each method."""
+    figure = Figure(figsize=(17, 10), layout="constrained")
+    panels = figure.subplots(len(TARGETS), len(MEASURES))
+    methods = by_method(found["rows"])
+    for axes, target in zip(panels, TARGETS, strict=True):
+        for axis, measure in zip(axes, MEASURES, strict=True):
+            key = f"{SHORT[measure]}_to_{target}"
+            # Below its standard error an excess is nothing.
+            floor = float(np.median([row[f"{key}_error"] for row in found["rows"]]))
+            for number, (name, mine) in enumerate(methods.items()):
+                mine = sorted(mine, key=lambda row: row["cost"])
+                axis.plot(
+                    [row["cost"] for row in mine],
+                    [max(row[f"{key}_excess"], floor / 2) for row in mine],
+                    marker=".",
+                    color=f"C{number % 10}",
+                    linestyle="-" if number < 10 else "--",
+                    linewidth=2.4 if name == SEVERAL else 1.0,
+                    label=name,
+                )
+            axis.axhspan(0, 2 * floor, color="0.9")
+            axis.set(xscale="log", yscale="log", title=f"{measure} to {target}", xlabel="finest evaluations")
+            axis.set_ylim(bottom=floor / 2)
+            axis.grid(alpha=0.3, which="both")
+    panels[0, 0].set_ylabel("excess over the floor (grey: within two standard errors)")
+    panels[0, -1].legend(fontsize=7)
+    return figure
+
+
+def sheet(shown: Sequence[tuple[Entry, Made]]) -> Figure:
+    """The same noise by every method at each of `COSTS`: a method's images of about that cost, the dearer one where
+    two are as near."""
+    kinds = list(dict.fromkeys(entry.kind for entry, _ in shown if entry.kind != CONVERGED))
+    reference = next(made for entry, made in shown if entry.kind == CONVERGED)
+    figure = Figure(figsize=(5.6 * len(COSTS), 0.92 * (len(kinds) + 1)), layout="constrained")
+    axes = figure.subplots(len(kinds) + 1, len(COSTS), squeeze=False)
+    for column, wanted in enumerate(COSTS):
+        for axis, kind in zip(axes[:, column], kinds, strict=False):
+            mine = [made for entry, made in shown if entry.kind == kind]
+            near = min(mine, key=lambda made: abs(np.log(made.cost / wanted)) - 1e-3 * made.cost)
+            fits = 1 / SLACK < near.cost / wanted < SLACK
+            _strip(axis, f"{kind}: {near.cost:.2f}" if fits else f"{kind}: none", near if fits else None)
+        _strip(axes[-1, column], f"{CONVERGED}: {reference.cost:.0f}", reference)
+        axes[0, column].text(
+            0.5, 1.6, f"about {wanted} evaluations", transform=axes[0, column].transAxes, ha="center"
+        )
+    return figure
+
+
+def _strip(axis: Any, label: str, made: Made | None) -> None:
+    axis.set_axis_off()
+    axis.set_title(label, loc="left", fontsize=8, pad=2)
+    if made is not None:
+        strip = np.concatenate(list(made.images[:COLUMNS, ..., 0]), axis=1)
+        axis.imshow(strip, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
