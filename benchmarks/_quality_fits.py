@@ -145,11 +145,8 @@ class Fits:
 
         return self.kept(f"level {level + 1} alone, {steps} steps", make)
 
-    def judged(
-        self, steps: int, judge: Callable[[ml.MultistepCoefficients], float]
-    ) -> ml.MultistepCoefficients:
-        """The finest level alone, its grid searched for the distribution; `judge` says how far that of some steps is
-        off, in logarithms."""
+    def judged(self, steps: int, path: np.ndarray, judge: Judge) -> ml.MultistepCoefficients:
+        """The finest level alone, its grid searched for the distribution, from the one for the path and others."""
 
         def tried(places: tuple[int, ...]) -> tuple[float, tuple[int, ...], ml.MultistepCoefficients]:
             table = self.coefficients(Schedule(places, self.finest, ((),) * (len(places) - 1)))
