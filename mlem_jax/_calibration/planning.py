@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._bisection import bisect
 from .._coins import AbstractCoins, SystematicCoins
 from .allocation import FEW_FIRINGS
 from .candidates import best_candidate, Candidate, Search
