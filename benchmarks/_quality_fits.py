@@ -18,9 +18,9 @@ import mlem_jax as ml
 from mlem_jax._calibration.fit_pilots import FitPilots
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import everyone, left_out
-from mlem_jax._calibration.pilots import FixedTerms
 from mlem_jax._calibration.search_steps import Searcher, single_level
 from mlem_jax._io import write_safely
+from mlem_jax._term import FixedTerms
 from mlem_jax.diffusion import Ladder
 
 TIMES, GROUPS, SEARCHED = 128, 4, 32
