@@ -1,13 +1,17 @@
-"""Shows the signature of classes that write `__init__ = Base.__init__`, as equinox asks of final classes."""
+"""What griffe, which reads the sources for the reference, does not find by itself: the signature of classes that write
+`__init__ = Base.__init__`, as equinox asks of final classes, and functions named like the module that defines them."""
 
 from typing import Any
 
 import griffe
 
 
-class AssignedInit(griffe.Extension):
+class Resolved(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         for module in _modules(pkg):
+            for name, found in list(module.members.items()):
+                if found.is_alias:
+                    _skip_module(module, name, found.target_path)
             for found in module.classes.values():
                 if not found.is_alias:
                     _resolve(found)
@@ -28,3 +32,13 @@ def _resolve(found: griffe.Class) -> None:
         "__init__", parameters=function.parameters, returns=function.returns, docstring=function.docstring
     )
     found.set_member("__init__", copy)
+
+
+def _skip_module(module: griffe.Module, name: str, target: str) -> None:
+    """`from ._room import function` means the function, where the room has a module of the same name."""
+    try:
+        found = module.modules_collection[target]
+        if found.is_module and name in found.members:
+            module.set_member(name, griffe.Alias(name, f"{target}.{name}", parent=module))
+    except KeyError:  # Of another package.
+        pass
