@@ -56,7 +56,7 @@ def _about(command: click.Command) -> list[str]:
 
 
 def _options(command: click.Command, context: click.Context) -> list[str]:
-    rows = ["| option | what it says | default |", "|---|---|---|"]
+    rows = ["| option | meaning | default |", "|---|---|---|"]
     for option in command.get_params(context):
         if getattr(option, "hidden", False) or option.name == "help":
             continue
