@@ -51,7 +51,7 @@ print(calibration)
 # | max D_k | RMS of the level's correction $D_k = f^k - f^{k-1}$, where it is largest | falls from level to level |
 # | var J D_k | mean square movement of the *end* by a correction in one step ($J$: derivative of the end) | falls faster |
 # | mass | the same summed over the solve: how far the level could move the end | what gamma is fitted to |
-# | kurtosis | 3 for a Gaussian; large: a few trajectories decide the error | below 100, or more pilots |
+# | kurtosis | 3 for a Gaussian; large: few trajectories dominate the error | below 100, or more pilots |
 # | memory | for how many steps a correction stays alike | long: coupled coins gain much |
 # | alone | how far the level alone ends from the finest: predicted from its effects, over measured | near 1; beyond 3 or below 1/3 do not trust plans with it |
 # | share | of what independent coins would pay, by level | no level takes it all |

@@ -115,7 +115,7 @@ def test_gamma_below_two_is_measured_and_said():
     fit = regression(found.measurements)
     assert fit.gamma == pytest.approx(np.log(6) / np.log(4), rel=0.15)
     assert fit.gamma == pytest.approx(2 * fit.giles_gamma / fit.giles_beta, rel=0.02)
-    assert "independent coins do not pay" in str(found)
+    assert "independent coins do not reduce the cost" in str(found)
     # So one level alone is the better plan, though coupled coins gain.
     alone = found.plan(budget=4.0, coins=ml.IndependentCoins())
     assert len(alone.levels) == 1 and "ML-EM does not pay here" in str(alone)

@@ -163,12 +163,13 @@ def test_the_check_of_the_report_can_fail():
         made(effects, (0.01, 0.1, 1.0)), single_error=np.array([[3.0, 3.0], [1.0, 1.0], [0.1, 0.1]])
     )
     np.testing.assert_allclose(alone_ratio(measured), [1, 1, np.nan])
-    assert "do not trust" not in str(ml.Calibration(measured, ml.Trials.none()))
+    assert "not reliable" not in str(ml.Calibration(measured, ml.Trials.none()))
     wrong = measured.effects * np.array([1, 1, 100])[:, None, None]
     bad = dataclasses.replace(measured, effects=wrong)
     np.testing.assert_allclose(alone_ratio(bad), [34, 100, np.nan])
     text = str(ml.Calibration(bad, ml.Trials.none()))
-    assert "Level 1 alone ends 34 times" in text and "Level 2 alone ends 1e+02 times" in text
+    assert "Level 1: the linear model predicts 34 times" in text
+    assert "Level 2: the linear model predicts 1e+02 times" in text
 
 
 def test_an_error_out_of_reach_says_the_least_one():

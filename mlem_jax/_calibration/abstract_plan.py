@@ -1,4 +1,4 @@
-"""What every kind of plan offers: the terms, grid and solver of a solve, and what it promises."""
+"""The abstract base of plans: the terms, grid and solver of a solve, with its predicted cost and error."""
 
 import abc
 import dataclasses
@@ -22,7 +22,8 @@ _REMEDY = "Make it again: calibration.plan(...).save(FILE)."
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class AbstractPlan(abc.ABC):
-    """How to solve within a budget, and what will come of it. From `Calibration.plan`; `print` it.
+    """A way to solve within a budget or to an error, with its predicted cost and error. `Calibration.plan` and
+    `FittedSteps.plan` return plans; `print` shows them.
 
     !!! example
 
@@ -36,17 +37,19 @@ class AbstractPlan(abc.ABC):
 
     Errors are root mean squares over trajectories and components of the state.
 
-    - `ts`: times of the steps, `(N + 1,)`; `grid` is the same as a JAX array.
-    - `levels`: which of the calibrated levels are kept, as indices, cheapest first.
-    - `costs`: of one evaluation of each kept level, in evaluations of the finest calibrated level, `(K,)`.
+    - `ts`: times of the steps, `(N + 1,)`; `grid` has the same times as a JAX array.
+    - `levels`: indices of the kept levels among the calibrated ones, cheapest first.
+    - `costs`: cost of one evaluation of each kept level, in evaluations of the finest calibrated level, `(K,)`.
     - `cost`: expected cost of the solve, in evaluations of the finest level.
     - `error`: predicted distance to the exact solution of the finest level.
-    - `relative_error_of_prediction`: its relative standard error, from the differences between pilot trajectories.
-    - `finest_error`: the finest level's own error, if known; not contained in `error`.
-    - `advice`: remarks in words, one each.
-    - `levels_id`, `state_id`: for which levels and which shape of state the plan was made; empty in one made by hand.
+    - `relative_error_of_prediction`: relative standard error of `error`, from the differences between pilot
+        trajectories.
+    - `finest_error`: the error of the finest level itself, if known; not included in `error`.
+    - `advice`: remarks, one sentence or two each.
+    - `levels_id`, `state_id`: identify the levels and the shapes of the state that the plan was made for; both are
+        empty in a plan without a calibration.
 
-    Subclasses are final dataclasses. Each has a `kind`, the name of its files' format, and that format's `version`.
+    Subclasses are final dataclasses. Each has a `kind`, the name of its file format, and the `version` of the format.
     """
 
     kind: ClassVar[str]
@@ -71,20 +74,20 @@ class AbstractPlan(abc.ABC):
     @property
     @abc.abstractmethod
     def expected_firings(self) -> Float[np.ndarray, " levels"]:
-        """In how many steps of a solve each kept level fires, on average, `(K,)`."""
+        """The expected number of steps of a solve in which each kept level fires, `(K,)`."""
 
     @abc.abstractmethod
     def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
-        """The solver for `plan.terms(terms)`; `settings` are passed to it."""
+        """The solver for `plan.terms(terms)`; `settings` are those of its class."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
-        """The plan as a table for people."""
+        """The plan as a table."""
 
     @classmethod
     @abc.abstractmethod
     def _from_file(cls: type[_Plan], values: dict[str, Any], path: str | Path) -> _Plan:
-        """The plan whose fields were written to a file."""
+        """The plan from the fields in a file."""
 
     def __repr__(self) -> str:
         levels = ", ".join(str(level + 1) for level in self.levels)
@@ -99,32 +102,33 @@ class AbstractPlan(abc.ABC):
         return jnp.asarray(self.ts, jnp.result_type(float))
 
     def terms(self, terms: PyTree) -> PyTree:
-        """The same terms with the kept levels only. Raises `ValueError` for fewer levels than were
+        """The same terms with the kept levels only. Raises `ValueError` if the terms have fewer levels than were
         calibrated."""
         return with_levels(terms, self.levels, costs=self.costs)
 
     def cut(self: _Plan, start: float) -> _Plan:
-        """The rest of the plan from the first of its times at or past `start`, with the same firings there. Its error
-        is not known. Raises `ValueError` for a start past the last step, and for kinds of plans whose steps need those
-        before."""
+        """The remaining steps of the plan, from the first of its times at or after `start`, with the same firings. Its
+        error is unknown. Raises `ValueError` for a start after the beginning of the last step, and for plans whose
+        steps need the results of earlier steps."""
         raise ValueError(
-            f"A {self.kind} cannot start at {start:g}: its steps need those before. Use a plan from Calibration.plan, "
-            "or mlem_jax.steps_plan."
+            f"A {self.kind} cannot start at {start:g}: its steps need the results of earlier steps. Use a plan from "
+            "Calibration.plan, or mlem_jax.steps_plan."
         )
 
     def _first_step(self, start: float) -> int:
-        """Index of the first time at or past `start`."""
+        """Index of the first time at or after `start`. Raises `ValueError` if no step starts there or later."""
         past = (self.ts <= start) if self.ts[-1] < self.ts[0] else (self.ts >= start)
         first = int(np.argmax(past)) if np.any(past) else len(self.ts)
         if first >= len(self.ts) - 1:
             raise ValueError(
-                f"This plan has no step that starts at or past {start:g}; its last one starts at {self.ts[-2]:g}."
+                f"This plan has no step that starts at or after {start:g}; its last step starts at {self.ts[-2]:g}."
             )
         return first
 
     def require(self, levels: Sequence[Any], y0: Y) -> None:
-        """Raises `ValueError` unless the plan was made for these levels (all that were calibrated: their types,
-        settings and all numbers inside them) and a state of these shapes. A plan made by hand is for any."""
+        """Raises `ValueError` unless the plan was made for these levels and a state of these shapes. `levels` are all
+        calibrated levels; their types, settings and numbers are compared. A plan without a calibration fits any levels.
+        """
         if not self.levels_id:
             return
         found = mismatch("This plan was made for", self.levels_id, self.state_id, levels, y0)
@@ -132,13 +136,13 @@ class AbstractPlan(abc.ABC):
             raise ValueError(f"{found} Make a plan from a calibration of these levels.")
 
     def save(self, path: str | Path) -> None:
-        """Writes one `.npz` file, atomically. Raises `OSError` that says so where the disk is full."""
+        """Writes one `.npz` file atomically. Raises `OSError` if the disk is full."""
         write_record(path, self.kind, self.version, self)
 
     @classmethod
     def load(cls: type[_Plan], path: str | Path) -> _Plan:
-        """Reads what `save` wrote: `AbstractPlan.load` a plan of any kind. Raises `ValueError` for another or a damaged
-        file."""
+        """Reads a file that `save` wrote; `AbstractPlan.load` reads plans of any kind. Raises `ValueError` for a
+        damaged file or one of another kind."""
         classes = {kind.kind: kind for kind in (cls, *cls.__subclasses__()) if hasattr(kind, "kind")}
         versions = {name: kind.version for name, kind in classes.items()}
         kind, values = read_record(path, versions, "a plan", _REMEDY)

@@ -22,9 +22,9 @@ _TINY = 1e-30
 
 
 def _shape(model: LinearModel, p: np.ndarray) -> np.ndarray:
-    """`h sqrt(V / C)`, the optimum for coins that are independent over steps (theory, section 2). `V` is the mean
-    square of the effect and `C` the derivative of the expected cost with respect to `p_k`: a firing of level `k`
-    evaluates the levels `k` and `k - 1`, unless they are evaluated anyway."""
+    """`h sqrt(V / C)`, the optimum for coins that are independent over steps (docs/theory.md, "Probabilities"). `V` is
+    the mean square of the effect and `C` the derivative of the expected cost with respect to `p_k`: a firing of level
+    `k` evaluates the levels `k` and `k - 1`, unless they are evaluated anyway."""
     effect = np.sqrt(np.mean(model.effects**2, axis=2))
     finer = np.concatenate([p[:, 1:], np.zeros_like(p[:, :1])], axis=1)
     coarser = np.concatenate([np.ones_like(p[:, :1]), p[:, :-1]], axis=1)

@@ -1,4 +1,4 @@
-"""Measuring levels along real trajectories, and trying ML-EM on them."""
+"""Measurements of levels along pilot trajectories, and trial runs of the multilevel method on them."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -24,7 +24,7 @@ from .sweep import sweep
 from .trial_runs import run_trials, TRIAL_BUDGETS
 
 _TRIED = (IndependentCoins(), StratifiedCoins(), SystematicCoins(), SystematicCoins(offset=0.5))
-# Of the sweep along one batch, in runs of one level alone, for the progress bar.
+# For the progress bar only: the sweep along a batch takes about as long as four runs of a single level.
 _SWEEP_WORK = 4
 
 
@@ -45,42 +45,42 @@ def calibrate(
     trials: Sequence[AbstractCoins] = _TRIED,
     progress: bool = True,
 ) -> Calibration:
-    """Measures, along trajectories of the finest level: how large the increments of the levels are, how much
-    they move the end state, what the levels cost, and how ML-EM then does.
+    """Measures, along trajectories of the finest level, the sizes of the levels' increments, their effects on the end
+    state and the levels' costs; then tries the multilevel method on the same trajectories.
 
-    The end state's derivative is that of the flow of one cheaper level along the finest level's
-    trajectory, applied to random directions in one sweep backwards: an approximation, as good as that
-    level's derivative. The trial runs compare what follows from it with what happens.
+    The effects need the derivative of the end state with respect to earlier states. It is approximated by the
+    derivative of the flow of a cheaper level (`sensitivity_level`) along the finest level's trajectory, applied to
+    random directions in one backward sweep. The trial runs compare the errors that the effects predict with measured
+    errors.
 
     **Arguments:**
 
-    - `terms`: as for [`mlem_jax.MLEM`][]; or a function of a key that returns them, to give each pilot
-        trajectory noise of its own (otherwise all see the same).
-    - `ts`: times of the pilots' Euler steps, `(N + 1,)`: the finest grid a plan can use. `N` should be a multiple
-        of 4 with many factors of 2, since plans may take every 2nd, 4th, ... of these times.
-    - `y0s`: initial states of the `P` pilot trajectories, with a leading axis; dtypes as for `diffeqsolve`. Errors of a
-        plan are averages over such states; with `P = 32` they are good to about ten per cent.
-    - `args`: what every pilot hands to the levels as their `args`, any PyTree; or
-    - `labels`: arrays with a leading axis of `P`: what each pilot hands to them instead.
-    - `key`: for the random directions, trial coins, and noise; keyword-only.
-    - `method`: of the steps that plans take: [`mlem_jax.EulerMaruyama`][] for [`mlem_jax.MLEM`][] or
+    - `terms`: as for [`mlem_jax.MLEM`][]; or a function of a key that returns them, which gives each pilot trajectory
+        its own noise (otherwise all have the same).
+    - `ts`: times of the pilots' Euler steps, `(N + 1,)`, the finest grid that a plan can use. `N` must be a multiple of
+        4 and should have many factors of 2, since plans may use every second, fourth, ... of these times.
+    - `y0s`: initial states of the `P` pilot trajectories, with a leading axis; dtypes as for `diffeqsolve`. The errors
+        of a plan are averages over such states; with `P = 32` their standard error is about 10%.
+    - `args`: the `args` of the levels for all pilots, any PyTree; or
+    - `labels`: the `args` of the levels for each pilot, arrays with a leading axis of `P`.
+    - `key`: for the random directions, the coins of the trial runs, and noise; keyword-only.
+    - `method`: how plans take steps: [`mlem_jax.EulerMaruyama`][] for [`mlem_jax.MLEM`][], or
         [`mlem_jax.AdamsBashforth`][] for [`mlem_jax.MLAB2`][].
-    - `costs`: cost of one evaluation of each level, in any unit; or `"flops"`, as compiled; or
-        `"seconds"`, wall-clock time for a batch. By default those of the term, or else the FLOPs.
-    - `finest_error`: the finest level's own RMS error at the end, if known; only reported.
-    - `probes`: random directions per trajectory.
-    - `sensitivity_level`: index of the level whose derivative is used; the second finest by default.
-    - `batch_size`: pilot trajectories treated at a time; bounds the memory.
-    - `trials`: the coins with which to try ML-EM on the pilots. A plan with coins that were not tried is
-        only the linear model's.
+    - `costs`: cost of one evaluation of each level, in any unit; or `"flops"`, the FLOPs of the compiled level; or
+        `"seconds"`, the wall-clock seconds for a batch. By default the term's costs, or the FLOPs if it has none.
+    - `finest_error`: the RMS error of the finest level itself at the end, if known; it is only reported.
+    - `probes`: number of random directions per trajectory.
+    - `sensitivity_level`: index of the level whose derivative is used; by default the second finest.
+    - `batch_size`: number of pilot trajectories in a batch; it bounds the memory.
+    - `trials`: coin policies for trial runs on the pilots. For other policies, plans use the linear model alone.
     - `progress`: whether to show a progress bar.
 
-    Costs about `5 N` evaluations of the finest level on all pilots.
+    The measurement takes about `5 N` evaluations of the finest level per pilot.
 
-    With one level only its errors are measured, and a plan says how many steps it needs.
+    For a term with a single level only its errors are measured; a plan then chooses its number of steps.
 
     Raises `ValueError` for terms without a MultilevelTerm, for labels beside `args` or of another number than the
-    pilots, for a wrong number of costs, times that are not monotone, or `N` not a multiple of 4.
+    pilots, for invalid costs, for times that are not monotone, and unless `N` is a multiple of 4.
     """
     if not isinstance(method, AbstractMethod):
         raise ValueError(
@@ -128,8 +128,8 @@ def calibrate(
 def _sweep(
     pilots: Pilots, sensitivity_level: int, probes: int, key: PRNGKeyArray, report_progress: ReportProgress
 ) -> tuple[Float[np.ndarray, "steps levels pilots"], Float[np.ndarray, "steps levels pilots probes"]]:
-    """Squared sizes and effects of the increments on all pilots."""
-    # Terms of that level only, so that the derivatives of the others are not compiled.
+    """Mean squares and effects of the increments on all pilots."""
+    # Terms with this level only, so that the derivatives of the other levels are not compiled.
     cheap = LevelSubsetTerms(pilots.make_terms, (sensitivity_level,))
     batch_size = len(pilots.batches[0][1].noise)
     keys = jr.split(key, sum(len(inputs.noise) for _, inputs in pilots.batches))

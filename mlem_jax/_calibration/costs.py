@@ -1,4 +1,4 @@
-"""What one evaluation of each level costs: by compiled FLOPs and by the clock."""
+"""The cost of one evaluation of each level, in FLOPs as compiled and in wall-clock seconds."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +13,15 @@ from .._custom_types import Args, Y
 from .._term import MultilevelTerm
 from .pilots import PilotInputs
 
-_CLOCK_REPEATS = 5
+# The median of five calls ignores two that were interrupted.
+_TIMED_CALLS = 5
 
 
 def check_costs(
     term: MultilevelTerm, costs: Sequence[float] | str | None
 ) -> Float[np.ndarray, " levels"] | Literal["flops", "seconds"]:
-    """The given costs, or else the term's, as an array; or by what to measure them. Raises `ValueError`."""
+    """The given costs or the term's as an array, or the unit in which to measure them. Raises `ValueError` for invalid
+    costs."""
     if costs is None:
         costs = "flops" if term.costs is None else term.costs
     if isinstance(costs, str):
@@ -48,7 +50,7 @@ def relative_costs(
         costs = seconds if costs == "seconds" else np.array([_flops(f, t, y0, args) for f in term.levels])
         if not np.all(costs > 0):
             raise ValueError(
-                f"The compiled FLOPs of the levels are {costs.tolist()}, which cannot be all that they cost. Write "
+                f"XLA reports {costs.tolist()} FLOPs for the levels, which cannot be their whole cost. Write "
                 "MultilevelTerm(..., costs=(...)), in any unit, or calibrate(..., costs='seconds')."
             )
     return costs / costs[-1]
@@ -60,7 +62,7 @@ def _flops(level: Any, t: Any, y0: Y, args: Args) -> float:
 
 
 def time_levels(term: MultilevelTerm, t: Any, ys: Y, inputs: PilotInputs, args: Args) -> np.ndarray:
-    """Median seconds of one evaluation of each level on a batch, without compilation."""
+    """The median wall-clock seconds of one evaluation of each level on a batch, without compilation, `(K,)`."""
     medians = []
     for level in term.levels:
 
@@ -70,7 +72,7 @@ def time_levels(term: MultilevelTerm, t: Any, ys: Y, inputs: PilotInputs, args: 
         call = eqx.filter_jit(on_batch)
         jax.block_until_ready(call(t, ys, inputs, args))
         times = []
-        for _ in range(_CLOCK_REPEATS):
+        for _ in range(_TIMED_CALLS):
             start = time.perf_counter()
             jax.block_until_ready(call(t, ys, inputs, args))
             times.append(time.perf_counter() - start)

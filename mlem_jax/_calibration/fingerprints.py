@@ -1,4 +1,4 @@
-"""Whether levels and a state are those that a calibration or a plan was made for."""
+"""Comparison of levels and a state with those that a calibration or a plan was made for."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from .._fingerprint import level_id, state_id
 def mismatch(
     what: str, levels_id: tuple[str, ...], made_for_state: str, levels: Sequence[Any], y0: Y
 ) -> str | None:
-    """A sentence beginning with `what` that says how levels (their types, settings and all numbers inside them) or the
-    shapes of a state differ from those that something was made for; `None` if they do not."""
+    """A sentence, beginning with `what`, about how levels (their types, settings and numbers) or the shapes of a state
+    differ from those that something was made for; `None` if they do not differ."""
     ids = tuple(level_id(level) for level in levels)
     if len(ids) != len(levels_id):
         return f"{what} {len(levels_id)} levels and is used with {len(ids)}."

@@ -1,4 +1,4 @@
-"""What `calibrate` is given, checked and turned into pilots."""
+"""The arguments of `calibrate`, checked and converted to pilots."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,13 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, PRNGKeyArray, PyTree
 
+from .._checks import as_grid
 from .._custom_types import Args, Y
 from .._term import as_terms_of_key, find_multilevel_term, MakeTerms
 from .pilots import PilotInputs, Pilots
+
+# Single levels are solved with all, half and a quarter of the steps.
+_STEPS_DIVISOR = 4
 
 
 def make_pilots(
@@ -21,9 +25,13 @@ def make_pilots(
     key: PRNGKeyArray,
     batch_size: int,
 ) -> Pilots:
-    """The pilots in batches. Raises `ValueError` for whatever does not fit together."""
-    ts = jnp.asarray(ts, jnp.result_type(float))
-    _check_times(ts)
+    """The pilots in batches. Raises `ValueError` for arguments that do not fit together."""
+    ts = as_grid("calibrate", ts).astype(jnp.result_type(float))
+    if (len(ts) - 1) % _STEPS_DIVISOR:
+        raise ValueError(
+            f"calibrate was given {len(ts) - 1} steps; their number has to be a multiple of {_STEPS_DIVISOR}, for "
+            "example ts = jnp.linspace(t0, t1, 129)."
+        )
     y0s = jtu.tree_map(lambda y: _as_solved(y, ts), y0s)
     count = _count(y0s)
     make_terms = as_terms_of_key(terms)
@@ -40,12 +48,13 @@ def make_pilots(
 
 
 def _as_solved(y: ArrayLike, ts: Array) -> Array:
-    """With the dtype that `diffeqsolve` gives to a state."""
+    """An initial state with the dtype that `diffeqsolve` gives it."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.asarray(y, jnp.result_type(y, ts))
 
 
 def _count(y0s: PyTree[Array]) -> int:
+    """The number of pilots. Raises `ValueError` unless all arrays have the same leading axis."""
     shapes = [leaf.shape for leaf in jtu.tree_leaves(y0s)]
     counts = {shape[:1] for shape in shapes}
     if len(counts) != 1 or counts == {()} or counts == {(0,)}:
@@ -57,6 +66,7 @@ def _count(y0s: PyTree[Array]) -> int:
 
 
 def check_labels(labels: PyTree, args: Args, pilots: int) -> None:
+    """Raises `ValueError` for labels beside `args` or unless there is one label for each pilot."""
     if labels is not None and args is not None:
         raise ValueError("Give args, the same for all pilots, or labels, one for each; not both.")
     for leaf in jtu.tree_leaves(labels):
@@ -67,16 +77,8 @@ def check_labels(labels: PyTree, args: Args, pilots: int) -> None:
             )
 
 
-def _check_times(ts: jax.Array) -> None:
-    steps = np.diff(np.asarray(ts))
-    if ts.ndim != 1 or len(steps) < 4 or len(steps) % 4 or not (np.all(steps > 0) or np.all(steps < 0)):
-        raise ValueError(
-            f"calibrate was given times of shape {ts.shape}; an increasing or decreasing sequence is "
-            "expected whose number of steps is a multiple of 4, for example jnp.linspace(t0, t1, 129)."
-        )
-
-
 def check_finite(effects: np.ndarray, ts: Array) -> None:
+    """Raises `ValueError` if the effects `(steps, levels, pilots, probes)` of a pilot are not finite."""
     bad = ~np.all(np.isfinite(effects), axis=(1, 3))
     if np.any(bad):
         steps = len(ts) - 1

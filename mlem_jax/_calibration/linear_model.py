@@ -1,12 +1,12 @@
-r"""The error that coins cause at the end of a solve, predicted from a measured.
+r"""The linear model: the coin error at the end of a solve, predicted from the measured effects.
 
 To first order in the increments, a solve with weights `w` ends at
 
 $$x_T - x_T^{(K)} = \sum_n \sum_k h_n (w_{k,n} - 1) J_n D_k(t_n, x_n)$$
 
-away from Euler on the finest level (theory: section 2 of the paper's analysis, Jacot 2026). The calibration
-has the terms of that sum on pilot trajectories, so any pattern of weights, of any policy, can be priced
-without evaluating a level again.
+away from Euler on the finest level (Jacot 2026; docs/theory.md, "Probabilities"). The calibration has measured the
+terms of this sum on pilot trajectories, so the error of any weights of any policy is predicted without evaluating a
+level.
 """
 
 from typing import NamedTuple
@@ -20,20 +20,24 @@ from .._coins import AbstractCoins, level_coefficients, simulate_counts
 from .._solver import AbstractMethod
 from .measurements import Measurements
 
-FEW_SEEDS = 12  # for searching
-MANY_SEEDS = 128  # for what is promised: the error's own error is then 1 / sqrt(2 * 128) = 6%
+# Keys of random coins in the search for a plan, and in the prediction for the plan that is found. The standard error of
+# a predicted RMS error is then 1 / sqrt(2 * 12) = 20% in the search, where all candidates use the same keys and it
+# partially cancels, and 1 / sqrt(2 * 128) = 6% in the prediction, below the 10% of 32 pilots.
+FEW_SEEDS, MANY_SEEDS = 12, 128
+_TINY = 1e-300
 
 
 class Selection(NamedTuple):
-    """Which levels are kept (indices, the finest last), and the stride in the measured steps."""
+    """The indices of the kept levels, the finest last, and the stride in the measured steps."""
 
     levels: tuple[int, ...]
     stride: int
 
 
 class LinearModel(NamedTuple):
-    """What a solve of kept levels on a coarser grid sees of the measurements, padded to their shape so that one
-    compiled simulation serves all selections: padded entries always fire and move nothing."""
+    """The measurements for some of the levels on a coarser grid. All arrays are padded to the shape of the
+    measurements, so that one compiled simulation serves all selections; padded entries always fire and have no
+    effect."""
 
     effects: Float[np.ndarray, "steps levels paths"]
     lengths: Float[np.ndarray, " steps"]
@@ -45,7 +49,7 @@ class LinearModel(NamedTuple):
 
 
 def select(measured: Measurements, selection: Selection) -> LinearModel:
-    """Increments between kept levels are sums of those between all levels."""
+    """The linear model of a selection. An increment between kept levels is a sum of increments between all levels."""
     levels, stride = selection
     num_levels, ts = measured.num_levels, measured.ts[::stride]
     steps, pad = len(ts) - 1, num_levels - len(levels)
@@ -63,8 +67,8 @@ def select(measured: Measurements, selection: Selection) -> LinearModel:
 
 
 def _where_they_act(measured: Measurements, stride: int) -> Float[np.ndarray, "steps levels pilots probes"]:
-    """The effects in steps of `stride` of the measured ones, at the method's place in a step, interpolated between the
-    starts of two measured steps."""
+    """The effects of the steps of a coarser grid, at the position in a step where the method applies corrections;
+    interpolated between the starts of two measured steps."""
     effects = measured.effects.astype(float)
     starts = np.arange(0, len(effects), stride)
     position = measured.method.correction_position
@@ -81,33 +85,33 @@ def _where_they_act(measured: Measurements, stride: int) -> Float[np.ndarray, "s
 def firing_counts(
     coins: AbstractCoins, p: Float[np.ndarray, "steps levels"], keys: Key[Array, " seeds"]
 ) -> Int[np.ndarray, "seeds steps levels"]:
-    """How often each level fires in each step of a solve, for each key."""
+    """How many times each level fires in each step of a solve, for each key, as a NumPy array."""
     return np.asarray(simulate_counts(coins, jnp.asarray(p, jnp.result_type(float)), keys))
 
 
 def predict(
     model: LinearModel, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, *, seeds: int = FEW_SEEDS
 ) -> tuple[float, float, float]:
-    """Cost in finest evaluations, RMS error of the end state due to the coins, and the relative standard
-    error of that prediction (from the differences between pilots), for probabilities of the padded shape."""
+    """For probabilities of the padded shape: the expected cost in finest-level evaluations, the RMS coin error at the
+    end, and the relative standard error of that prediction, from the differences between pilots."""
     covariance = coins.weight_covariance(p)
     if covariance is None:
         squares = _squares(model, _weights(coins, p, seeds))
     else:
         moves = model.lengths[:, None, None] * model.effects
         squares = np.einsum("njp,njk,nkp->p", moves, np.asarray(covariance), moves, optimize=True)
-    # The directions of one pilot share its trajectory; only pilots are independent.
+    # The directions of one pilot share its trajectory; only different pilots are independent.
     by_pilot = np.mean(squares.reshape(model.pilots, -1), axis=1)
     mean = float(np.mean(by_pilot))
-    uncertainty = 0.5 * float(np.std(by_pilot) / np.sqrt(len(by_pilot)) / max(mean, 1e-300))
+    uncertainty = 0.5 * float(np.std(by_pilot) / np.sqrt(len(by_pilot)) / max(mean, _TINY))
     return expected_cost(model, p, coins, seeds=seeds), float(np.sqrt(mean)), uncertainty
 
 
 def expected_cost(
     model: LinearModel, p: Float[np.ndarray, "steps levels"], coins: AbstractCoins, *, seeds: int = FEW_SEEDS
 ) -> float:
-    """Cost of a solve in finest evaluations, for probabilities of the padded shape."""
-    # Without the rows and columns of padding, in which nothing is evaluated.
+    """The expected cost of a solve in finest-level evaluations, for probabilities of the padded shape."""
+    # Nothing is evaluated in the rows and columns of padding.
     kept = slice(0, model.steps), slice(model.pad, None)
     active, fired = coins.active_probability(p[kept]), p[kept]
     if active is None:
@@ -119,7 +123,7 @@ def expected_cost(
 def error_of_counts(
     model: LinearModel, p: Float[np.ndarray, "steps levels"], counts: Int[np.ndarray, "seeds steps levels"]
 ) -> float:
-    """RMS error of the end state for given firings."""
+    """The RMS coin error at the end for given firings."""
     return float(np.sqrt(np.mean(_squares(model, _ratio(counts, p)))))
 
 
@@ -133,7 +137,7 @@ def _weights(
 def _ratio(
     counts: Int[np.ndarray, "seeds steps levels"], p: Float[np.ndarray, "steps levels"]
 ) -> Float[np.ndarray, "seeds steps levels"]:
-    # In the solver's precision, in which equal probabilities give equal weights.
+    # In the solver's precision, in which equal probabilities have equal weights.
     precision = jnp.result_type(float)
     return (counts.astype(precision) / p.astype(precision)).astype(float)
 
@@ -141,6 +145,6 @@ def _ratio(
 def _squares(
     model: LinearModel, weights: Float[np.ndarray, "seeds steps levels"]
 ) -> Float[np.ndarray, " paths"]:
-    """Mean squares over seeds of the end state's error, for each pilot and direction."""
+    """The mean square over seeds of the coin error at the end, for each pilot and direction."""
     moved = np.einsum("snk,nkp->sp", (weights - 1) * model.lengths[:, None], model.effects, optimize=True)
     return np.mean(moved**2, axis=0)

@@ -1,4 +1,4 @@
-"""Pilot trajectories: what each is given, the terms to solve, and solves of batches of them."""
+"""Pilot trajectories: their inputs, their terms, and solves of batches of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,24 +15,25 @@ from .._custom_types import Args, RealScalarLike, Y
 from .._solver import AbstractMethod
 from .._term import find_multilevel_term, MakeTerms, MultilevelTerm, with_levels
 
-# Of what is being done, and of how much work is done since the last call.
+# Takes the name of the current stage, and the amount of work done since the last call.
 ReportProgress = Callable[[str, int], None]
 
 
 class PilotInputs(NamedTuple):
-    """What a pilot is given beside its initial state, or with a leading axis what many are: the key of its noise and
-    its label."""
+    """The inputs of a pilot beside its initial state: the key of its noise, and its label. With a leading axis, those
+    of several pilots."""
 
     noise: Key[Array, "..."]
     label: PyTree = None
 
     def args(self, shared: Args) -> Args:
-        """What the pilot hands to the levels: its label if it has one, else what all hand to them."""
+        """The `args` of the levels: the pilot's label if it has one, or else the `args` that all pilots share."""
         return shared if self.label is None else self.label
 
 
 class SingleLevelTerms(eqx.Module):
-    """Terms with one of their levels alone, whose index is an argument of compiled code too."""
+    """Terms with one of their levels. Its index is an argument of compiled code, so all levels share one
+    compilation."""
 
     make_terms: MakeTerms
     place: int | None = eqx.field(static=True)
@@ -43,8 +44,8 @@ class SingleLevelTerms(eqx.Module):
         _, term = find_multilevel_term(terms)
 
         def selected(t: RealScalarLike, y: Y, args: Args) -> Y:
-            # Plain functions, because lax.switch hashes its branches and modules have no hash. They capture args, which
-            # may contain what is no array.
+            # lax.switch hashes its branches, so these are functions and not modules, which have no hash. They capture
+            # args, which may contain objects that are not arrays.
             branches = [lambda t, y, f=f: f(t, y, args) for f in term.levels]
             return jax.lax.switch(self.level, branches, t, y)
 
@@ -55,7 +56,7 @@ class SingleLevelTerms(eqx.Module):
 
 
 class LevelSubsetTerms(eqx.Module):
-    """Terms with some of their levels."""
+    """Terms with a subset of their levels."""
 
     make_terms: MakeTerms
     levels: tuple[int, ...] = eqx.field(static=True)
@@ -65,8 +66,13 @@ class LevelSubsetTerms(eqx.Module):
 
 
 class Pilots(NamedTuple):
-    """The problem and its pilot trajectories: the terms of each, the place of the multilevel term in them, that term,
-    the finest grid, what all pilots hand to the levels, and initial states and inputs by batches."""
+    """The problem and its pilot trajectories.
+
+    - `make_terms`: a function of a key that returns a pilot's terms; `place` and `term`: the index of the multilevel
+        term in them (`None` if it is alone), and that term.
+    - `ts`: the finest grid; `args`: what all pilots share.
+    - `batches`: initial states and inputs, in batches.
+    """
 
     make_terms: MakeTerms
     place: int | None
@@ -104,7 +110,7 @@ def _initial_states(
     args: Args,
     inputs: PilotInputs,
 ) -> PyTree:
-    """The solver's state before the first step, for a batch of trajectories."""
+    """The initial solver states of a batch of trajectories."""
 
     def one(y0: Y, inputs: PilotInputs) -> PyTree:
         return solver.init(make_terms(inputs.noise), ts[0], ts[1], y0, inputs.args(args))
@@ -123,7 +129,7 @@ def _ends(
     args: Args,
     inputs: PilotInputs,
 ) -> tuple[Y, PyTree]:
-    """End states of a batch of trajectories and the solver's states there, given those from before."""
+    """End states and solver states of a batch of trajectories. `last` are the solver states of an earlier segment."""
 
     def one(y0: Y, last: PyTree, inputs: PilotInputs) -> tuple[Y, PyTree]:
         terms, given = make_terms(inputs.noise), inputs.args(args)
@@ -145,9 +151,9 @@ def segmented_ends(
     args: Args,
     inputs: PilotInputs,
 ) -> Y:
-    """End states of solves that are cut into segments of `segment` steps, so that one compiled solve serves all step
-    counts. `solver_of` returns the solver of the steps in a slice; what the method remembers of its last steps is
-    handed on from segment to segment."""
+    """End states of solves in segments of `segment` steps each, so that one compiled solve serves all numbers of steps.
+    `solver_of` returns the solver for the steps in a slice. The values of earlier steps that the method uses are passed
+    from one segment to the next."""
     last = _initial_states(solver_of(slice(0, segment)), make_terms, ts[:2], ys, args, inputs)
     for start in range(0, len(ts) - 1, segment):
         solver = solver_of(slice(start, start + segment))
@@ -156,7 +162,7 @@ def segmented_ends(
 
 
 def differences(ends: list[PyTree], others: list[PyTree]) -> Shaped[np.ndarray, "pilots components"]:
-    """The components of end states less those of others, in double precision."""
+    """The differences between two lists of end states, in double precision."""
     found = []
     for end, other in zip(ends, others, strict=True):
         pairs = zip(jtu.tree_leaves(end), jtu.tree_leaves(other), strict=True)
@@ -167,7 +173,7 @@ def differences(ends: list[PyTree], others: list[PyTree]) -> Shaped[np.ndarray, 
 
 
 def squared_distances(ends: list[PyTree], others: list[PyTree]) -> Float[np.ndarray, " pilots"]:
-    """Mean squares over the state's components, for each pilot; infinite where a solve exploded."""
+    """The mean square over the state's components of the distance of each pilot; infinite where a solve diverged."""
     squares = np.mean(np.abs(differences(ends, others)) ** 2, axis=1)
     return np.nan_to_num(squares, nan=np.inf, posinf=np.inf)
 
@@ -175,7 +181,8 @@ def squared_distances(ends: list[PyTree], others: list[PyTree]) -> Float[np.ndar
 def cosine(
     first: Shaped[np.ndarray, "pilots components"], second: Shaped[np.ndarray, "pilots components"]
 ) -> float:
-    """Of the angle between two sets of vectors, over all pilots; 0 where one of them vanishes or exploded."""
+    """The cosine of the angle between two sets of vectors over all pilots; 0 if one of them vanishes or is not
+    finite."""
     length = np.sqrt(np.sum(np.abs(first) ** 2) * np.sum(np.abs(second) ** 2))
     if not 0 < length < np.inf:
         return 0.0
@@ -183,7 +190,7 @@ def cosine(
 
 
 def root_mean(squares: Float[np.ndarray, " pilots"]) -> tuple[float, float]:
-    """Root of the mean over pilots, and its relative standard error from their differences."""
+    """The root of the mean over pilots, and its relative standard error from the differences between pilots."""
     mean = float(np.mean(squares))
     if not 0 < mean < np.inf:
         return float(np.sqrt(mean)), 0.0
@@ -191,5 +198,5 @@ def root_mean(squares: Float[np.ndarray, " pilots"]) -> tuple[float, float]:
 
 
 def rms_distance(ends: list[PyTree], others: list[PyTree]) -> float:
-    """RMS distance over pilots and components."""
+    """The RMS distance over pilots and components."""
     return root_mean(squared_distances(ends, others))[0]

@@ -1,4 +1,4 @@
-"""The plan of a multilevel solver with coins, or of one level alone."""
+"""The plan of a multilevel solver with coins, or of a single level."""
 
 import dataclasses
 from pathlib import Path
@@ -16,32 +16,31 @@ from .abstract_plan import AbstractPlan
 from .files import decode_record
 from .linear_model import firing_counts
 
-# A ratio to a linear error that all but vanishes says no more than that.
+# Larger ratios are not printed: their denominator is a linear error close to zero, of which only that is known.
 _LARGEST_RATIO = 100.0
 
 
 def times(ratio: float) -> str:
-    """A ratio in words."""
+    """A ratio as text."""
     return f"{ratio:.2g} times" if ratio < _LARGEST_RATIO else f"over {_LARGEST_RATIO:.0f} times"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Plan(AbstractPlan):
-    """A plan of [`mlem_jax.MLEM`][] or [`mlem_jax.MLAB2`][], or of one level alone.
+    """A plan of [`mlem_jax.MLEM`][] or [`mlem_jax.MLAB2`][], or of a single level.
 
-    What all plans offer is in [`mlem_jax.AbstractPlan`][]. One level alone means no coins: `advice` says why. `error`
-    is that of `discretisation` and `coin_error` together: the root of the sum of their squares, or more where the
-    trial runs showed that they point the same way (`Trials.alignment`).
+    The attributes and methods of all plans are described at [`mlem_jax.AbstractPlan`][]. A plan with a single level has
+    no coins; `advice` gives the reason. `error` combines `discretisation` and `coin_error`: it is the root of the sum
+    of their squares, or more if the two errors had the same direction in the trial runs (`Trials.alignment`).
 
     - `table`: probability of each kept level in each step, `(N, K)`.
-    - `coins`: the policy.
-    - `method`: of the steps, [`mlem_jax.EulerMaruyama`][] or [`mlem_jax.AdamsBashforth`][].
-    - `discretisation`: what the finest level alone would err with the same steps.
-    - `coin_error`: what the coins add.
-    - `nonlinearity`: `coin_error`, which contains what the calibration's trial runs showed, over what the linear
-        model alone would say.
-    - `speedup_over_finest`, `speedup_over_single`: cost, at the same predicted error, of the same method on the
-        finest level alone, and on the best single level, over `cost`.
+    - `coins`: the coin policy.
+    - `method`: how steps are taken, [`mlem_jax.EulerMaruyama`][] or [`mlem_jax.AdamsBashforth`][].
+    - `discretisation`: the error of the finest level alone with the same steps.
+    - `coin_error`: the error that the coins add.
+    - `nonlinearity`: `coin_error`, which takes the trial runs into account, over that of the linear model alone.
+    - `speedup_over_finest`, `speedup_over_single`: the cost at which the same method on the finest level alone, and on
+        the best single level, has the same predicted error, over `cost`.
     """
 
     kind: ClassVar[str] = "plan with coins"
@@ -58,7 +57,7 @@ class Plan(AbstractPlan):
 
     @property
     def deterministic(self) -> bool:
-        """Whether solves with different keys are the same."""
+        """Whether solves with different keys are equal: with a single level or deterministic coins."""
         return len(self.levels) == 1 or self.coins.deterministic
 
     @property
@@ -68,26 +67,26 @@ class Plan(AbstractPlan):
 
     @property
     def probabilities(self) -> TabulatedProbabilities:
-        """Probabilities of the kept levels as a function of time."""
+        """The probabilities of the kept levels as a function of time."""
         return TabulatedProbabilities(self.ts[:-1], self.table)
 
     def firing_pattern(self, *, key: PRNGKeyArray) -> Bool[np.ndarray, "steps levels"]:
-        """In which steps each kept level's coin comes up for a key, without a solve."""
+        """The steps in which each kept level fires with this key, `(N, K)`. No level is evaluated."""
         solver = self.solver(key=key)
         if not isinstance(solver, AbstractMultilevelSolver) or len(self.levels) == 1:
             return np.ones(self.table.shape, bool)
         return firing_counts(self.coins, self.table, solver.key[None])[0] > 0
 
     def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
-        """The solver for `plan.terms(terms)`: a multilevel one, to which further settings (`record`, `shared`,
-        `check_finite`) are passed. Where one level alone is best and there are no settings, the method's solver for one
-        level. Raises `TypeError` for a setting that the multilevel solver does not have."""
+        """The solver for `plan.terms(terms)`. It is the multilevel solver, with `settings` such as `record`, `shared`
+        and `check_finite`; for a plan with a single level and no settings it is the method's single-level solver.
+        Raises `TypeError` for a setting that the multilevel solver does not have."""
         if len(self.levels) == 1 and not settings:
             return self.method.single_level_solver()
         return self.method.multilevel_solver(self.probabilities, coins=self.coins, key=key, **settings)
 
     def cut(self, start: float) -> "Plan":
-        """See [`mlem_jax.AbstractPlan`][]. Its cost counts the steps that are left."""
+        """See [`mlem_jax.AbstractPlan`][]. The cost is that of the remaining steps."""
         first = self._first_step(start)
         table, coins, evaluations = self.table[first:], self.coins, np.array([len(self.ts) - 1.0 - first])
         if len(self.levels) > 1:
@@ -108,7 +107,7 @@ class Plan(AbstractPlan):
             nonlinearity=unknown,
             speedup_over_finest=unknown,
             speedup_over_single=unknown,
-            advice=(f"Cut at {self.ts[first]:g} from a longer plan: its error is not known.",),
+            advice=(f"Cut from a longer plan at {self.ts[first]:g}: its error is unknown.",),
         )
 
     @classmethod
@@ -126,8 +125,8 @@ class Plan(AbstractPlan):
         for column, level in enumerate(self.levels):
             lines.append(f"{level + 1:5d}  {self.costs[column]:9.4f}  {firings[column]:16.1f}")
         lines.append(f"expected cost          {self.cost:.2f} finest-level evaluations")
-        spread = self.relative_error_of_prediction
-        lines.append(f"predicted error        {self.error:.4g} ± {100 * spread:.0f}%")
+        percent = 100 * self.relative_error_of_prediction
+        lines.append(f"predicted error        {self.error:.4g} ± {percent:.0f}%")
         lines.append(f"  steps ({method})".ljust(23) + f"{self.discretisation:.4g}")
         lines.append(
             f"  coins                {self.coin_error:.4g}  ({times(self.nonlinearity)} the linear model's)"

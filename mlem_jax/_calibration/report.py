@@ -1,4 +1,4 @@
-"""A calibration in words and numbers, in the manner of Giles' `mlmc_test` (Acta Numerica 2015)."""
+"""The report of a calibration, modelled on Giles' `mlmc_test` (Acta Numerica 2015)."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,31 @@ from .measurements import Measurements
 from .plan import times
 from .trials import Trials
 
-# Warnings are given beyond these. Giles (2015) warns of a kurtosis above 100.
+# Warnings are given beyond these bounds. Giles (2015, section 3) warns of a kurtosis above 100.
 _KURTOSIS = 100.0
+# The linear model's prediction of a single level's error, over the measured error. For the shipped levels the ratio
+# lies between 0.73 and 1.88.
 _FAR_OFF = 3.0
+# The ratio of the costs of neighbouring levels. With gamma = 2.5 a level of half the cost has only 1.3 times the error;
+# the shipped ladders have ratios from 4.7 to 6.1.
 _CLOSE_COSTS = 2.0
+# Measured over predicted error of a trial run, the bound of `planning._STRONGLY_NONLINEAR`.
 _MUCH_WORSE = 2.0
+# Levels with an increment above this fraction of the cheapest level's lie on the plateau before errors decrease.
+_PLATEAU = 0.5
+# The autocorrelation below which effects are called uncorrelated.
+_CORRELATED = 0.5
+# Independent coins reduce the exponent of the cost only for gamma above 2 (Jacot 2026).
+_HARDER_THAN_MONTE_CARLO = 2.0
 _SMALLEST = 1e-30
 
 
 class Regression(NamedTuple):
     """`|D_k| ~ C_k**(-1 / gamma)`, fitted by least squares in logarithms.
 
-    - `gamma` and its `standard_error` (infinite with two points); `levels`, the numbers of those used.
-    - `giles_beta`, `giles_gamma`: `V ~ 2**(-beta l)`, `C ~ 2**(gamma_G l)` with `l` the number of the level.
-        The two gammas are not the same: `gamma = 2 gamma_G / beta`.
+    - `gamma` and its `standard_error` (infinite with two points); `levels`, the numbers of the levels in the fit.
+    - `giles_beta`, `giles_gamma`: the exponents of Giles, `V ~ 2**(-beta l)` and `C ~ 2**(gamma_G l)` with `l` the
+        number of the level. The two gammas differ: `gamma = 2 gamma_G / beta`.
     """
 
     gamma: float
@@ -33,15 +44,15 @@ class Regression(NamedTuple):
 
 
 def regression(measured: Measurements) -> Regression | None:
-    """Measures gamma from the levels' `mass` (how far their increments could move the end state).
+    """Fits gamma to the levels' `mass`, the size of their effects on the end state.
 
-    The cheapest level is no correction and takes no part; nor do levels at the cheap end whose increment is
-    not smaller than half of what the cheapest level itself moves: that is the plateau before a rate exists.
-    `None` with fewer than two levels left.
+    The fit leaves out the cheapest level, which is not a correction, and the next levels while their mass is larger
+    than half of the cheapest level's: errors have not started to decrease there. `None` if fewer than two levels
+    remain.
     """
     mass, costs = measured.mass, measured.costs
     used = list(range(1, measured.num_levels))
-    while len(used) > 2 and mass[used[0]] > 0.5 * mass[0]:
+    while len(used) > 2 and mass[used[0]] > _PLATEAU * mass[0]:
         used.pop(0)
     if len(used) < 2:
         return None
@@ -65,8 +76,8 @@ def regression(measured: Measurements) -> Regression | None:
 
 
 def kurtosis(measured: Measurements) -> np.ndarray:
-    """Of the effects `J D_k` over pilots and directions, averaged over time with weights `h**2 E(J D_k)**2`,
-    `(K,)`. 3 for a Gaussian; large values mean that a few trajectories decide the error."""
+    """The kurtosis of the effects `J D_k` over pilots and directions, averaged over time with weights
+    `h**2 E(J D_k)**2`, `(K,)`. It is 3 for a Gaussian; a large value means that few trajectories dominate the error."""
     effects = measured.effects.astype(float)
     second, fourth = np.mean(effects**2, axis=(2, 3)), np.mean(effects**4, axis=(2, 3))
     weights = np.diff(measured.ts)[:, None] ** 2 * second
@@ -74,8 +85,8 @@ def kurtosis(measured: Measurements) -> np.ndarray:
 
 
 def memory(measured: Measurements) -> np.ndarray:
-    """Over how many steps the effects `h J D_k` stay alike: the lag at which their autocorrelation along
-    the path falls below one half, `(K,)`. Coupled coins cancel what varies slower than that."""
+    """The number of steps over which the effects `h J D_k` are correlated: the lag at which their autocorrelation along
+    the trajectory falls below one half, `(K,)`. The errors of coupled coins cancel within windows shorter than that."""
     moves = measured.effects.astype(float) * np.abs(np.diff(measured.ts))[:, None, None, None]
     steps = moves.shape[0]
     found = np.full(measured.num_levels, float(steps))
@@ -84,31 +95,32 @@ def memory(measured: Measurements) -> np.ndarray:
         for lag in range(1, steps):
             top = np.sum(x[lag:] * x[:-lag])
             bottom = np.sqrt(np.sum(x[lag:] ** 2) * np.sum(x[:-lag] ** 2))
-            if top < 0.5 * bottom:
+            if top < _CORRELATED * bottom:
                 found[k] = lag
                 break
     return found
 
 
 def alone_ratio(measured: Measurements) -> Float[np.ndarray, " levels"]:
-    """How far each level alone ends from the finest one as its effects predict, `sum_n h_n J (f^K - f^k)`, over how far
-    it was measured to end, `(K,)`; NaN for the finest level.
+    """The distance of each level alone to the finest level at the end, as predicted from the effects by
+    `sum_n h_n J (f^K - f^k)`, over the measured distance, `(K,)`; NaN for the finest level.
 
-    The prediction comes from the sweep along the finest level's path, the measurement from solves of the level alone.
-    About 1 where the linear model holds; far from 1 where the increments are not what the solver evaluates (a level
-    that is not a function of its arguments) or where the level leaves the neighbourhood of the path.
+    The prediction uses the sweep along the finest level's trajectory, the measurement solves of the level alone. The
+    ratio is about 1 where the linear model holds. It is far from 1 if the level departs far from the finest level's
+    trajectory, or if it is not a function of its arguments, so that the sweep and the solves evaluate different drifts.
     """
     moves = np.einsum("nkpr,n->kpr", measured.effects.astype(float), np.abs(np.diff(measured.ts)))
-    # The increments of all finer levels are what a level alone lacks.
-    lacking = np.cumsum(moves[::-1], axis=0)[::-1][1:]
-    predicted = np.sqrt(np.mean(lacking**2, axis=(1, 2)))
+    # The increments of all finer levels, which a level alone does not have.
+    missing = np.cumsum(moves[::-1], axis=0)[::-1][1:]
+    predicted = np.sqrt(np.mean(missing**2, axis=(1, 2)))
     found = measured.single_error[:-1, -1]
     return np.append(predicted / np.maximum(found, _SMALLEST), np.nan)
 
 
-def useless(measured: Measurements) -> list[int]:
-    """Levels (numbers) that cost more than they correct: dropping them leaves a larger increment for the next
-    level, but `mass * sqrt(cost)`, what independent coins pay, summed over levels is smaller without."""
+def dominated(measured: Measurements) -> list[int]:
+    """The numbers of the levels without which independent coins are cheaper. Leaving a level out makes the increment of
+    the next level larger, but may make the sum of `mass * sqrt(cost)` over levels, which determines the cost at a given
+    error (docs/theory.md, "Probabilities"), smaller."""
 
     def price(levels: list[int]) -> float:
         effects = measured.effects.astype(float)
@@ -126,31 +138,33 @@ def useless(measured: Measurements) -> list[int]:
 
 
 def warnings(measured: Measurements, trials: Trials) -> list[str]:
-    """Remarks on what will go wrong, in words."""
+    """Warnings about levels and trial runs."""
     found = []
     for k, value in enumerate(kurtosis(measured)):
         if value > _KURTOSIS:
             found.append(
-                f"Level {k + 1}: kurtosis {value:.0f} > 100: a few trajectories decide the error; use more pilots."
+                f"Level {k + 1}: kurtosis {value:.0f} > {_KURTOSIS:.0f}: few trajectories dominate the error; use more "
+                "pilots."
             )
     for k, ratio in enumerate(alone_ratio(measured)[:-1]):
         if not 1 / _FAR_OFF < ratio < _FAR_OFF:
             found.append(
-                f"Level {k + 1} alone ends {ratio:.2g} times as far from the finest level as measured, says the linear "
-                "model: do not trust predictions with this level. Is it a function of t, y and args only?"
+                f"Level {k + 1}: the linear model predicts {ratio:.2g} times the measured distance of this level alone "
+                "to the finest level. Predictions with this level are not reliable. Is it a function of t, y and args "
+                "only?"
             )
     ratios = measured.costs[1:] / measured.costs[:-1]
     for k, ratio in enumerate(ratios):
         if ratio < _CLOSE_COSTS:
             found.append(
-                f"Levels {k + 1} and {k + 2} are close together: their costs differ by a factor of {ratio:.2g} only."
+                f"Levels {k + 1} and {k + 2} are close together: their costs differ only by a factor of {ratio:.2g}."
             )
-    for number in useless(measured):
+    for number in dominated(measured):
         found.append(f"Level {number} costs more than it corrects; a plan may leave it out.")
     fit = regression(measured)
-    if fit is not None and 0 < fit.gamma <= 2:
+    if fit is not None and 0 < fit.gamma <= _HARDER_THAN_MONTE_CARLO:
         found.append(
-            f"gamma = {fit.gamma:.2f} is not above 2: independent coins do not pay here (the drift is not "
+            f"gamma = {fit.gamma:.2f} is not above 2: independent coins do not reduce the cost here (the drift is not "
             "harder than Monte Carlo); coupled coins may."
         )
     for name, budget, predicted, found_error in zip(
@@ -158,8 +172,8 @@ def warnings(measured: Measurements, trials: Trials) -> list[str]:
     ):
         if found_error > _MUCH_WORSE * predicted:
             found.append(
-                f"{name} at budget {budget:g}: trial runs erred {times(found_error / max(predicted, _SMALLEST))} the "
-                "linear prediction (strongly nonlinear)."
+                f"{name} at budget {budget:g}: the error of the trial run is "
+                f"{times(found_error / max(predicted, _SMALLEST))} the linear prediction (strongly nonlinear)."
             )
     return found
 
@@ -195,32 +209,32 @@ def calibration_report(measured: Measurements, trials: Trials) -> str:
         f"{error:.3g} ({steps})"
         for steps, error in zip(measured.single_steps, measured.single_error[-1], strict=True)
     )
-    lines.append(f"{measured.method.single_level_name} on the finest level errs (steps): {finest}")
+    lines.append(f"errors of {measured.method.single_level_name} on the finest level (steps): {finest}")
     return "\n".join([*lines, *warnings(measured, trials)])
 
 
 _LEGEND = (
-    "(max D_k: RMS of the increment where it is largest; var J D_k: mean square of what",
-    "it does to the end state in one step; mass: sum of h times RMS of J D_k; memory:",
-    "steps until effects decorrelate; alone: distance of the level alone to the finest,",
+    "(max D_k: RMS of the increment where it is largest; var J D_k: mean square of its",
+    "effect on the end state; mass: sum of h times RMS of J D_k; memory: steps until",
+    "effects decorrelate; alone: distance of the level alone to the finest level,",
     "predicted over measured; share: of the cost-error product of independent coins)",
 )
 
 
 def _gamma_lines(measured: Measurements) -> list[str]:
-    """Gamma, or why there is none."""
+    """Gamma, or the reason why there is none."""
     fit = regression(measured)
     if fit is None:
         return ["gamma: needs at least three levels"]
     names = ", ".join(map(str, fit.levels))
     if not fit.gamma > (2 * fit.standard_error if np.isfinite(fit.standard_error) else 0):
         return [
-            f"gamma cannot be measured here (a fit says {fit.gamma:.3g} ± {fit.standard_error:.2g}): the effects of "
-            f"levels {names} do not fall as a power of their costs."
+            f"gamma cannot be measured here (the fit gives {fit.gamma:.3g} ± {fit.standard_error:.2g}): the effects of "
+            f"levels {names} do not decrease as a power of their costs."
         ]
     uncertainty = "" if np.isinf(fit.standard_error) else f" ± {fit.standard_error:.2f}"
     return [
         f"gamma = {fit.gamma:.2f}{uncertainty} (mass of levels {names} against cost);",
-        f"in Giles' letters beta = {fit.giles_beta:.2f}, gamma_G = {fit.giles_gamma:.2f} per level, and gamma = "
+        f"in Giles' notation beta = {fit.giles_beta:.2f}, gamma_G = {fit.giles_gamma:.2f} per level, and gamma = "
         "2 gamma_G / beta",
     ]

@@ -1,4 +1,4 @@
-"""One level alone: what a multilevel plan is measured against, and the answer where it does not pay."""
+"""Plans with a single level: the baseline of multilevel plans, and the result where these are not cheaper."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,13 @@ from .._coins import AbstractCoins
 from .measurements import Measurements
 from .plan import Plan
 
-# The step counts that are tried for an error: this many, spaced evenly on a logarithmic axis up to the last.
+# Numbers of steps that are tried for an error, evenly spaced in their logarithm: neighbours differ by 0.3%.
 _TRIED, _MOST_STEPS = 4000, 1e6
 
 
 class SingleLevel(NamedTuple):
-    """One level alone: its index, steps, error, and that error's relative standard error."""
+    """A solve with a single level: the level's index, the number of steps, the error, and its relative standard
+    error."""
 
     level: int
     steps: int
@@ -22,8 +23,8 @@ class SingleLevel(NamedTuple):
 
 
 def best_alone(measured: Measurements, budget: float | int, steps: int | None = None) -> SingleLevel | None:
-    """The best single level within a budget, with any number of steps in the measured range, or with
-    exactly `steps`; `None` if the budget pays for none."""
+    """The best single level within a budget, with any number of steps in the measured range, or with exactly `steps`;
+    `None` if the budget is too small for all levels."""
     total, found = measured.num_steps, []
     for level, cost in enumerate(measured.costs):
         counts = np.arange(measured.single_steps[0], total + 1) if steps is None else np.array([steps])
@@ -37,14 +38,14 @@ def best_alone(measured: Measurements, budget: float | int, steps: int | None = 
 
 
 def steps_for_error(measured: Measurements, level: int, error: float | int) -> float:
-    """Steps on one level alone for this error: the fewest that reach it, infinite if none do."""
+    """The smallest number of steps with which a level alone reaches this error; infinite if none does."""
     counts = np.geomspace(measured.single_steps[0], _MOST_STEPS, _TRIED)
     reached = measured.single_level_error(level, counts) <= error
     return float(counts[np.argmax(reached)]) if np.any(reached) else np.inf
 
 
 def speedups(measured: Measurements, error: float | int, cost: float) -> tuple[float, float]:
-    """Cost of the finest level alone, and of the best level alone, at this error, over `cost`."""
+    """The costs at which the finest level alone, and the best level alone, reach this error, over `cost`."""
     needed = [measured.costs[k] * steps_for_error(measured, k, error) for k in range(measured.num_levels)]
     return float(needed[-1] / cost), float(min(needed) / cost)
 
@@ -52,9 +53,9 @@ def speedups(measured: Measurements, error: float | int, cost: float) -> tuple[f
 def single_level_plan(
     measured: Measurements, coins: AbstractCoins, alone: SingleLevel, multilevel_error: float | None
 ) -> Plan:
-    """The plan that is one level alone."""
+    """The plan of a single level. `multilevel_error` is the error of the best multilevel plan, if there is one."""
     total = measured.num_steps
-    # A subset of the calibrated times, so that a noise path on their grid still fits.
+    # A subset of the calibrated times, so that a Brownian path on their grid can be used.
     ts = measured.ts[np.round(np.linspace(0, total, alone.steps + 1)).astype(int)]
     cost = alone.steps * float(measured.costs[alone.level])
     if measured.num_levels == 1:
@@ -63,11 +64,11 @@ def single_level_plan(
         reason = (
             "no combination of levels fits the budget"
             if multilevel_error is None
-            else f"the best combination of levels would err {multilevel_error:.3g}"
+            else f"the error of the best combination of levels is {multilevel_error:.3g}"
         )
         advice = (
-            f"Use level {alone.level + 1} alone: it errs {alone.error:.3g} at this budget; {reason}. ML-EM does not "
-            "pay here."
+            f"Use level {alone.level + 1} alone: its error is {alone.error:.3g} at this budget; {reason}. ML-EM does "
+            "not pay here."
         )
     over_finest, over_single = speedups(measured, alone.error, cost)
     return Plan(

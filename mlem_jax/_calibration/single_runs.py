@@ -1,4 +1,4 @@
-"""Each level alone on the pilots, with several numbers of steps."""
+"""Runs of each level alone on the pilots, with several numbers of steps."""
 
 from typing import NamedTuple
 
@@ -20,21 +20,23 @@ from .pilots import (
     squared_distances,
 )
 
-# Strides over the finest grid: these, and the longer ones that leave enough steps.
+# Strides in the finest grid. The first three are needed for the reference; the longer ones are used if they divide the
+# grid and leave at least eight steps, about the fewest with which samplers of diffusion models are used.
 _STRIDES, _LONGER_STRIDES, _FEWEST_STEPS = (1, 2, 4), (8, 16, 32), 8
-# Differences between step counts count as converging where they fall by this share of what the order promises.
+# A method of order q converges if halving the step divides differences by at least 0.8 * 2**q. For the strong order 1/2
+# of an SDE with multiplicative noise the ratio is 1.41, below 0.8 * 2 = 1.6.
 _CONVERGING = 0.8
 _SMALLEST_SQUARE = 1e-300
 
 
 class SingleRuns(NamedTuple):
-    """What came of them.
+    """The results of the runs.
 
-    - `steps`: step counts.
-    - `error`, `uncertainty`: of each level against the reference, and the relative standard error of that.
+    - `steps`: numbers of steps.
+    - `error`, `uncertainty`: the error of each level against the reference, and its relative standard error.
     - `finest_ends`: the finest level's end states by stride, for each batch.
-    - `reference`: its best known end states, for each batch.
-    - `start_share`: what share of the initial states is left in them.
+    - `reference`: the reference end states, for each batch.
+    - `start_share`: see [`mlem_jax.Measurements`][].
     """
 
     steps: Int[np.ndarray, " counts"]
@@ -46,12 +48,12 @@ class SingleRuns(NamedTuple):
 
 
 def strides(total: int) -> list[int]:
-    """Every how many of the finest grid's steps the single levels take one, shortest first."""
+    """The strides in the finest grid with which single levels are run, shortest first."""
     return [*_STRIDES, *(m for m in _LONGER_STRIDES if total % m == 0 and total // m >= _FEWEST_STEPS)]
 
 
 def run_single_levels(pilots: Pilots, method: AbstractMethod, report_progress: ReportProgress) -> SingleRuns:
-    """Solves the pilots with each level alone, with all strides."""
+    """Solves all pilots with each level alone and with each stride."""
     total, num_levels = len(pilots.ts) - 1, len(pilots.term.levels)
     every = strides(total)
     solver = method.single_level_solver()
@@ -94,11 +96,12 @@ def _share_left(starts: list[PyTree], ends: list[PyTree]) -> float:
 
 
 def _reference(finest_ends: dict[int, list[PyTree]], order: int) -> tuple[list[PyTree], float]:
-    """The best guess at the exact solution of the finest level, and the RMS error that it is left with.
+    """An estimate of the exact solution of the finest level, and the RMS error of the estimate.
 
-    Richardson extrapolation where the method converges at its order (differences that fall by `2**order` when the step
-    is halved). Elsewhere the run with all steps, whose error is about its distance to the run with half of them where
-    errors fall as the root of the step and are uncorrelated from one halving to the next.
+    If the method converges at its order (halving the step divides differences by `2**order`), the estimate is a
+    Richardson extrapolation, whose error is neglected. Otherwise it is the run with all steps. Its error is about its
+    distance to the run with half the steps, if errors decrease as the root of the step and are uncorrelated between
+    step sizes.
     """
     fine, half, quarter = (finest_ends[stride] for stride in _STRIDES)
     last = rms_distance(half, fine)

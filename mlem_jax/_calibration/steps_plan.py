@@ -1,4 +1,4 @@
-"""A plan made by hand: any steps on one level, without a calibration."""
+"""Plans without a calibration: any steps on a single level."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ import diffrax
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
+from .._checks import as_grid
 from .._custom_types import Numbers
 from .._solver import AbstractMethod, EulerMaruyama
 from .abstract_plan import AbstractPlan
@@ -16,10 +17,10 @@ from .files import decode_record
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class StepsPlan(AbstractPlan):
-    """Steps of one method on one level. From [`mlem_jax.steps_plan`][]; what all plans offer is in
-    [`mlem_jax.AbstractPlan`][]. Its error is not known, hence NaN.
+    """A plan of [`mlem_jax.steps_plan`][]: steps of one method on one level. The attributes and methods of all plans
+    are described at [`mlem_jax.AbstractPlan`][]. The error is unknown and NaN.
 
-    - `method`: of the steps.
+    - `method`: how steps are taken.
     """
 
     kind: ClassVar[str] = "plan of steps"
@@ -38,7 +39,7 @@ class StepsPlan(AbstractPlan):
         return np.array([len(self.ts) - 1.0])
 
     def solver(self, *, key: PRNGKeyArray, **settings: Any) -> diffrax.AbstractSolver:
-        """The method's solver for one level, which needs neither key nor settings."""
+        """The method's solver for a single level. Key and settings are ignored."""
         del key, settings
         return self.method.single_level_solver()
 
@@ -53,9 +54,7 @@ class StepsPlan(AbstractPlan):
 
     def __str__(self) -> str:
         name, level = self.method.single_level_name, self.levels[0] + 1
-        return (
-            f"{name} on level {level} alone, {len(self.ts) - 1} steps, made by hand: its error is not known"
-        )
+        return f"{name} on level {level} alone, {len(self.ts) - 1} steps, without a calibration: the error is unknown"
 
 
 def steps_plan(
@@ -64,7 +63,7 @@ def steps_plan(
     method: AbstractMethod = EulerMaruyama(),  # noqa: B008 (immutable)
     level: int = 0,
 ) -> StepsPlan:
-    """A plan for any grid, without a calibration and without levels.
+    """A plan for any grid and a single level, without a calibration.
 
     !!! example
 
@@ -78,25 +77,20 @@ def steps_plan(
     **Arguments:**
 
     - `ts`: times of the steps, `(N + 1,)`, increasing or decreasing.
-    - `method`: [`mlem_jax.EulerMaruyama`][], on the probability flow of a diffusion model DDIM, or
-        [`mlem_jax.AdamsBashforth`][], with `"log"` there DPM-Solver-2M in noise prediction, of the
-        order of DPM-Solver++(2M) (Lu et al. 2022) and similarly accurate.
-    - `level`: index of the level that is evaluated, 0 for the cheapest or for the only one.
+    - `method`: how steps are taken. On the probability flow of a diffusion model [`mlem_jax.EulerMaruyama`][] is DDIM,
+        and [`mlem_jax.AdamsBashforth`][] with `"log"` is DPM-Solver-2M in noise prediction, which has the order of
+        DPM-Solver++(2M) (Lu et al. 2022) and similar accuracy.
+    - `level`: index of the level that is evaluated, 0 for the cheapest or the only one.
 
     Raises `ValueError` for times that are not monotone.
     """
+    as_grid("steps_plan", ts)
     times = np.asarray(ts, float)
-    steps = np.diff(times) if times.ndim == 1 else np.zeros(0)
-    if not len(steps) or not (np.all(steps > 0) or np.all(steps < 0)):
-        raise ValueError(
-            f"steps_plan was given times of shape {times.shape}; an increasing or decreasing sequence is expected, for "
-            "example process.grid(20)."
-        )
     return StepsPlan(
         ts=times,
         levels=(level,),
         costs=np.ones(1),
-        cost=float(len(steps)),
+        cost=float(len(times) - 1),
         error=float("nan"),
         relative_error_of_prediction=float("nan"),
         finest_error=None,

@@ -1,4 +1,4 @@
-"""The sweep back along pilot trajectories: by how much an increment at each step moves the end state."""
+"""The backward sweep along pilot trajectories, which measures the effects of the increments on the end state."""
 
 from collections.abc import Callable
 
@@ -26,9 +26,9 @@ def sweep(
     inputs: PilotInputs,
     probe_keys: Key[Array, " pilots"],
 ) -> tuple[Float[Array, "steps levels pilots"], Float[Array, "steps levels pilots probes"]]:
-    """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step along Euler on
-    the finest level; `J` is that of the flow of `make_cheap`'s terms. Mean squares over directions are
-    mean squares over the state's components, a complex one counting once with its absolute square."""
+    """Mean squares of `D_k`, and `J D_k` in random directions, at the start of every step of Euler on the finest level.
+    `J` is the derivative of the flow of `make_cheap`'s terms. Mean squares over directions are mean squares over the
+    state's components, where a complex component counts once with its absolute square."""
     components = sum(leaf[0].size for leaf in jtu.tree_leaves(y0s))
 
     def one_path(y0: Y, inputs: PilotInputs, key: PRNGKeyArray) -> tuple[Array, Array]:
@@ -60,7 +60,7 @@ def sweep(
 
 
 def _directions(y0: Y, probes: int, key: PRNGKeyArray) -> PyTree:
-    """Random signs like the state, with a leading axis; of real and imaginary parts where it is complex."""
+    """Random signs with the shape of the state and a leading axis, for both parts of complex components."""
     leaves, structure = jtu.tree_flatten(y0)
 
     def draw(key: PRNGKeyArray, leaf: Array) -> Array:
@@ -81,14 +81,14 @@ def _increments(levels: tuple[Callable, ...], t: Array, y: Y, args: Args) -> lis
 
 
 def _pair(a: Y, b: Y) -> Array:
-    """The real part of the sum of products: the pairing of cotangents and tangents in JAX, for complex states too."""
+    """The real part of the sum of products, which pairs cotangents and tangents in JAX, also of complex states."""
     products = jtu.tree_map(lambda u, v: jnp.sum((u * v).real), a, b)
     return jnp.sum(jnp.stack(jtu.tree_leaves(products)))
 
 
 def _step(terms: PyTree, t0: Array, t1: Array, y: Y, args: Args) -> Y:
-    """One Euler increment from `t0` to `t1`, forward or backward in time (a control is only asked for
-    intervals in forward time, as diffrax does it)."""
+    """The increment of an Euler step from `t0` to `t1`, forward or backward in time. As in diffrax, controls are only
+    evaluated on intervals in forward time."""
     backward = t1 < t0
     control = terms.contr(jnp.minimum(t0, t1), jnp.maximum(t0, t1))
     control = jtu.tree_map(lambda c: jnp.where(backward, -c, c), control)

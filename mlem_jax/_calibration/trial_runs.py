@@ -1,4 +1,4 @@
-"""Runs of the multilevel method on the pilots: what the linear model leaves out."""
+"""Trial runs of the multilevel method on the pilots, which measure what the linear model neglects."""
 
 from collections.abc import Sequence
 
@@ -30,11 +30,16 @@ from .planning import choose_plan
 from .single_runs import SingleRuns
 from .trials import Trials
 
+# The range of budgets in which samplers of diffusion models are used, by factors of about 2.5. Between these budgets
+# `Trials` interpolates.
 TRIAL_BUDGETS = (2.0, 4.0, 10.0, 25.0)
-# That of the plan whose levels are tried.
-_MIDDLING_BUDGET = 10.0
-# Of random coins, for each budget.
+# The levels of a plan with this budget are tried.
+_TYPICAL_BUDGET = 10.0
+# Keys of random coins for each budget. Prediction and measurement use the same ones, so their ratio is less noisy.
 _SEEDS = 2
+# The least number of steps in a trial run, over its budget. With fewer steps the finest level would fire in nearly all
+# of them, and the trial would not show the error of the coins.
+_LEAST_STEPS = 2
 
 
 def run_trials(
@@ -45,8 +50,8 @@ def run_trials(
     key: PRNGKeyArray,
     report_progress: ReportProgress,
 ) -> Trials:
-    """Solves the pilots with each policy at a few budgets as a plan would. Compares the distance to the finest level
-    alone in the same steps, with what the linear model predicts."""
+    """Solves the pilots with the plans of each policy for all trial budgets. Measures the distance to the finest level
+    alone with the same steps, and compares it with the prediction of the linear model."""
     total = measured.num_steps
     levels = _kept_levels(measured)
     kept = LevelSubsetTerms(pilots.make_terms, levels)
@@ -63,7 +68,6 @@ def run_trials(
             model = select(measured, Selection(levels, total // steps))
             table = np.ones((total, measured.num_levels))
             table[:steps, model.pad :] = plan.table
-            # The same coins for the prediction and the solve, so that a few seeds are enough to compare.
             counts = firing_counts(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
             finest = single.finest_ends[total // steps]
             distances, alignment = [], 0.0
@@ -101,10 +105,10 @@ def _solve(
     inputs: PilotInputs,
     key: PRNGKeyArray,
 ) -> Y:
-    """End states of the plan with coins that were drawn beforehand."""
+    """End states of the plan with given firings."""
 
     def solver(part: slice) -> diffrax.AbstractSolver:
-        # As data, so that one compiled solve serves all of them.
+        # Data, so that all trial runs share one compiled solve.
         probabilities = TabulatedProbabilities(plan.grid[:-1][part], jnp.asarray(plan.table[part]))
         coins = _DrawnCoins(jnp.asarray(counts[part]))
         return plan.method.multilevel_solver(probabilities, coins=coins, key=key)
@@ -115,9 +119,8 @@ def _solve(
 def _trial_plan(
     measured: Measurements, budget: float, coins: AbstractCoins, levels: tuple[int, ...]
 ) -> Plan | None:
-    """The plan to try, with at least twice as many steps as evaluations: with fewer the finest level would run in
-    nearly all of them, and a trial would show nothing of its coins. `None` if there is none."""
-    enough = measured.single_steps[measured.single_steps >= 2 * budget].tolist()
+    """The plan of a trial run, with at least `_LEAST_STEPS * budget` steps; `None` if there is none."""
+    enough = measured.single_steps[measured.single_steps >= _LEAST_STEPS * budget].tolist()
     for steps in (None, *enough[:1]):
         try:
             plan = choose_plan(
@@ -125,23 +128,23 @@ def _trial_plan(
             )
         except ValueError:
             return None
-        if len(plan.ts) - 1 >= 2 * budget:
+        if len(plan.ts) - 1 >= _LEAST_STEPS * budget:
             return plan
     return None
 
 
 def _kept_levels(measured: Measurements) -> tuple[int, ...]:
-    """The levels that a plan of middling budget keeps; all of them where it would use one alone."""
+    """The levels of a plan with a typical budget; all levels if that plan has a single one."""
     everything = tuple(range(measured.num_levels))
     try:
-        levels = choose_plan(measured, Trials.none(), budget=_MIDDLING_BUDGET).levels
+        levels = choose_plan(measured, Trials.none(), budget=_TYPICAL_BUDGET).levels
     except ValueError:
         return everything
     return levels if len(levels) > 1 else everything
 
 
 class _DrawnCoins(AbstractCoins):
-    """Coins that were drawn beforehand."""
+    """Coins with given firings."""
 
     counts: Int[Array, "steps levels"]
 

@@ -1,13 +1,14 @@
-"""What trial runs of the multilevel method showed on the pilots, and how that corrects the linear model."""
+"""The record of trial runs on the pilots, and the correction of the linear model by it."""
 
 import dataclasses
 
 import numpy as np
 from jaxtyping import Float
 
-# Errors are clipped to this range before logarithms are taken: a trial may explode, or reproduce the reference exactly.
+# Errors are clipped to this range before their logarithm is taken: a trial may diverge, or reproduce the reference.
 _SMALLEST, _LARGEST = 1e-30, 1e30
-# The part of a trial's error that is always taken for a nonlinear one, so that its logarithm exists.
+# The least nonlinear part of a trial's error, as a fraction of the error, so that its logarithm exists. Added in
+# squares it changes the error by 5e-7.
 _LEAST_NONLINEAR = 1e-3
 
 
@@ -15,13 +16,13 @@ _LEAST_NONLINEAR = 1e-3
 class Trials:
     """Trial runs on the pilot trajectories, one row for each policy and budget, `(T,)`.
 
-    - `coins`: the policies' names.
-    - `budget`: of the run, in evaluations of the finest level.
-    - `predicted`, `measured`: the coins' part of the error (RMS) as the linear model predicts it and as it was.
-    - `uncertainty`: the relative standard error of `measured`, from the differences between pilots.
-    - `alignment`: the cosine of the angle between the coins' error and that of the steps, over all pilots and
-        components, for deterministic policies; 0 for random ones, whose error is as often of either sign, and where it
-        was not measured.
+    - `coins`: names of the coin policies.
+    - `budget`: budget of the run, in evaluations of the finest level.
+    - `predicted`, `measured`: the RMS coin error that the linear model predicts, and the measured one.
+    - `uncertainty`: relative standard error of `measured`, from the differences between pilots.
+    - `alignment`: for deterministic policies, the cosine of the angle between the coin error and the discretisation
+        error, over all pilots and components; 0 for random policies, whose error has either sign equally often. `None`
+        if it was not measured.
     """
 
     coins: tuple[str, ...]
@@ -33,7 +34,7 @@ class Trials:
 
     @classmethod
     def none(cls) -> "Trials":
-        """No trial runs at all."""
+        """A record without trial runs."""
         return cls(
             coins=(), **{name: np.zeros(0) for name in ("budget", "predicted", "measured", "uncertainty")}
         )
@@ -41,13 +42,13 @@ class Trials:
     def corrected(
         self, coins: str, budget: float | int, linear: float, uncertainty: float
     ) -> tuple[float, float]:
-        """The coins' error at this budget and its relative standard error, from those of the linear model and from
-        what trial runs of the policy showed, if there were any.
+        """The coin error at this budget and its relative standard error: those of the linear model, corrected by the
+        trial runs of this policy, if there are any.
 
-        A trial's squared error beyond the linear model's is due to second-order terms. These depend on the length of
-        the windows between two looks (the budget) and not on how well the linear parts happen to cancel, so they are
-        added; where a trial erred less than predicted, the prediction is multiplied by that ratio. Both are
-        interpolated between budgets on logarithmic axes and constant beyond.
+        The squared error of a trial in excess of the linear model's is attributed to second-order terms. These depend
+        on the length of the windows (the budget), but not on how far the linear parts cancel; therefore they are added.
+        If the error of a trial is smaller than predicted, the prediction is multiplied by their ratio. Both corrections
+        are interpolated between budgets on logarithmic axes and constant outside.
         """
         mine = self._rows(coins)
         if not mine:
@@ -62,9 +63,9 @@ class Trials:
         return error, max(uncertainty, float(np.interp(here, x, self.uncertainty[mine])))
 
     def total_error(self, coins: str, budget: float | int, coin_error: float, discretisation: float) -> float:
-        """The error of coins and steps together: `sqrt(a**2 + b**2 + 2 c a b)` with `c` the larger alignment of the two
-        trials next to the budget, or 0. Where the sign changes depends on more than the budget, and a prediction does
-        not rely on errors that cancel."""
+        """The error of coins and steps together, `sqrt(a**2 + b**2 + 2 c a b)`. Here `c` is the larger alignment of the
+        two trials with the nearest budgets, and at least 0: a prediction does not rely on errors that cancel, because
+        the sign of the alignment depends on more than the budget."""
         mine = self._rows(coins)
         alignment = 0.0
         if mine and self.alignment is not None:
@@ -73,6 +74,6 @@ class Trials:
         return float(np.sqrt(coin_error**2 + discretisation**2 + 2 * alignment * coin_error * discretisation))
 
     def _rows(self, coins: str) -> list[int]:
-        """Of the trials of a policy, by growing budget."""
+        """The rows of a policy, by increasing budget."""
         mine = [i for i, name in enumerate(self.coins) if name == coins]
         return sorted(mine, key=lambda i: self.budget[i])

@@ -89,7 +89,8 @@ def next_finer(p: Any) -> Any:
 
 
 def level_coefficients(weights: Any) -> Any:
-    """The coefficients of the levels' drifts, `c_k = w_k - w_{k+1}` (theory, section 1): `(..., levels)`."""
+    """The coefficients of the levels' drifts, `c_k = w_k - w_{k+1}` (docs/theory.md, "The estimator"): `(...,
+    levels)`."""
     return weights - next_finer(weights)
 
 

@@ -8,8 +8,8 @@ $$\partial_p E G = G(1/p) - G(0) - G'(1/p) / p .$$
 Every weight enters one step only. If the drift is affine in the state, then $x_T$ is affine in each single weight,
 $G$ is a parabola, and its derivative is $-|\partial x_T / \partial w|^2 / p^2$. The randomness of the coin itself has
 been integrated out, and with it the score $(B - p) / (p (1 - p))$ and its variance. For other drifts this is the
-derivative of the error to first order in the weights, $\sum h^2 (1/p - 1) E |J D|^2$ (Jacot 2026; theory, section 2);
-`unbiased` uses the exact formula instead, with both outcomes of the coin.
+derivative of the error to first order in the weights, $\sum h^2 (1/p - 1) E |J D|^2$ (Jacot 2026; docs/theory.md,
+"Probabilities"); `unbiased` uses the exact formula instead, with both outcomes of the coin.
 
 With logits $\sum_j \theta_{kj} \phi_j(t)$, hat functions $\phi_j$, and $q_{kn} = (1 - p_{kn}) / p_{kn}$,
 

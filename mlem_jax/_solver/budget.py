@@ -32,8 +32,8 @@ def expected_evaluations(
 ) -> Float[Array, " levels"]:
     """Expected evaluations of each level in a solve that steps through `ts`.
 
-    [`mlem_jax.MLEM`][] evaluates a level where its coefficient `c_k = w_k - w_{k+1}` is not zero (theory, section 1).
-    [`mlem_jax.MLAB2`][] evaluates the cheapest level in every step, and a second time if level 2 fires.
+    [`mlem_jax.MLEM`][] evaluates a level where its coefficient `c_k = w_k - w_{k+1}` is not zero (docs/theory.md, "The
+    estimator"). [`mlem_jax.MLAB2`][] evaluates the cheapest level in every step, and a second time if level 2 fires.
 
     **Arguments:**
 
