@@ -65,6 +65,20 @@ def _drift(given: _Given, level: int, t: Array, ys: Array) -> Array:
 
 
 @eqx.filter_jit
+def _pullback(given: _Given, level: int, t: Array, ys: Array, cotangents: Array) -> Array:
+    _, unravel = ravel_pytree(given.example)
+
+    def one(y: Array, noise: Array, label: PyTree, cotangents: Array) -> Array:
+        args = given.args if label is None else label
+        _, term = find_multilevel_term(given.make_terms(noise))
+        drift = MultilevelTerm(term.levels[level])
+        _, pull = jax.vjp(lambda y: ravel_pytree(drift.vf(t, unravel(y), args))[0], y)
+        return jax.vmap(lambda cotangent: pull(cotangent)[0])(cotangents)
+
+    return jax.vmap(one, in_axes=(0, 0, 0, 1), out_axes=1)(ys, given.noise, given.labels, cotangents)
+
+
+@eqx.filter_jit
 def _others(given: _Given, t0: Array, t1: Array, ys: Array) -> Array:
     """What the terms beside the multilevel one add in a step: the noise."""
     backward = t1 < t0
@@ -173,6 +187,19 @@ class FitPilots:
         """A level's drift at one of the times."""
         t = jnp.asarray(self.ts[place], jnp.result_type(float))
         return self._batched(lambda given, y: _drift(given, level, t, y), ys)
+
+    def pullback(
+        self,
+        level: int,
+        place: int,
+        ys: Float[np.ndarray, "pilots size"],
+        cotangents: Float[np.ndarray, "directions pilots size"],
+    ) -> Float[np.ndarray, "directions pilots size"]:
+        """Cotangents of a level's drift at one of the times, pulled back to cotangents of the states."""
+        t = jnp.asarray(self.ts[place], jnp.result_type(float))
+        states, given = jnp.asarray(ys), jnp.asarray(cotangents, ys.dtype)
+        found = [_pullback(self._given.batch(b), level, t, states[b], given[:, b]) for b in self._batches]
+        return np.concatenate([np.asarray(part) for part in found], axis=1)
 
     def others(self, start: int, stop: int, ys: Float[np.ndarray, "pilots size"]) -> Array | None:
         """What the terms beside the multilevel one add between two of the times; `None` for an ODE."""

@@ -1,5 +1,6 @@
 """Coefficients fitted in closed loop: pilots are rolled out with the coefficients found so far, step after step."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ from jaxtyping import Float
 
 from .._solver import adams_bashforth_weights, MultistepCoefficients
 from .fit_pilots import FitPilots
-from .fit_step import Choice, fit_step, Groups, kept, normal_equations, Subset
+from .fit_step import fit_step, Groups, kept, normal_equations, Subset
 
 
 class Schedule(NamedTuple):
@@ -48,7 +49,7 @@ class Memory(NamedTuple):
     held: int = 3
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """The pilots before a step: states, the base's last drifts, each higher level's last increments, newest first."""
 
     y: Float[np.ndarray, "pilots size"]
@@ -56,14 +57,11 @@ class _State(NamedTuple):
     found: dict[int, tuple[np.ndarray, ...]] = {}  # noqa: RUF012 (never changed)
 
 
-class _Fitted(NamedTuple):
-    """Of one step: what was fitted, as multiples of features in their order, `(J, F)`, with the choice that held-out
-    pilots made; and the same of the move at a look, or `None`."""
+class Fitted(NamedTuple):
+    """Of one step: multiples of features in their order, `(J, F)`; and the same of the move at a look, or `None`."""
 
     coefficients: np.ndarray
-    choice: Choice
     move: np.ndarray | None = None
-    move_choice: Choice | None = None
 
 
 class Rollout(NamedTuple):
@@ -73,8 +71,8 @@ class Rollout(NamedTuple):
     schedule: Schedule
     memory: Memory
     groups: Groups
-    states: tuple[_State, ...]
-    fitted: tuple[_Fitted, ...]
+    states: tuple[State, ...]
+    fitted: tuple[Fitted, ...]
     errors: Float[np.ndarray, " pilots"]
 
     @property
@@ -90,7 +88,7 @@ def roll_out(
     groups: Groups,
     *,
     known: Rollout | None = None,
-    choices: Rollout | None = None,
+    given: Sequence[Fitted] | None = None,
     classical: bool = False,
 ) -> Rollout:
     """Rolls the pilots out and fits each step's coefficients on the way.
@@ -98,16 +96,18 @@ def roll_out(
     **Arguments:**
 
     - `known`: an earlier roll-out with the same groups; the steps in which the schedules agree are not done again.
-    - `choices`: a roll-out of the same schedule with pilots held out, whose ridges and numbers of features are taken.
+    - `given`: the coefficients of each step, which are then not fitted.
     - `classical`: keep the classical coefficients, with two drifts.
     """
     done = 0 if known is None else _shared_steps(schedule, known.schedule)
-    states = list(known.states[: done + 1]) if known is not None else [_State(pilots.path[0])]
+    states = list(known.states[: done + 1]) if known is not None else [State(pilots.path[0])]
     fitted = list(known.fitted[:done]) if known is not None else []
     weights = adams_bashforth_weights(pilots.ts[list(schedule.places)], memory.drifts, pilots.time_variable)
     for n in range(done, len(schedule.looks)):
-        earlier = None if choices is None else choices.fitted[n]
-        state, step = _step(pilots, schedule, memory, groups, n, weights[n], states[-1], earlier, classical)
+        known_step = None if given is None else given[n]
+        state, step = _step(
+            pilots, schedule, memory, groups, n, weights[n], states[-1], known_step, classical
+        )
         states.append(state)
         fitted.append(step)
     apart = states[-1].y.astype(float) - pilots.path[schedule.places[-1]]
@@ -135,25 +135,27 @@ def _step(
     groups: Groups,
     n: int,
     weights: Float[np.ndarray, " drifts"],
-    state: _State,
-    earlier: _Fitted | None,
+    state: State,
+    given: Fitted | None,
     classical: bool,
-) -> tuple[_State, _Fitted]:
+) -> tuple[State, Fitted]:
     place, stop, looked = schedule.places[n], schedule.places[n + 1], schedule.looks[n]
     y, found = state.y, dict(state.found)
     drift = np.asarray(pilots.drift(schedule.base, place, y))
     for level in looked:
         increment = np.asarray(pilots.drift(level, place, y)) - drift
         found[level] = (increment, *found.get(level, ())[: memory.held - 1])
-    move = move_choice = None
+    move = None
     if n and looked:
         parts = [found[level] for level in looked]
         features = [increment for part in parts for increment in part]
-        chosen = _move_subsets([len(part) for part in parts])
-        target = pilots.path[place] - y.astype(float)
-        same = kept(chosen[0]) if classical else earlier and earlier.move_choice
-        move, move_choice = _fit(features, target, chosen, groups, same)
-        y = _moved(y, move, features, groups)
+        if given is not None and given.move is not None:
+            move = given.move
+        else:
+            chosen = _move_subsets([len(part) for part in parts])
+            target = pilots.path[place] - y.astype(float)
+            move = _fit(features, target, chosen, groups, kept(chosen[0]) if classical else None)
+        y = moved(y, move, features, groups)
         if schedule.repeats:
             drift = np.asarray(pilots.drift(schedule.base, place, y))
     drifts = (drift, *state.drifts[: memory.drifts - 1])
@@ -162,29 +164,36 @@ def _step(
     target = target if noise is None else target - np.asarray(noise, float)
     length = float(pilots.ts[stop] - pilots.ts[place])
     above = sorted(found)
-    features = [*_differences(drifts), *[d for level in above for d in found[level]]]
+    features = step_features(drifts, found)
     subsets = _subsets(
         len(drifts), [len(found[level]) for level in above], pilots, schedule, n, length, weights
     )
-    same = kept(_classical(subsets, len(drifts))) if classical else earlier and earlier.choice
-    coefficients, choice = _fit(features, target, subsets, groups, same)
-    y = _moved(y, coefficients, features, groups)
+    if given is not None:
+        coefficients = given.coefficients
+    else:
+        same = kept(_classical(subsets, len(drifts))) if classical else None
+        coefficients = _fit(features, target, subsets, groups, same)
+    y = moved(y, coefficients, features, groups)
     if noise is not None:
         y = y + np.asarray(noise)
-    return _State(y, drifts, found), _Fitted(coefficients, choice, move, move_choice)
+    return State(y, drifts, found), Fitted(coefficients, move)
 
 
-def _differences(drifts: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-    """The newest drift, then what each is more than the one before it."""
-    return [drifts[0], *[new - old for new, old in zip(drifts, drifts[1:], strict=False)]]
+def step_features(
+    drifts: tuple[np.ndarray, ...], found: dict[int, tuple[np.ndarray, ...]]
+) -> list[np.ndarray]:
+    """What a step is a combination of: the newest drift, what each is more than the one before it, and the increments
+    of each higher level."""
+    differences = [new - old for new, old in zip(drifts, drifts[1:], strict=False)]
+    return [drifts[0], *differences, *[increment for level in sorted(found) for increment in found[level]]]
 
 
 def _fit(features, target, subsets, groups, choice):
     stacked = np.stack([np.asarray(f, float) for f in features])
-    return fit_step(normal_equations(stacked, target), subsets, groups, choice)
+    return fit_step(normal_equations(stacked, target), subsets, groups, choice)[0]
 
 
-def _moved(y, coefficients, features, groups: Groups):
+def moved(y, coefficients, features, groups: Groups):
     """The states plus the features times the coefficients of each pilot's group."""
     total = np.zeros(y.shape)
     for column, feature in enumerate(features):
@@ -241,10 +250,8 @@ def _subsets(
     return found
 
 
-def coefficients_of(
-    rollout: Rollout, ts: Float[np.ndarray, " times"], group: int = 0
-) -> MultistepCoefficients:
-    """One group's coefficients, for the levels of the roll-out's schedule."""
+def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> MultistepCoefficients:
+    """The groups' mean coefficients, for the levels of the roll-out's schedule."""
     schedule, memory = rollout.schedule, rollout.memory
     above = schedule.above
     steps = len(schedule.looks)
@@ -257,8 +264,8 @@ def coefficients_of(
     repeats = np.zeros(steps, bool)
     for n, (state, fitted) in enumerate(zip(rollout.states[1:], rollout.fitted, strict=True)):
         known = len(state.drifts)
-        row = fitted.coefficients[group]
-        drifts[n, :known] = _to_drifts(row[:known])
+        row = np.mean(fitted.coefficients, axis=0)
+        drifts[n, :known] = to_drifts(row[:known])
         start = known
         for level in sorted(state.found):
             count = len(state.found[level])
@@ -266,10 +273,11 @@ def coefficients_of(
             start += count
         if fitted.move is not None:
             # A state that is not moved has the base's drift already.
-            repeats[n], start = schedule.repeats and bool(np.any(fitted.move[group])), 0
+            move, start = np.mean(fitted.move, axis=0), 0
+            repeats[n] = schedule.repeats and bool(np.any(move))
             for level in schedule.looks[n]:
                 count = len(state.found[level])
-                corrections[n, above.index(level), :count] = fitted.move[group][start : start + count]
+                corrections[n, above.index(level), :count] = move[start : start + count]
                 start += count
     return MultistepCoefficients(
         ts=ts[list(schedule.places)],
@@ -281,7 +289,7 @@ def coefficients_of(
     )
 
 
-def _to_drifts(row: Float[np.ndarray, " known"]) -> Float[np.ndarray, " known"]:
+def to_drifts(row: Float[np.ndarray, " known"]) -> Float[np.ndarray, " known"]:
     """Multiples of the newest drift and of differences, as multiples of drifts: with `b_0 = f_0` and
     `b_i = f_{i-1} - f_i` the multiple of `f_i` is `c_{i+1} - c_i`, and of `f_0` it is `c_0 + c_1`."""
     later = np.append(row[1:], 0.0)

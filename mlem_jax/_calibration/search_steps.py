@@ -17,8 +17,8 @@ from .fit_step import Groups
 
 # A change has to lower the logarithm of the typical error by this much: less may be the pilots' luck.
 _GAIN = 0.004
-# What a cost is worth where a change alters it too: a method of second order errs as the inverse square of its cost.
-_EXCHANGE = 2.0
+# What a cost is worth where a change alters it too: fitted steps err about as this power of one over their cost.
+_EXCHANGE = 2.5
 # Logarithms of the density of steps at equally spaced fractions of the pilots' times, and by how much they are moved.
 _KNOTS, _MOVES = 5, (0.6, 0.3)
 # By which fraction of the distance to its neighbour a time is moved, and up to how many steps that is worth its while:
@@ -26,8 +26,10 @@ _KNOTS, _MOVES = 5, (0.6, 0.3)
 _SHIFTS, _MOST_MOVED = (0.4, 0.2), 10
 # Steps for which the first density is searched.
 _FIRST_STEPS = 6
-# Steps of the base between looks, at first; and the factor by which their number is changed.
-_STEPS_AT_FIRST, _STEPS_PER_LOOK, _STEPS_FACTOR = 10, 3, 1.35
+# Steps of the base at first, and more for each look; and the factor by which their number is changed.
+_STEPS_AT_FIRST, _STEPS_PER_LOOK, _STEPS_FACTOR = 8, 4, 1.3
+# How often looks and steps are gone through in turn.
+_ROUNDS = 2
 
 
 class Found(NamedTuple):
@@ -163,33 +165,36 @@ def _moved_times(searcher: Searcher, best: Found) -> Found:
 
 def multilevel(searcher: Searcher, finest: int, most_looks: int) -> Iterator[Found]:
     """The best steps found with each number of looks at the finest level, on the base that is best with two."""
-    bases = range(finest)
-    tried = []
-    for base in bases:
-        steps = _STEPS_AT_FIRST + 2 * _STEPS_PER_LOOK
-        start = _evenly(searcher, base, finest, steps, 2)
-        tried.append(searcher.try_out(start))
+
+    def fresh(base: int, density: np.ndarray, looks: int) -> Schedule:
+        steps = min(_STEPS_AT_FIRST + looks * _STEPS_PER_LOOK, searcher.times)
+        places = grid_of(density, steps, searcher.times)
+        wanted = [places[int((i + 0.5) / looks * steps)] for i in range(looks)]
+        return _with_looks(places, base, finest, wanted)
+
+    densities = first_densities(searcher)
+    tried = [searcher.try_out(fresh(base, density, 2)) for base in range(finest) for density in densities]
     base = min(tried, key=lambda found: found.merit).schedule.base
-    steps = _STEPS_AT_FIRST + _STEPS_PER_LOOK
-
-    def shaped(density: np.ndarray) -> Schedule:
-        places = grid_of(density, min(steps, searcher.times), searcher.times)
-        return _with_looks(places, base, finest, [0.55 * searcher.times])
-
-    best, _ = _density(searcher, shaped)
+    _, density = _density(searcher, lambda density: fresh(base, density, 2))
+    best = None
     for looks in range(1, most_looks + 1):
-        if looks > 1:
-            best = _one_look_more(searcher, best, finest)
-        best = _moved_looks(searcher, best, finest)
-        best = _other_steps(searcher, best, finest)
-        best = _middle_looks(searcher, best, finest)
+        # Afresh, and the last one with a further look: either may end in a poor place.
+        starts = [searcher.try_out(fresh(base, density, looks))]
+        if best is not None:
+            starts.append(_one_look_more(searcher, best, finest))
+        best = min((_improved(searcher, start, finest) for start in starts), key=lambda found: found.merit)
         yield best
 
 
-def _evenly(searcher: Searcher, base: int, finest: int, steps: int, looks: int) -> Schedule:
-    """Steps as dense as the pilots' times, looks evenly among them."""
-    places = grid_of(np.zeros(_KNOTS), min(steps, searcher.times), searcher.times)
-    return _with_looks(places, base, finest, (np.arange(looks) + 0.5) / looks * searcher.times)
+def _improved(searcher: Searcher, best: Found, finest: int) -> Found:
+    """With everything about several levels changed, one after another, for as long as it helps."""
+    for _ in range(_ROUNDS):
+        before = best.merit
+        best = _moved_looks(searcher, best, finest)
+        best = _other_steps(searcher, best, finest)
+        if best.merit > before - _GAIN:
+            break
+    return _middle_looks(searcher, best, finest)
 
 
 def _with_looks(
@@ -229,7 +234,7 @@ def _one_look_more(searcher: Searcher, best: Found, level: int) -> Found:
 
 def _moved_looks(searcher: Searcher, best: Found, level: int) -> Found:
     """Moves one look after another to a step nearby."""
-    for distance in (2, 1):
+    for distance in (3, 1):
         for i in range(len(_look_steps(best.schedule, level))):
             for sign in (1, -1):
                 while True:
