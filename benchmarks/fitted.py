@@ -4,26 +4,29 @@ Run `python benchmarks/fitted.py` (`--smoke` for a look: few images, nothing wri
 `--steps FILE` takes a catalogue that an earlier run wrote, `results/fitted_steps.npz`, instead of fitting a new one.
 Writes `benchmarks/results/fitted.json`, the table `fitted.csv` and a picture of the curves.
 
-`mlem_jax.fit_steps` makes the catalogue for the shipped ladder (probability flow) on 64 pilots. On fresh noise, three
+`mlem_jax.fit_steps` makes the catalogue for the shipped ladder (probability flow) on 128 pilots. On fresh noise, three
 batches of 64 images, against DPM-Solver++(2M) with 128 steps: DPM-Solver++(2M), the finest network alone with fitted
-steps, several levels with fitted steps, and today's plans of either order. Errors are the geometric mean of the
-images' own; RMS, which one or two images that end elsewhere decide, stands beside it. The costs of a method at a given
-error are those of its curve of error against cost, for each batch on its own; median and range over batches.
+steps, several levels with fitted steps, two networks that take turns along the path (large then small, as T-Stitch;
+large, small, large, as FlowBlending) with fitted steps, and plans with coins of either order. Errors are the geometric
+mean of the images' own; RMS, which one or two images that end elsewhere decide, stands beside it. The costs of a method
+at a given error are those of its curve of error against cost, for each batch on its own; median and range over batches.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from _curves import cost_at, draw_curves, markdown, Row, summary
+from _curves import draw_curves, Row
+from _fitted_report import compared, predictions, report, rivals_of
 from _harness import RESULTS, write_results, write_table
 from _image_methods import image_problem, planned
-from _methods import Batch, draw, marching, Method, multilevel, run, Shared
-from _rivals import DPMSolver, march, Plain
+from _methods import Batch, draw, marching, Method, run, Shared
+from _rivals import DPMSolver, Euler, march, Plain
+from _switching import LARGE_SMALL, LARGE_SMALL_LARGE, stepping, switching
 
 import mlem_jax as ml
 from mlem_jax.diffusion import Ladder, load_ladder
@@ -35,8 +38,9 @@ ALONE, SEVERAL = "finest alone, fitted", "several levels, fitted"
 FIRST, SECOND = "MLEM, planned", "MLAB2, planned"
 RIVAL_STEPS = (6, 8, 10, 14)
 SINGLE_STEPS = (4, 5, 6, 8, 10)
-BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)
-REFERENCE_STEPS, PILOTS, FINE = 128, 64, 128
+BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+EULER, EULER_STEPS = "Euler", 50
+REFERENCE_STEPS, PILOTS, FINE = 128, 128, 128
 
 
 def fit(ladder: Ladder, *, pilots: int, most: float) -> ml.FittedSteps:
@@ -47,41 +51,46 @@ def fit(ladder: Ladder, *, pilots: int, most: float) -> ml.FittedSteps:
     return ml.fit_steps(ladder.term(), ts, y0s, key=jr.key(0), time_variable="log", most=most)
 
 
-def fitted_methods(problem: Shared, steps: ml.FittedSteps) -> list[Method]:
-    """All entries of the catalogue that are the finest level alone, and all of several levels."""
+class Fitted(NamedTuple):
+    """A method with fitted steps, and the geometric mean error of its held-out pilots."""
+
+    method: Method
+    predicted: float
+
+
+def fitted_methods(problem: Shared, steps: ml.FittedSteps) -> list[Fitted]:
+    """All entries of the catalogue that evaluate the finest level: it alone, or several levels."""
     finest = len(problem.levels) - 1
     found = []
-    for levels, coefficients in zip(steps.levels, steps.coefficients, strict=True):
-        if levels[-1] != finest:
-            continue
-        counts = ", ".join(
-            f"{k + 1}: {n}" for k, n in zip(levels, coefficients.evaluations.tolist(), strict=True)
-        )
-        setting = f"{len(coefficients.ts) - 1} steps, evaluations {counts}"
-        name = ALONE if len(levels) == 1 else SEVERAL
-        solver = ml.LinearMultistep(coefficients)
-        found.append(
-            multilevel(problem, name, setting, lambda key, s=solver: s, coefficients.ts, levels, random=False)
-        )
+    for levels, coefficients, errors in zip(steps.levels, steps.coefficients, steps.errors, strict=True):
+        if levels[-1] == finest:
+            name = ALONE if len(levels) == 1 else SEVERAL
+            method = stepping(problem, name, levels, coefficients)
+            found.append(Fitted(method, float(np.exp(np.mean(np.log(errors))))))
     return found
 
 
 def other_methods(
     problem: Shared, ladder: Ladder, steps: Sequence[int], budgets: Sequence[float]
 ) -> list[Method]:
-    """DPM-Solver++(2M) on two grids, and today's plans."""
-    rival, found = DPMSolver(Plain(problem.levels[-1], 1.0)), []
+    """DPM-Solver++(2M) on two grids, Euler, and plans with coins."""
+    process, rival, found = ladder.config.process, DPMSolver(Plain(problem.levels[-1], 1.0)), []
     for spacing in ("karras", "log"):
         for n in steps:
-            ts = np.asarray(ladder.config.process.grid(n, spacing=spacing))
+            ts = np.asarray(process.grid(n, spacing=spacing))
             found.append(marching(RIVAL, f"{n} steps, {spacing}", rival, ts))
+    found.append(
+        marching(
+            EULER, f"{EULER_STEPS} steps", Euler(Plain(problem.levels[-1], 1.0)), process.grid(EULER_STEPS)
+        )
+    )
     coins = ml.SystematicCoins(offset=0.5)
     first, second = (ladder.calibration(method=method) for method in METHODS)
     for name, calibration in ((FIRST, first), (SECOND, second)):
         seen = set()
         for budget in budgets:
             try:
-                plan = calibration.plan(budget=budget)
+                plan = calibration.plan(budget=budget, coins=coins)
             except ValueError:
                 continue
             if len(plan.levels) > 1 and plan.cost not in seen:
@@ -90,10 +99,11 @@ def other_methods(
     return found
 
 
-def measure(methods: Sequence[Method], batches: Sequence[Batch]) -> list[Row]:
-    """One row per method: cost, RMS and geometric mean error, by batch and over all."""
+def measure(methods: Sequence[Fitted | Method], batches: Sequence[Batch]) -> list[Row]:
+    """One row per method: cost, RMS, median and geometric mean error, by batch and over all."""
     rows = []
-    for method in methods:
+    for entry in methods:
+        method, predicted = entry if isinstance(entry, Fitted) else (entry, None)
         costs, errors = [], []
         for batch in batches:
             found = run(method, batch)
@@ -102,72 +112,26 @@ def measure(methods: Sequence[Method], batches: Sequence[Batch]) -> list[Row]:
             costs.append(found.cost)
         typical = [float(np.exp(np.mean(np.log(e)))) for e in errors]
         every = np.concatenate(errors)
-        rows.append(
-            {
-                "method": method.name,
-                "setting": method.setting,
-                "cost": float(np.mean(costs)),
-                "error": float(np.exp(np.mean(np.log(every)))),
-                "rms": float(np.sqrt(np.mean(every**2))),
-                "median": float(np.median(every)),
-                "batch_cost": costs,
-                "batch_error": typical,
-            }
+        row = {
+            "method": method.name,
+            "setting": method.setting,
+            "cost": float(np.mean(costs)),
+            "error": float(np.exp(np.mean(np.log(every)))),
+            "error_sd": float(np.std(typical)),
+            "rms": float(np.sqrt(np.mean(every**2))),
+            "median": float(np.median(every)),
+            "predicted": predicted,
+            "batch_cost": costs,
+            "batch_error": typical,
+            "batch_rms": [float(np.sqrt(np.mean(e**2))) for e in errors],
+        }
+        rows.append(row)
+        print(
+            f"{row['method']:28s} cost {row['cost']:6.2f}  error {row['error']:.4f}  RMS {row['rms']:.4f}  "
+            f"median {row['median']:.4f}  ({row['setting']})",
+            flush=True,
         )
-        row = rows[-1]
-        print(f"{row['method']:24s} cost {row['cost']:6.2f}  error {row['error']:.4f}  RMS {row['rms']:.4f}  "
-              f"({row['setting']})", flush=True)  # fmt: skip
     return rows
-
-
-def compared(rows: Sequence[Row], rivals: Sequence[Row], method: str) -> list[dict[str, Any]]:
-    """For each rival's row what a method needs for the same geometric mean error, batch by batch."""
-    mine, table = [row for row in rows if row["method"] == method], []
-    for rival in rivals:
-        needed = []
-        for i, error in enumerate(rival["batch_error"]):
-            needed.append(
-                cost_at(
-                    [row["batch_cost"][i] for row in mine], [row["batch_error"][i] for row in mine], error
-                )
-            )
-        table.append(
-            {
-                "rival": f"{rival['method']}, {rival['setting']}",
-                "rival_cost": rival["cost"],
-                "error": rival["error"],
-                "method": method,
-                "cost": summary(np.array(needed)),
-                "times_fewer": summary(rival["cost"] / np.array(needed)),
-            }
-        )
-    return table
-
-
-def rivals_of(rows: Sequence[Row], name: str, counts: Sequence[int]) -> list[Row]:
-    """For each number of steps the row with the smallest error, whatever its grid."""
-    found = []
-    for count in counts:
-        mine = [row for row in rows if row["method"] == name and row["setting"].startswith(f"{count} steps")]
-        if mine:
-            found.append(min(mine, key=lambda row: row["error"]))
-    return found
-
-
-def report(table: Sequence[dict[str, Any]]) -> str:
-    """The comparison as a table."""
-
-    def told(found: dict[str, float | None]) -> str:
-        middle, least, most = (found[name] for name in ("median", "min", "max"))
-        if middle is None:
-            return "not reached"
-        return f"{middle:.2f} ({0 if least is None else least:.2f} to {'never' if most is None else f'{most:.2f}'})"
-
-    lines = [
-        [row["rival"], f"{row['error']:.4f}", row["method"], told(row["cost"]), told(row["times_fewer"])]
-        for row in table
-    ]
-    return markdown(["at the error of", "error", "method", "evaluations", "times fewer"], lines)
 
 
 def study(ladder: Ladder, steps: ml.FittedSteps, *, size: int, batches: int, smoke: bool) -> dict[str, Any]:
@@ -182,12 +146,16 @@ def study(ladder: Ladder, steps: ml.FittedSteps, *, size: int, batches: int, smo
     methods = [
         *other_methods(problem, ladder, RIVAL_STEPS[:1] if smoke else RIVAL_STEPS, BUDGETS[4:5] if smoke else BUDGETS),
         *fitted_methods(problem, steps),
+        *switching(problem, ladder, steps, stepping, smoke=smoke),
     ]  # fmt: skip
     rows = measure(methods, drawn)
     table = compared(rows, rivals_of(rows, RIVAL, RIVAL_STEPS), ALONE)
     table += compared(rows, rivals_of(rows, ALONE, SINGLE_STEPS), SEVERAL)
     table += compared(rows, rivals_of(rows, ALONE, SINGLE_STEPS), SECOND)
+    for name in (LARGE_SMALL, LARGE_SMALL_LARGE):
+        table += compared(rows, rivals_of(rows, ALONE, SINGLE_STEPS), name)
     table += compared(rows, rivals_of(rows, RIVAL, RIVAL_STEPS), SEVERAL)
+    table += compared(rows, rivals_of(rows, EULER, (EULER_STEPS,)), SEVERAL)
     return {"problem": problem.name, "images": size, "batches": batches, "rows": rows, "compared": table}
 
 
@@ -206,7 +174,7 @@ def main() -> None:
     print(steps)
     size, batches = (2, 1) if arguments.smoke else (64, 3)
     found = study(ladder, steps, size=size, batches=batches, smoke=arguments.smoke)
-    print(report(found["compared"]))
+    print(report(found["compared"]), predictions(found["rows"]), sep="\n\n")
     if arguments.smoke:
         return
     if arguments.steps is None:
