@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 import mlem_jax as ml
 from mlem_jax._calibration.fit_pilots import FitPilots
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
-from mlem_jax._calibration.fit_step import everyone, left_out
+from mlem_jax._calibration.fit_step import left_out
 from mlem_jax._calibration.search_steps import Searcher, single_level
 from mlem_jax._io import write_safely
 from mlem_jax._term import FixedTerms
@@ -131,8 +131,7 @@ class Fits:
         """As `fit_steps` fits them: held-out pilots choose ridges and numbers of features."""
         pilots = self.pilots if pilots is None else pilots
         held_out = roll_out(pilots, schedule, Memory(), left_out(pilots.count, GROUPS))
-        fitted = roll_out(pilots, schedule, Memory(), everyone(pilots.count), choices=held_out)
-        return coefficients_of(fitted, pilots.ts)
+        return coefficients_of(held_out, pilots.ts)
 
     def alone(self, level: int, steps: int) -> ml.MultistepCoefficients:
         """One level, its grid searched for the path."""

@@ -30,13 +30,13 @@ _FEWEST_PILOTS, _FEWEST_STEPS = 8, 8
 # Steps are chosen among at most this many times: as many as the ODEs at hand need for a reference.
 _MOST_TIMES = 128
 # The search rolls out this many pilots; the steps that it finds are then fitted on all of them.
-_SEARCHED = 48
+_SEARCHED = 40
 # Groups of pilots, each held out in turn.
 _GROUPS = 4
 # Numbers of steps of a single level, as far as their cost is wanted.
 _SINGLE = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 32)
 # Looks at the finest level are searched up to this number.
-_MOST_LOOKS = 12
+_MOST_LOOKS = 10
 # The search ends once so many numbers of looks in turn do worse than the finest level alone.
 _USELESS = 2
 # Numbers of steps for cheaper levels alone.
@@ -65,7 +65,7 @@ def fit_steps(
     coefficients and less weight for pilots that are far off). Pilots held out choose the ridge and how many drifts and
     increments are used. Then a few Gauss-Newton steps lower the error at the end in all coefficients together, as long
     as that of held-out pilots falls. No network is trained. The steps' times and the looks are searched
-    by such roll-outs, on the first 48 pilots. Related: S4S, LD3, BNS and generalised linear multistep solvers for one
+    by such roll-outs, on the first 40 pilots. Related: S4S, LD3, BNS and generalised linear multistep solvers for one
     network.
 
     !!! example

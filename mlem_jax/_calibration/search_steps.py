@@ -28,8 +28,6 @@ _SHIFTS, _MOST_MOVED = (0.4, 0.2), 10
 _FIRST_STEPS = 6
 # Steps of the base at first, and more for each look; and the factor by which their number is changed.
 _STEPS_AT_FIRST, _STEPS_PER_LOOK, _STEPS_FACTOR = 8, 4, 1.3
-# How often looks and steps are gone through in turn.
-_ROUNDS = 2
 
 
 class Found(NamedTuple):
@@ -110,7 +108,7 @@ def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Itera
         return alone(grid_of(density, first, searcher.times))
 
     best, density = _density(searcher, shaped)
-    refined = _moved_times(searcher, best) if first in counts else best
+    refined = _moved_times(searcher, best, level) if first in counts else best
     for order in (sorted(c for c in counts if c <= first)[::-1], sorted(c for c in counts if c > first)):
         last = refined
         for count in order:
@@ -121,7 +119,7 @@ def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Itera
             tried = [searcher.try_out(alone(places)) for places in starts]
             last = min(tried, key=lambda found: found.merit)
             if count <= _MOST_MOVED:
-                last = _moved_times(searcher, last)
+                last = _moved_times(searcher, last, level)
             yield last
 
 
@@ -145,10 +143,12 @@ def _density(
     return best, density
 
 
-def _moved_times(searcher: Searcher, best: Found) -> Found:
-    """Moves one time after another, by a part of the distance to its neighbour."""
+def _moved_times(searcher: Searcher, best: Found, level: int) -> Found:
+    """Moves one time after another at which a level is evaluated, by a part of the distance to its neighbour."""
     for shift in _SHIFTS:
         for i in range(1, len(best.schedule.places) - 1):
+            if level not in (best.schedule.base, *best.schedule.looks[i]):
+                continue
             for sign in (1, -1):
                 places = list(best.schedule.places)
                 gap = abs(places[i + sign] - places[i])
@@ -164,7 +164,7 @@ def _moved_times(searcher: Searcher, best: Found) -> Found:
 
 
 def multilevel(searcher: Searcher, finest: int, most_looks: int) -> Iterator[Found]:
-    """The best steps found with each number of looks at the finest level, on the base that is best with two."""
+    """The best steps found with each number of looks at the finest level."""
 
     def fresh(base: int, density: np.ndarray, looks: int) -> Schedule:
         steps = min(_STEPS_AT_FIRST + looks * _STEPS_PER_LOOK, searcher.times)
@@ -179,22 +179,16 @@ def multilevel(searcher: Searcher, finest: int, most_looks: int) -> Iterator[Fou
     best = None
     for looks in range(1, most_looks + 1):
         # Afresh, and the last one with a further look: either may end in a poor place.
-        starts = [searcher.try_out(fresh(base, density, looks))]
+        starts = [searcher.try_out(fresh(base, density, looks)) for base in range(finest)]
+        starts = [min(starts, key=lambda found: found.merit)]
         if best is not None:
             starts.append(_one_look_more(searcher, best, finest))
-        best = min((_improved(searcher, start, finest) for start in starts), key=lambda found: found.merit)
-        yield best
-
-
-def _improved(searcher: Searcher, best: Found, finest: int) -> Found:
-    """With everything about several levels changed, one after another, for as long as it helps."""
-    for _ in range(_ROUNDS):
-        before = best.merit
-        best = _moved_looks(searcher, best, finest)
+        best = min((_moved_looks(searcher, start, finest) for start in starts), key=lambda found: found.merit)
         best = _other_steps(searcher, best, finest)
-        if best.merit > before - _GAIN:
-            break
-    return _middle_looks(searcher, best, finest)
+        best = _middle_looks(searcher, best, finest)
+        best = _moved_looks(searcher, best, finest)
+        best = _moved_times(searcher, best, finest)
+        yield best
 
 
 def _with_looks(
@@ -272,15 +266,13 @@ def _other_steps(searcher: Searcher, best: Found, level: int) -> Found:
 
 
 def _middle_looks(searcher: Searcher, best: Found, finest: int) -> Found:
-    """With looks at levels between the base and the finest, between looks at the finest, where they pay."""
+    """With looks at levels between the base and the finest in those steps where they pay."""
     for level in range(best.schedule.base + 1, finest):
-        steps = _look_steps(best.schedule, finest)
-        edges = [0, *steps, len(best.schedule.looks)]
-        for a, b in zip(edges, edges[1:], strict=False):
-            schedule = _changed_looks(best.schedule, level, None, (a + b) // 2)
-            if schedule is None or b - a < 2 or level in schedule.looks[a] and a > 0:
-                continue
-            found = searcher.try_out(schedule, best)
-            if found.merit < best.merit - _GAIN:
+        for step in range(len(best.schedule.looks)):
+            there = level in best.schedule.looks[step]
+            less, more = (step, None) if there else (None, step)
+            schedule = _changed_looks(best.schedule, level, less, more)
+            found = None if schedule is None else searcher.try_out(schedule, best)
+            if found is not None and found.merit < best.merit - _GAIN:
                 best = found
     return best
