@@ -114,7 +114,7 @@ def test_samples_of_a_fitted_plan_are_solves_with_its_steps(ladder, calibration)
         stepsize_controller=diffrax.StepTo(plan.grid),
     )
     np.testing.assert_allclose(found.images[1], sol.ys[0], rtol=1e-4, atol=1e-4)
-    with as_user(), pytest.raises(ValueError, match="its steps need those before"):
+    with as_user(), pytest.raises(ValueError, match="results of earlier steps. Use a plan with coins"):
         sample(both, n=1, plan=plan, key=key, start_from=np.zeros(TINY.shape), start_at=1.0)
 
 
