@@ -83,4 +83,6 @@ from ._sampling import (
     save_images as save_images,
 )
 from ._sampling.sample import sample as sample
+from ._training.distil import distil as distil
+from ._training.distillation import Distillation as Distillation
 from ._training.train_ladder import train_ladder as train_ladder

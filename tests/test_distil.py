@@ -1,0 +1,180 @@
+"""Cheaper levels for any network: what they learn, from data and from noise alone, and that a stopped run continues."""
+
+import dataclasses
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import as_user
+
+from mlem_jax.diffusion import distil, EDM, NoisePredictor, PredictorLadder, Training
+from mlem_jax.diffusion._training import distil as _distil
+from mlem_jax.diffusion._training.teacher import Teacher
+
+SHAPE = (4, 4, 1)
+# Standard deviation of the images: independent normal numbers.
+SIZE = 0.5
+QUICK = Training(
+    match_steps=300, batch_size=32, match_learning_rate=3e-3, match_log_normal=(0.0, 1.5), label_dropout=0.0
+)
+MFLOPS = [0.001, 0.003]
+
+
+class Denoiser(eqx.Module):
+    """The mean of a clean image, given it with noise, as an expensive network: `hidden` makes it so. With a label
+    images are around 0 or around 1."""
+
+    hidden: jnp.ndarray
+
+    def __call__(self, x, sigma, label=None):
+        mean = 0.0 if label is None else jnp.asarray(label, x.dtype)
+        exact = mean + SIZE**2 / (SIZE**2 + sigma**2) * (x - mean)
+        return exact + 0 * jnp.tanh(jnp.multiply.outer(x, self.hidden)).sum(axis=-1)
+
+
+def teacher(width=2_000):
+    process = EDM(s_min=0.02, s_max=20.0)
+    return NoisePredictor(Denoiser(jnp.linspace(0, 1, width)), process, "x0", conditioning="sigma")
+
+
+def test_a_teacher_answers_as_a_network_of_the_description():
+    """v = alpha eps - sigma x0 of an image and noise that the exact denoiser tells apart."""
+    whole = PredictorLadder([teacher()], shape=SHAPE)
+    config = _distil._describe(whole, MFLOPS, "levels", QUICK)
+    network = Teacher(teacher(), config)
+    s, x = jnp.asarray([0.3, 2.0]), jr.normal(jr.key(0), (2, *SHAPE))
+    alpha = 1 / np.sqrt(1 + np.asarray(s)[:, None, None, None] ** 2)
+    y = np.asarray(x) / alpha
+    clean = SIZE**2 / (SIZE**2 + np.asarray(s)[:, None, None, None] ** 2) * y
+    noise = (y - clean) / np.asarray(s)[:, None, None, None]
+    v = alpha * noise - np.asarray(s)[:, None, None, None] * alpha * clean
+    np.testing.assert_allclose(network(x, jnp.log(s)), v, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network(x[1], jnp.log(s)[1]), v[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distilled") / "levels"
+    return folder, distil(
+        teacher(), folder, shape=SHAPE, mflops=MFLOPS, samples=400, training=QUICK, pilots=0, progress=False
+    )
+
+
+@pytest.mark.slow
+def test_levels_learn_a_network_from_noise_alone(found):
+    """Its v has a mean square of about 1: after 300 steps a level is within a few per cent of that, and the larger one
+    is nearer. The samples that it learns from are those of the network: of deviation SIZE."""
+    folder, distilled = found
+    near = distilled.levels.card["held_out_loss"]["to_finest"]
+    assert near[1] < near[0] < 0.05 and near[2] == 0
+    with np.load(folder / "samples" / "samples.npz") as file:
+        images = file["images"]
+    assert images.shape == (400, *SHAPE)
+    # 6,400 normal numbers: a standard error of 0.9%.
+    assert abs(images.std() / SIZE - 1) < 0.05
+    costs = distilled.ladder.level_costs()
+    assert np.allclose(np.asarray(costs[:2]) / 1e6, MFLOPS, rtol=0.3) and costs[2] > 10 * costs[1]
+    for text in ("on its own samples, 400 images", "beside 8,000 for its own samples", "9,600"):
+        assert text in str(distilled)
+
+
+@pytest.mark.slow
+def test_the_same_call_again_returns_what_is_there(found, monkeypatch):
+    folder, distilled = found
+    monkeypatch.setattr(_distil, "train_networks", None)
+    monkeypatch.setattr(_distil, "sample", None)
+    settings = dict(shape=SHAPE, mflops=MFLOPS, samples=400, training=QUICK, progress=False)
+    again = distil(teacher(), folder, pilots=0, **settings)
+    x, s = jr.normal(jr.key(0), SHAPE), jnp.asarray(0.5)
+    for before, after in zip(distilled.ladder.predictors(), again.ladder.predictors(), strict=True):
+        np.testing.assert_array_equal(before(x, s), after(x, s))
+    # Calibrations are measured once, and belong to the levels.
+    calibrated = distil(teacher(), folder, pilots=4, **settings)
+    assert sorted(calibrated.ladder.calibrations) == ["ode", "ode_2"]
+    monkeypatch.setattr(_distil, "calibrate_methods", None)
+    kept = distil(teacher(), folder, pilots=4, **settings)
+    assert kept.ladder.plan(budget=3).error == calibrated.ladder.plan(budget=3).error
+    assert "plan at 4 evaluations" in str(kept)
+    with pytest.raises(ValueError, match="was begun with other data"):
+        distil(teacher(2_001), folder, **settings)
+    with pytest.raises(ValueError, match="was begun with another configuration"):
+        distil(teacher(), folder, **{**settings, "mflops": [0.001, 0.004]})
+
+
+class Stopped(Exception):
+    """In place of a kill."""
+
+
+@pytest.mark.slow
+def test_a_stopped_run_continues_to_the_same_numbers(tmp_path, monkeypatch):
+    short = dataclasses.replace(QUICK, match_steps=60)
+    settings = dict(shape=SHAPE, mflops=MFLOPS[:1], samples=64, training=short, pilots=0, progress=False)
+    whole = distil(teacher(), tmp_path / "whole", **settings)
+    original = _distil.train_networks
+
+    def stopping(config, *arguments, **named):
+        def stop(done, networks):
+            raise Stopped
+
+        watched = dataclasses.replace(config, training=dataclasses.replace(config.training, sheet_every=40))
+        return original(watched, *arguments, **named, watch=stop, save_every=20)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_distil, "train_networks", stopping)
+        with pytest.raises(Stopped):
+            distil(teacher(), tmp_path / "parts", **settings)
+    assert not (tmp_path / "parts" / "ladder").exists() and (tmp_path / "parts" / "smaller").is_dir()
+    continued = distil(teacher(), tmp_path / "parts", **settings)
+    x, s = jr.normal(jr.key(0), SHAPE), jnp.asarray(0.5)
+    pair = [found.ladder.predictors()[0](x, s) for found in (whole, continued)]
+    np.testing.assert_array_equal(*pair)
+
+
+@pytest.mark.slow
+def test_levels_learn_labels_from_data(tmp_path):
+    """Images around 0 with label 0 and around 1 with label 1: at s = 1 the predicted noises of a level differ as the
+    network's do, by the difference of the clean images' means."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 256)
+    images = (labels[:, None, None, None] + SIZE * generator.standard_normal((256, *SHAPE))).astype(
+        np.float32
+    )
+    distilled = distil(
+        teacher(),
+        tmp_path / "out",
+        classes=2,
+        mflops=MFLOPS[1:],
+        images=images,
+        labels=labels,
+        shape=SHAPE,
+        training=QUICK,
+        pilots=0,
+        progress=False,
+    )
+    level, network = distilled.ladder.predictors()
+    x, s = jnp.full(SHAPE, 0.3), jnp.asarray(1.0)
+    gaps = [np.mean(p(x, s, jnp.asarray(1)) - p(x, s, jnp.asarray(0))) for p in (level, network)]
+    assert abs(gaps[1] - -(1 - SIZE**2 / (SIZE**2 + 1))) < 1e-5
+    assert abs(gaps[0] / gaps[1] - 1) < 0.2
+    assert distilled.levels.card["cost"]["samples"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mflops": [50.0]}, r"the network itself takes 0\.\d+ million FLOPs"),
+        ({"mflops": [0.003, 0.001]}, "increasing positive numbers"),
+        ({"samples": 10}, "at least 64 are expected, two batches"),
+        ({"images": np.zeros((64, 8, 8, 1), np.float32)}, r"images of shape \(8, 8, 1\) for a network"),
+        ({"images": np.zeros((64, *SHAPE), np.float32), "labels": np.zeros(64, int)}, "has no classes"),
+        ({"training": dataclasses.replace(QUICK, match_steps=0)}, "match_steps of at least 1"),
+        ({"shape": (3,)}, r"arrays of shape \(3,\)"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused_before_anything_is_written(tmp_path, changed, message):
+    settings = {"shape": SHAPE, "mflops": MFLOPS, "training": QUICK, **changed}
+    with as_user(), pytest.raises(ValueError, match=message):
+        distil(teacher(), tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
