@@ -7,15 +7,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .errors import check_place, errors_explained, stop_explained
-from .ladder_options import read_sizes
+from .errors import errors_explained, stop_explained
+from .ladder_options import read_mflops
 from .networks import Family, Networks, Precision, read_levels
 from .options import Checkpoint, GuidanceScales
 from .screen import say
 
 Out = Annotated[
     Path,
-    typer.Option(metavar="FOLDER", help="Folder for samples, checkpoints, the finished levels and calibrations."),
+    typer.Option(
+        metavar="FOLDER", help="Folder for samples, checkpoints, the finished levels and calibrations."
+    ),
 ]
 Sizes = Annotated[
     str,
@@ -43,7 +45,9 @@ Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Steps of the train
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images in each step.")]
 Pilots = Annotated[
     int,
-    typer.Option(min=0, metavar="N", help="Images on which all levels are calibrated at the end; 0 leaves that out."),
+    typer.Option(
+        min=0, metavar="N", help="Images on which all levels are calibrated at the end; 0 leaves that out."
+    ),
 ]
 
 
@@ -72,10 +76,11 @@ def distil(
         if network and len(network) > 1:
             raise ValueError("distil makes levels for one network; give --network once.")
         if data is not None and samples is not None:
-            raise ValueError("--samples is for a network that draws its own images; leave it out with --data.")
-        sizes = read_sizes("--mflops", mflops)
+            raise ValueError(
+                "--samples is for a network that draws its own images; leave it out with --data."
+            )
+        sizes = read_mflops(mflops)
         ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
-        check_place(out, "--out")
         from .. import diffusion
         from ..diffusion._training.distil import DISTILLING
 

@@ -1,6 +1,7 @@
 """What can go wrong, as a sentence and an exit code: 2 for a wrong command, 1 for a run that had to stop."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def errors_explained(console: Console) -> Iterator[None]:
     except (FloatingPointError, OSError, MemoryError) as error:
         console.print(f"[red]Stopped:[/red] {_text(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def stop_explained(console: Console) -> Iterator[None]:
+    """Ends a run that a signal stopped with the sentence and the exit code that belong to the signal."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        default = "Stopped. What is saved stays: run the same command again to continue."
+        console.print(str(stopped) or default, highlight=False, soft_wrap=True)
+        raise typer.Exit(128 + getattr(stopped, "signum", signal.SIGINT)) from None
 
 
 def check_place(folder: Path, option: str) -> None:

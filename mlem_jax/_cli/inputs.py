@@ -18,6 +18,11 @@ def read_ladder(checkpoint: Path | None) -> Any:
     return load_ladder(inside if inside.is_dir() else checkpoint)
 
 
+def ladder_folder(path: Path) -> Path | None:
+    """The folder of a ladder that is this one or inside it, if there is one."""
+    return next((place for place in (path, path / "ladder") if (place / "ladder.toml").is_file()), None)
+
+
 def read_scales(ladder: Any, guidance: list[float] | None) -> float | list[float] | None:
     """The scale of guidance, or one for each level. Raises `ValueError`."""
     if not guidance:

@@ -82,10 +82,7 @@ def _preset(name: str, mflops: str, shape: str | None, steps: int) -> Any:
     sizes = _integers("--shape", shape, "64,64,3")
     if len(sizes) != 3:
         raise ValueError(f"--shape {shape}: height, width and channels are expected, such as 64,64,3.")
-    try:
-        targets = [float(x) for x in mflops.split(",")]
-    except ValueError:
-        raise ValueError(f"--mflops {mflops}: numbers are expected, such as 2,15,90.") from None
+    targets = read_mflops(mflops)
     from ..diffusion import Training
     from ..diffusion._ladder import ladder_of_flops
 
@@ -97,6 +94,14 @@ def _preset(name: str, mflops: str, shape: str | None, steps: int) -> Any:
     )
     height, width, channels = sizes
     return ladder_of_flops((height, width, channels), targets, name=name, training=training)
+
+
+def read_mflops(text: str) -> list[float]:
+    """The numbers of `--mflops`. Raises `ValueError`."""
+    try:
+        return [float(x) for x in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--mflops {text}: numbers are expected, such as 2,15,90.") from None
 
 
 def _pick(config: Any, levels: str) -> Any:

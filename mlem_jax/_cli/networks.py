@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from .inputs import read_ladder, read_scales
+from .inputs import ladder_folder, read_ladder, read_scales
 
 Networks = Annotated[
     list[Path] | None,
@@ -16,7 +16,7 @@ Networks = Annotated[
         "--network",
         metavar="PATH",
         help="Instead of a ladder: a network of others, the folder that diffusers' save_pretrained wrote or a "
-        ".safetensors or .npz file; once for each level, cheapest first.",
+        ".safetensors or .npz file, or the --out of distil; once for each, cheapest first.",
     ),
 ]
 Family = Annotated[
@@ -70,13 +70,16 @@ def read_levels(
             f"--guidance was given {len(scales)} times for {len(networks)} networks; give it once for all, or "
             f"{len(networks)} times."
         )
-    from ..diffusion import load_network, PredictorLadder
+    from ..diffusion import load_ladder, load_network, PredictorLadder
 
     each = scales * len(networks) if len(scales) == 1 else scales
-    levels = [
-        load_network(path, family=family, dtype=dtype, guidance=scale)
-        for path, scale in zip(networks, each, strict=True)
-    ]
+    levels = []
+    for path, scale in zip(networks, each, strict=True):
+        place = ladder_folder(path)
+        if place is None:
+            levels.append(load_network(path, family=family, dtype=dtype, guidance=scale))
+        else:
+            levels += load_ladder(place).predictors()
     return PredictorLadder(levels), None
 
 

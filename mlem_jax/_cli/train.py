@@ -1,17 +1,13 @@
 """The command `train`."""
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from .errors import errors_explained
+from .errors import errors_explained, stop_explained
 from .ladder_options import ConfigFile, describe_ladder, Levels, Mflops, Shape, Steps
-from .screen import say
 from .training_report import report_data, report_ladder, sizes_table
 
 Out = Annotated[
@@ -70,7 +66,7 @@ def train(
     --mflops 2,15,90 --out celeba
     """
     console = Console()
-    with errors_explained(console), _stop_explained(console):
+    with errors_explained(console), stop_explained(console):
         description = describe_ladder(
             out.resolve().name, config=config, levels=levels, mflops=mflops, shape=shape, steps=steps
         )
@@ -98,14 +94,3 @@ def train(
             data_name=str(path),
         )
     report_ladder(console, ladder, out)
-
-
-@contextlib.contextmanager
-def _stop_explained(console: Console) -> Iterator[None]:
-    """Ends a run that a signal stopped with the sentence and the exit code that belong to the signal."""
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        default = "Stopped. What is saved stays: run the same command again to continue."
-        say(console, str(stopped) or default)
-        raise typer.Exit(128 + getattr(stopped, "signum", signal.SIGINT)) from None

@@ -39,7 +39,7 @@ from .teacher import Teacher
 from .train import train_networks
 
 # Noise levels where the levels' differences move images most, as for the ladder that is shipped.
-_TRAINING = Training(match_learning_rate=1e-3, match_log_normal=(0.5, 1.6), label_dropout=0.0)
+DISTILLING = Training(match_learning_rate=1e-3, match_log_normal=(0.5, 1.6), label_dropout=0.0)
 # Of the network's own samples: second-order steps, beyond which the images hardly change (benchmarks/frontier.py).
 _SAMPLE_STEPS = 20
 # The part of the training's evaluations of the network that its samples may take.
@@ -58,7 +58,7 @@ def distil(
     shape: tuple[int, ...] | None = None,
     classes: int | None = None,
     samples: int | None = None,
-    training: Training = _TRAINING,
+    training: Training = DISTILLING,
     pilots: int = 32,
     progress: bool = True,
 ) -> Distillation:
