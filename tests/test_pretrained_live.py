@@ -1,13 +1,16 @@
 """The live comparison with diffusers and PyTorch, at other sizes, shapes and times than the fixtures': needs the extra
 `parity` and runs with `-m parity`. Folders are written by diffusers' own `save_pretrained`."""
 
+import diffrax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from pretrained_problems import distance, last, TOLERANCE
 from pretrained_weights import weights
 
-from mlem_jax.diffusion import load_decoder, load_network
+import mlem_jax as ml
+from mlem_jax.diffusion import load_decoder, load_network, PredictorLadder
 
 pytestmark = pytest.mark.parity
 
@@ -100,3 +103,52 @@ def test_saved_decoders_compute_the_same(tmp_path, dtype):
         out = model.decode(torch.from_numpy(z) / model.config.scaling_factor).sample
     found = load_decoder(tmp_path, dtype=dtype)(last(z))
     assert distance(found, out.numpy()) < TOLERANCE[dtype]
+
+
+PAIR = {  # About 5 and 60 million FLOPs.
+    name: (
+        "UNet2DModel",
+        {
+            "sample_size": 32,
+            "block_out_channels": widths,
+            "layers_per_block": layers,
+            "norm_num_groups": 4,
+            "down_block_types": ["DownBlock2D"] * 3,
+            "up_block_types": ["UpBlock2D"] * 3,
+            "add_attention": False,
+        },
+    )
+    for name, widths, layers in (("small", (4, 4, 8), 1), ("large", (8, 16, 32), 2))
+}
+
+
+def test_a_pair_of_saved_networks_with_probability_1_is_ddim(tmp_path):
+    """Both levels are looked at in every step, so that the sum telescopes to the large one's DDIM."""
+    import diffusers
+    import torch
+
+    models = {name: reference(*about, tmp_path / name, seed=13) for name, about in PAIR.items()}
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    scheduler.save_pretrained(tmp_path / "large")
+    scheduler.set_timesteps(12)
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((2, 3, 32, 32)).astype(np.float32))
+    end = x
+    for time in scheduler.timesteps:
+        with torch.no_grad():
+            end = scheduler.step(models["large"](end, time).sample, time, end).prev_sample
+    kept = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
+    # Its last step ends without noise.
+    ts = jnp.asarray([*np.sqrt((1 - kept) / kept), 0.0])
+    ladder = PredictorLadder([load_network(tmp_path / name) for name in PAIR])
+    small, large = ladder.level_costs()
+    assert 4e6 < small < 6.5e6 and 50e6 < large < 70e6
+    found = diffrax.diffeqsolve(
+        ladder.term(),
+        ml.MLEM([1.0, 1.0], key=jr.key(0)),
+        ts[0],
+        ts[-1],
+        None,
+        last(x.numpy()) * jnp.sqrt(1 + ts[0] ** 2),
+        stepsize_controller=diffrax.StepTo(ts),
+    )
+    assert found.ys is not None and distance(found.ys[0], end.numpy()) < 1e-3
