@@ -80,16 +80,18 @@ def make_plan(
     budget: float | None,
     error: float | None,
     in_seconds: bool,
+    settings: dict[str, Any],
 ) -> Any:
     """The plan from a calibration's file or folder, or from those that the ladder was saved with; `options` are those
-    of the command that measures one. Raises `ValueError`."""
+    of the command that measures one, `settings` further ones of the plan. Raises `ValueError`."""
+    settings = {"budget": budget, "error": error, "in_seconds": in_seconds, **settings}
     measure = f"python -m mlem_jax calibrate{options} --out FILE.npz"
     if file is not None and file.is_dir():
         calibrated = _read_calibrations(file, measure, apply_scales(ladder, scales), sde)
-        return calibrated.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
+        return calibrated.plan(sde=sde, **settings)
     if file is not None:
         found = _read_calibration(file, measure, ladder, sde, scales)
-        return found.plan(budget=budget, error=error, in_seconds=in_seconds)
+        return found.plan(**settings)
     from ..diffusion import PredictorLadder
 
     if isinstance(ladder, PredictorLadder):
@@ -108,7 +110,7 @@ def make_plan(
             f"The ladder was saved without a calibration of the {'reverse SDE' if sde else 'probability flow'}. "
             f"Measure one with '{measure}', and add --calibration FILE.npz."
         )
-    return ladder.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
+    return ladder.plan(sde=sde, **settings)
 
 
 def common_options(checkpoint: Path | None, sde: bool, guidance: list[float] | None) -> str:

@@ -10,6 +10,17 @@ from rich.console import Console
 from .._io import write_safely
 from .by_hand import check_by_hand, OnLevel, plan_by_hand, Spacing, StepMethod, Steps
 from .errors import errors_explained
+from .images import (
+    cut_settings,
+    Known,
+    MaskPath,
+    preview_rows,
+    preview_times,
+    Previews,
+    read_given,
+    StartAt,
+    StartFrom,
+)
 from .inputs import common_options, make_labels, make_plan
 from .networks import (
     decode_images,
@@ -27,6 +38,8 @@ from .screen import say
 
 # On the sheet: ten rows of ten are still large enough to be seen.
 _SHOWN = 100
+# Of grey and coloured pictures.
+_CHANNELS = (1, 3)
 
 Out = Annotated[
     Path,
@@ -95,6 +108,11 @@ def sample(
     png: Png = None,
     batch_size: BatchSize = 64,
     calibration: CalibrationFile = None,
+    start_from: StartFrom = None,
+    start_at: StartAt = None,
+    known: Known = None,
+    mask: MaskPath = None,
+    previews: Previews = None,
 ) -> None:
     """Draws images with a trained ladder of networks, or with networks of others, on all devices.
 
@@ -107,6 +125,8 @@ def sample(
 
     Networks of others: sample --network small --network large --calibration FOLDER --out FOLDER, with what calibrate
     wrote; a single one, without: sample --network large --steps 20 --out FOLDER
+
+    From a picture to others like it: sample --start-from PICTURE --start-at 2 --out FOLDER
     """
     console = Console()
     with errors_explained(console):
@@ -115,6 +135,7 @@ def sample(
         budget = one_of(budget, error)
         ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
         labels = make_labels(ladder, label, n)
+        given = read_given(ladder.shape, n, start_from, start_at, known, mask)
         decode = read_decoder(decoder, latents, dtype, ladder.shape)
         if steps is not None:
             plan = plan_by_hand(ladder, steps, method, spacing, level)
@@ -128,8 +149,10 @@ def sample(
                 budget=budget,
                 error=error,
                 in_seconds=in_seconds,
+                settings=cut_settings(start_at),
             )
         say(console, f"{plan}\n")
+        times = preview_times(plan.ts, start_at, previews)
         import jax.random as jr
 
         from .. import diffusion
@@ -145,12 +168,29 @@ def sample(
             batch_size=batch_size,
             out=out,
             as_bytes=image_format == "uint8" and decode is None,
+            save_at=times,
+            **given,
         )
-        images, written = found.images, [out / "samples.npz"]
+        written = [out / "samples.npz"]
+
+        def finished(images: np.ndarray, as_bytes: bool) -> np.ndarray:
+            return images if decode is None else decode_images(decode, images, batch_size, as_bytes=as_bytes)
+
+        images = finished(found.images, image_format == "uint8")
         if decode is not None:
-            images = decode_images(decode, images, batch_size, as_bytes=image_format == "uint8")
             written.append(out / "decoded.npz")
             write_safely(written[-1], lambda file: np.savez(file, images=images))
+        if images.shape[-1] not in _CHANNELS:
+            say(
+                console,
+                f"{n} samples of {' x '.join(map(str, images.shape[1:]))}: {written[0]}. No pictures are made of them; "
+                "if they are latents, write --decoder FOLDER.",
+            )
+            return
+        if times is not None and found.trajectories is not None:
+            written.append(out / "previews.png")
+            sheet = finished(preview_rows(found.trajectories, times), False)
+            diffusion.save_grid(written[-1], sheet, columns=len(times))
         _write_pictures(console, images, out, png, written)
 
 
@@ -160,13 +200,6 @@ def _write_pictures(
     """Makes pictures of images, and says where all is."""
     from .. import diffusion
 
-    if images.shape[-1] not in (1, 3):
-        say(
-            console,
-            f"{len(images)} samples of {' x '.join(map(str, images.shape[1:]))}: {written[0]}. No pictures are made of "
-            "them; if they are latents, write --decoder FOLDER.",
-        )
-        return
     written = [*written, out / "samples.png"]
     diffusion.save_grid(written[-1], images[:_SHOWN])
     if png is not None:

@@ -51,7 +51,7 @@ def read_pictures(
             f"{folder} holds pictures, and the configuration's shape is {shape}; 1 channel (grey) or 3 (colour) "
             "are expected."
         )
-    paths = _paths(folder)
+    paths = picture_paths(folder)
     if not paths:
         raise ValueError(
             f"{folder} and its subfolders hold no pictures ({', '.join(sorted(Image.registered_extensions())[:6])}, "
@@ -79,7 +79,7 @@ def read_pictures(
     return Pictures(_some(folder, images, skipped), tuple(skipped))
 
 
-def _paths(folder: Path) -> list[Path]:
+def picture_paths(folder: Path) -> list[Path]:
     """The picture files, sorted by name. Nothing hidden, such as macOS's `._a.png`, is a picture."""
     endings = Image.registered_extensions()
     found, seen = [], set()
