@@ -81,7 +81,8 @@ def test_labels_stay_with_their_images(tmp_path):
 
 
 def test_labels_that_are_not_there_are_said(tmp_path):
-    write(tmp_path / "pictures" / "a.png", np.zeros((6, 5, 3)))
+    for name in ("a.png", "b.png"):
+        write(tmp_path / "pictures" / name, np.zeros((6, 5, 3)))
     pixels = np.zeros((20, 4, 4, 1), np.uint8)
     np.save(tmp_path / "a.npy", pixels)
     np.savez(tmp_path / "one.npz", images=pixels)
@@ -90,7 +91,7 @@ def test_labels_that_are_not_there_are_said(tmp_path):
     write_idx(tmp_path / "idx", pixels[..., 0])
     write_idx(tmp_path / "idx", pixels[..., 0], train=False)
     for path, message in (
-        (tmp_path / "pictures", "pictures, which have no labels.*leave classes out"),
+        (tmp_path / "pictures", "lie in no subfolder.*leave classes out"),
         (tmp_path / "a.npy", r"holds no labels.*numpy.savez\(FILE, images=..., labels=...\)"),
         (tmp_path / "one.npz", r"holds 1 arrays, \['images'\]; the two named images and labels"),
         (tmp_path / "few.npz", r"labels of shape \(19,\).*shape \(20,\)"),

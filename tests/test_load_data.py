@@ -34,6 +34,23 @@ def test_a_folder_is_read_pixel_for_pixel_and_split_the_same_way_every_time(fold
     assert np.any(data.images != pixels[2:])
 
 
+def test_class_folders_are_labels(folder, tmp_path):
+    """Numbered by name; from the cache the same as from the pictures."""
+    path, pixels = folder
+    write(path / "a" / "unreadable.png", pixels[0])
+    (path / "a" / "unreadable.png").write_text("no picture")
+    of = {tuple(image.ravel()): int(i >= 10) for i, image in enumerate(pixels)}
+    for settings in ({}, {"cache": tmp_path / "cache"}, {"cache": tmp_path / "cache"}):
+        data = load(path, (6, 5, 3), labels=True, **settings)
+        assert data.classes == ("a", "b") and len(data.skipped) == 1
+        for images, labels in ((data.images, data.labels), (data.held_out, data.held_out_labels)):
+            assert [of[tuple(image.ravel())] for image in images] == labels.tolist()
+    assert load(path, (6, 5, 3)).classes is None
+    write(path / "beside.png", pixels[0])
+    with pytest.raises(ValueError, match="1 of which lie in no subfolder"):
+        load(path, (6, 5, 3), labels=True)
+
+
 def test_pictures_of_any_size_and_kind_are_fitted(tmp_path):
     # A tall picture: left half black, right half white, with margins above and below that the crop removes.
     tall = np.zeros((40, 16))

@@ -12,6 +12,8 @@ from .screen import say
 def report_data(console: Console, data: Any) -> None:
     """How many images there are, and which files cannot be read."""
     say(console, f"{len(data.images)} images to train on, {len(data.held_out)} held out.")
+    if data.classes is not None:
+        say(console, f"Labels: {', '.join(f'{k} {name}' for k, name in enumerate(data.classes))}.")
     if data.skipped:
         shown = "; ".join(data.skipped[:3]) + ("; ..." if len(data.skipped) > 3 else "")
         console.print(

@@ -28,10 +28,12 @@ class Pictures:
 
     - `images`: `(n, h, w, c)`; mapped from the cache where there is one.
     - `skipped`: one line for each file that could not be read.
+    - `places`: the first folder on the way to each image's file, empty for a file that lies in the folder itself.
     """
 
     images: UInt8[np.ndarray, "n h w c"]
     skipped: tuple[str, ...]
+    places: tuple[str, ...]
 
 
 def read_pictures(
@@ -58,25 +60,46 @@ def read_pictures(
             "...). Name the folder of the images, or an .npy or .npz file, with --data."
         )
     if cache is None:
-        skipped: list[str] = []
-        blocks = list(_decode(folder, _by_content(paths), shape, skipped, progress))
+        seen = _Seen(folder)
+        blocks = list(_decode(seen, _by_content(paths), shape, progress))
         images = np.concatenate([np.zeros((0, *shape), np.uint8), *blocks])
-        return Pictures(_some(folder, images, skipped), tuple(skipped))
+        return Pictures(_some(folder, images, seen.skipped), tuple(seen.skipped), tuple(seen.places))
     # The name says what is in it, so that a folder that has changed, or another shape, is decoded anew. The number
-    # stands for the order and the scaling, which are those of this version.
+    # stands for the order, the scaling and the notes, which are those of this version.
     files = [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
-    code = digest(json.dumps([2, files, shape]).encode()).hex()[:12]
+    code = digest(json.dumps([3, files, shape]).encode()).hex()[:12]
     array, notes = cache / f"images-{code}.npy", cache / f"images-{code}.json"
     if not (array.is_file() and notes.is_file()):
         cache.mkdir(parents=True, exist_ok=True)
-        skipped = []
-        blocks = _decode(folder, _by_content(paths), shape, skipped, progress)
+        seen = _Seen(folder)
+        blocks = _decode(seen, _by_content(paths), shape, progress)
         write_safely(array, lambda file: _write(file, blocks, shape))
-        description = {"folder": str(folder.absolute()), "shape": shape, "skipped": skipped}
+        description = {
+            "folder": str(folder.absolute()),
+            "shape": shape,
+            "skipped": seen.skipped,
+            "places": seen.places,
+        }
         write_text_safely(notes, json.dumps(description, indent=2) + "\n")
     images = np.load(array, mmap_mode="r")
-    skipped = json.loads(notes.read_text())["skipped"]
-    return Pictures(_some(folder, images, skipped), tuple(skipped))
+    kept = json.loads(notes.read_text())
+    return Pictures(_some(folder, images, kept["skipped"]), tuple(kept["skipped"]), tuple(kept["places"]))
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What is noted of files while they are decoded."""
+
+    folder: Path
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    places: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, path: Path, found: np.ndarray | str) -> None:
+        if isinstance(found, str):
+            self.skipped.append(found)
+        else:
+            inside = path.relative_to(self.folder).parts
+            self.places.append(inside[0] if len(inside) > 1 else "")
 
 
 def picture_paths(folder: Path) -> list[Path]:
@@ -118,9 +141,9 @@ def _some(folder: Path, images: np.ndarray, skipped: list[str]) -> np.ndarray:
 
 
 def _decode(
-    folder: Path, paths: list[Path], shape: tuple[int, int, int], skipped: list[str], progress: bool
+    seen: _Seen, paths: list[Path], shape: tuple[int, int, int], progress: bool
 ) -> Iterator[np.ndarray]:
-    """Blocks of images, in the order of the paths; what cannot be read is noted in `skipped`."""
+    """Blocks of images, in the order of the paths; which they are, and what cannot be read, is noted."""
 
     def one(path: Path) -> np.ndarray | str:
         try:
@@ -129,7 +152,7 @@ def _decode(
             raise
         except Exception as error:
             # Pillow raises many kinds of exception for damaged files.
-            return f"{path.relative_to(folder)} ({type(error).__name__}: {error})"
+            return f"{path.relative_to(seen.folder)} ({type(error).__name__}: {error})"
 
     shown = progress and len(paths) > _BLOCK
     # Threads suffice: Pillow decodes and resizes without Python's lock.
@@ -138,9 +161,11 @@ def _decode(
         show_progress("reading pictures", total=len(paths), unit="pictures", shown=shown) as display,
     ):
         for start in range(0, len(paths), _BLOCK):
-            found = list(pool.map(one, paths[start : start + _BLOCK]))
+            block = paths[start : start + _BLOCK]
+            found = list(pool.map(one, block))
             display.advance(len(found))
-            skipped.extend(x for x in found if isinstance(x, str))
+            for path, image in zip(block, found, strict=True):
+                seen.note(path, image)
             images = [x for x in found if not isinstance(x, str)]
             if images:
                 yield np.stack(images)

@@ -22,6 +22,7 @@ class Data:
     - `held_out`: not to be trained on, `(m, h, w, c)`.
     - `skipped`: one line for each picture that could not be read.
     - `labels`, `held_out_labels`: integers from 0, `(n,)` and `(m,)`, where they were asked for.
+    - `classes`: of a folder of pictures, the names of the classes' folders in the order of the labels.
     """
 
     images: Images
@@ -29,6 +30,7 @@ class Data:
     skipped: tuple[str, ...] = ()
     labels: Int[np.ndarray, " n"] | None = None
     held_out_labels: Int[np.ndarray, " m"] | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def load_data(
@@ -45,7 +47,8 @@ def load_data(
 
     - a folder with MNIST's IDX files, see [`mlem_jax.diffusion.load_images`][], which have their own held-out half;
     - any other folder: the pictures in it and in its subfolders, linked ones too, of any size, resized and cropped;
-        see `cache` below. Hidden files and folders are left alone;
+        see `cache` below. Hidden files and folders are left alone. With labels each class has a subfolder; labels are
+        numbered in the order of their names;
     - an `.npy` file, or an `.npz` file with one array: `(n, h, w, c)`, or `(n, h, w)` for one channel, of `shape`,
         bytes from 0 to 255 or floating-point numbers from -1 to 1. With labels, an `.npz` file with two arrays,
         `images` and `labels`.
@@ -57,8 +60,8 @@ def load_data(
     being held in memory; `progress`, whether to show it while pictures are decoded.
 
     Raises `FileNotFoundError` for a path that is not there, and `ValueError` for one that holds something else,
-    nothing at all, images of another shape or numbers of another range, or for pictures or an `.npy` file where labels
-    are asked for; `OSError` for a full disk.
+    nothing at all, images of another shape or numbers of another range, and where labels are asked for, for an `.npy`
+    file or pictures that lie in no class's folder; `OSError` for a full disk.
     """
     path = Path(path)
     if not path.exists():
@@ -80,16 +83,27 @@ def load_data(
         return dataclasses.replace(
             data, labels=load_labels(path), held_out_labels=load_labels(path, train=False)
         )
-    if labels:
-        raise ValueError(
-            f"{path} is a folder of pictures, which have no labels, and the configuration has classes. Write "
-            "numpy.savez(FILE, images=..., labels=...) and name that file, or leave classes out of the configuration."
-        )
     found = read_pictures(path, shape, cache=None if cache is None else Path(cache), progress=progress)
     _check_count(path, len(found.images))
     # They are in the order of their digests already.
     count = count_held_out(len(found.images))
-    return Data(found.images[count:], found.images[:count], found.skipped)
+    data = Data(found.images[count:], found.images[:count], found.skipped)
+    if not labels:
+        return data
+    numbers, names = _classes(path, found.places)
+    return dataclasses.replace(data, labels=numbers[count:], held_out_labels=numbers[:count], classes=names)
+
+
+def _classes(path: Path, places: tuple[str, ...]) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
+    """The class of each picture, which is the folder that it lies in, and the classes' names."""
+    names, numbers = np.unique(np.asarray(places), return_inverse=True)
+    if "" in places:
+        raise ValueError(
+            f"{path} is a folder of pictures, {places.count('')} of which lie in no subfolder, and the configuration "
+            "has classes. Put the pictures of each class into a subfolder of its own, or leave classes out of the "
+            "configuration."
+        )
+    return numbers.astype(np.int32), tuple(map(str, names))
 
 
 def as_floats(images: Images) -> Float[np.ndarray, "_ h w c"]:

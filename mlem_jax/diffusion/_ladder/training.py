@@ -6,7 +6,15 @@ from typing import get_args, Literal
 
 Precision = Literal["float32", "bfloat16"]
 
-_LEAST = {"steps": 1, "match_steps": 0, "batch_size": 1, "warmup_steps": 0, "seed": 0, "sheet_every": 0}
+_LEAST = {
+    "steps": 1,
+    "match_steps": 0,
+    "batch_size": 1,
+    "warmup_steps": 0,
+    "seed": 0,
+    "sheet_every": 0,
+    "accumulate": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +29,10 @@ class Training:
     With classes, a label is replaced by "no label" with probability `label_dropout`, so that the networks can be
     guided (Ho & Salimans 2022). With `precision = "bfloat16"` networks compute in that type, while parameters,
     averages and losses stay float32.
+
+    With `flip` each image is mirrored, left to right, with probability one half. With `accumulate = k` the batch of a
+    step goes through the networks in `k` parts, whose gradients are averaged: less memory for the same step, which
+    `batch_size` has to be a multiple of `k` for.
 
     Every `sheet_every` steps (0 for never) a picture is drawn with the networks as they are and their held-out
     loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; the training does not depend on it.
@@ -39,12 +51,20 @@ class Training:
     label_dropout: float = 0.1
     precision: Precision = "float32"
     sheet_every: int = 0
+    flip: bool = False
+    accumulate: int = 1
 
     def __post_init__(self):
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} = {value!r}; an integer of at least {least} is expected.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}; write one that does."
+            )
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip = {self.flip!r}; true or false is expected.")
         for name in ("learning_rate", "match_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if not isinstance(value, float | int) or not 0 < value < math.inf:

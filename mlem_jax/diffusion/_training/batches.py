@@ -49,6 +49,13 @@ def batch_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarr
     return order[position : position + batch_size]
 
 
+def mirrored(images: Float[np.ndarray, "n h w c"], seed: int, step: int) -> Float[np.ndarray, "n h w c"]:
+    """The images of step number `step`, each mirrored left to right with probability one half."""
+    # The third number keeps this apart from the order of the images, which has two.
+    chosen = np.random.default_rng((seed, step, 0)).random(len(images)) < 0.5
+    return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+
+
 def noised(
     config: Config,
     images: Float[Array, "n h w c"],

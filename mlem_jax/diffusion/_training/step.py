@@ -70,6 +70,20 @@ def make_step(
         out = evaluate(eqx.combine(params, static_), x, noise_level, labels)
         return jnp.mean((out - target) ** 2)
 
+    def in_parts(params, static_, batch):
+        count = training.accumulate
+        if count == 1:
+            return jax.value_and_grad(loss_fn)(params, static_, *batch)
+        # Each part has every `count`-th image, so that every device has some of it.
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total, part):
+            found = jax.value_and_grad(loss_fn)(params, static_, *part)
+            return jax.tree.map(lambda a, b: a + b / count, total, found), None
+
+        nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        return jax.lax.scan(add, nothing, parts)[0]
+
     def inputs_and_target(images, labels, teacher, key):
         log_normal = None if teacher is None else training.match_log_normal
         x, noise_level, target = noised(config, images, key, log_normal=log_normal)
@@ -89,7 +103,7 @@ def make_step(
         decay = _decay(training, state.step)
         networks = zip(state.params, static, state.average, state.optimiser, strict=True)
         for p, static_, avg, opt in networks:
-            loss, grads = jax.value_and_grad(loss_fn)(p, static_, *batch)
+            loss, grads = in_parts(p, static_, batch)
             # optax mixes dtypes and ranks inside, whatever the user has forbidden.
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
                 updates, opt = optimiser.update(grads, opt, p)

@@ -19,12 +19,12 @@ from .._data import as_floats, Images
 from .._ladder import Config
 from .._mesh import put_everywhere, spread, take_home, training_mesh
 from .._network import AbstractNetwork
-from .batches import batch_indices, check_labels
+from .batches import batch_indices, check_labels, mirrored
 from .checkpoints import Checkpoints
 from .loop import Loop
 from .step import first_state, make_optimiser, make_step, State
 
-_SETTINGS = ("batch_size", "warmup_steps", "clip_norm", "ema_decay", "seed", "precision")
+_SETTINGS = ("batch_size", "warmup_steps", "clip_norm", "ema_decay", "seed", "precision", "flip")
 Watch = Callable[[int, tuple[AbstractNetwork, ...]], object]
 
 
@@ -89,7 +89,10 @@ def train_networks(
     def batch(step: int) -> PyTree:
         chosen = batch_indices(training.seed, step, training.batch_size, len(images))
         numbers = None if labels is None else labels[chosen].astype(np.int32)
-        return (*spread(mesh, (as_floats(images[chosen]), numbers)), teacher)
+        pictures = as_floats(images[chosen])
+        if training.flip:
+            pictures = mirrored(pictures, training.seed, step)
+        return (*spread(mesh, (pictures, numbers)), teacher)
 
     loop = Loop(
         label=label,
