@@ -10,10 +10,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Int
 
-from ..._calibration.steps_plan import steps_plan
+from ..._calibration import steps_plan
 from ..._fingerprint import level_id
 from ..._io import make_writable
-from ..._solver.method import AdamsBashforth
+from ..._solver import AdamsBashforth
 from .._data import data_fingerprint, Images
 from .._ladder import (
     as_stored,
