@@ -16,6 +16,7 @@ from .._custom_types import Args, Numbers, RealScalarLike, TimeVariable, Y
 from .._probabilities import AbstractProbabilities
 from .._term import find_multilevel_term, LevelControl
 from .base import AbstractMultilevelSolver
+from .extrapolation import extrapolation_factor
 from .results import not_finite
 from .state import LastStep, MLAB2State
 
@@ -27,14 +28,6 @@ _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
     "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
 )
-# The drift is extrapolated linearly if a step is at most 1.85 times as long as the last one. For larger ratios r the
-# extrapolation is damped in proportion to 1 / r, because the difference of two drifts over a short step is dominated by
-# noise, or by a jump. The bound follows from additive noise: extrapolation by r instead of 1 / r leaves the variance
-# h_n^3 (r - 1/r)^2 / (4 r). On a grid whose steps alternate by a ratio of 1.5, 1.8, 2 and 2.2, the error of MLAB2 is
-# then 0.83, 1.05, 1.17 and 1.28 times that of Euler, to leading order. Steps that are long for the drift make it worse
-# (1.7 times at a ratio of 2 and steps of 0.28 / a for a drift -a x). Smooth grids (graded, Karras, even in the
-# logarithm of the time) stay below the bound.
-_LARGEST_RATIO = 1.85
 
 
 def check_time_variable(name: str, value: str) -> None:
@@ -77,12 +70,17 @@ class MLAB2(AbstractMultilevelSolver):
     s`.
 
     Like `MLEM` it is a drop-in replacement for [`diffrax.Euler`][]. The first step, and a step after a jump, have
-    `r_n = 0`. For ODEs the order in the step size is 2. For additive noise the strong order is 1, with the least error
-    that the increments of a path over the steps allow: the drift sees the noise of a step half a step late on average,
-    which the difference `b_n - b_{n-1}` corrects. The error of corrections and coins is described at
+    `r_n = 0`. If the grid is not smooth, as next to close neighbours or where long and short steps alternate, the
+    difference of two drifts is noise, or a jump, rather than a slope. An `r_n` above 1 then falls towards its inverse,
+    and the error is about that of Euler instead of larger.
+
+    For ODEs the order in the step size is 2. For additive noise the strong order is 1, with the least error that the
+    increments of a path over the steps allow: the drift sees the noise of a step half a step late on average, which the
+    difference `b_n - b_{n-1}` corrects. The error of corrections and coins is described at
     [`mlem_jax.SystematicCoins`][] and [`mlem_jax.MLEM`][].
 
     The stability interval is half of Euler's: for a drift `-a x`, steps must be shorter than `1 / a`.
+    With additive noise the error is smaller than Euler's for steps shorter than about `1 / (4 a)`.
 
     **Arguments:** as for [`mlem_jax.MLEM`][], where the first probability must be 1; and `time_variable`, the variable
     in which the drift is extrapolated linearly, `"time"` or `"log"`.
@@ -134,15 +132,15 @@ class MLAB2(AbstractMultilevelSolver):
     def no_step(self, t0: RealScalarLike, t1: RealScalarLike, y0: Y) -> LastStep:
         """The values of earlier steps, before the first step."""
         drift = jtu.tree_map(jnp.zeros_like, y0)
-        length = jnp.zeros((), jnp.result_type(t0, t1, float))
+        length = factor = jnp.zeros((), jnp.result_type(t0, t1, float))
         if self.probabilities.every_step:
-            return LastStep(drift, length)
+            return LastStep(drift, length, factor)
         p = jax.eval_shape(self.probabilities, t0, jnp.asarray(t1) - jnp.asarray(t0))
         above = p.shape[0] - 1
         increments = jtu.tree_map(lambda leaf: jnp.zeros((above, *leaf.shape), leaf.dtype), drift)
         with jax.numpy_dtype_promotion("standard"):
             wide = jnp.promote_types(p.dtype, length.dtype)
-        return LastStep(drift, length, increments, jnp.zeros(above, wide))
+        return LastStep(drift, length, factor, increments, jnp.zeros(above, wide))
 
     def step(
         self,
@@ -163,8 +161,8 @@ class MLAB2(AbstractMultilevelSolver):
         dt = controls[ours]
         last = solver_state.last
         length = self._length(t0, t1).astype(last.length.dtype)
-        ratio = _bounded_ratio(length, last, made_jump)
-        step = _Step(members[ours], t0, t1, dt, y0, args, ratio)
+        factor = extrapolation_factor(length, last, made_jump)
+        step = _Step(members[ours], t0, t1, dt, y0, args, factor)
         num_levels = len(term.levels)
         # diffeqsolve runs backward solves in the time -t; probabilities are functions of t itself.
         t = jnp.where(dt >= 0, t0, -t0)
@@ -172,7 +170,7 @@ class MLAB2(AbstractMultilevelSolver):
             counts = (jnp.arange(num_levels) == num_levels - 1).astype(jnp.int32)
             fired = jnp.ones(num_levels, bool)
             number, coins = solver_state.draws, solver_state.coins
-            now, corrections = LastStep(step.term.vf(t0, y0, args), length), []
+            now, corrections = LastStep(step.term.vf(t0, y0, args), length, factor), []
         else:
             p, weights, coefficients, _, fired, number, coins = self._draw_coins(t, jnp.abs(dt), solver_state)
             bounds = self.probabilities.bounds
@@ -185,7 +183,7 @@ class MLAB2(AbstractMultilevelSolver):
             for i, (member, c) in enumerate(zip(members, controls, strict=True))
             if i != ours
         ]
-        y1 = _advance(1.0, dt, ratio, y0, now.drift, last.drift)
+        y1 = _advance(1.0, dt, factor, y0, now.drift, last.drift)
         y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *others, *corrections)
         # Steps of length zero, in which a trajectory waits for the others of its batch, are not remembered.
         now = jtu.tree_map(lambda new, old: jnp.where(length > 0, new, old), now, last)
@@ -222,13 +220,13 @@ class MLAB2(AbstractMultilevelSolver):
         runs = jnp.where(base, coefficients - 1, coefficients) != 0
         runs = refuse_batch(runs, self._batched_message()) if self.shared else runs
         counts = base.astype(jnp.int32) + runs.astype(jnp.int32)
-        middle = _advance(0.5, step.dt, step.ratio, on_path(step.y, deficit + above / 2), drift, last.drift)
+        middle = _advance(0.5, step.dt, step.factor, on_path(step.y, deficit + above / 2), drift, last.drift)
         control = LevelControl(one, _differences(runs), runs)
         found = step.term.vf_prod(step.t0 + 0.5 * (step.t1 - step.t0), middle, step.args, control)
         seen = jtu.tree_map(
             lambda new, old: jnp.where(_along(fired[1:], new), new, old), found, last.increments
         )
-        now = LastStep(drift, length, seen, deficit + above * (1 - weights))
+        now = LastStep(drift, length, step.factor, seen, deficit + above * (1 - weights))
         return counts, now, _add(None, weights * above * windows, found)
 
     def _length(self, t0: RealScalarLike, t1: RealScalarLike) -> Array:
@@ -242,7 +240,7 @@ class MLAB2(AbstractMultilevelSolver):
 
 class _Step(NamedTuple):
     """A step from `t0` to `t1`: the multilevel term, the signed length in time, the initial state, the arguments, and
-    the (bounded) ratio of its length to the last step's."""
+    the factor that multiplies the last change of the drift."""
 
     term: Any
     t0: RealScalarLike
@@ -250,15 +248,7 @@ class _Step(NamedTuple):
     dt: RealScalarLike
     y: Y
     args: Args
-    ratio: Array
-
-
-def _bounded_ratio(length: Array, last: LastStep, made_jump: Any) -> Array:
-    """The ratio of this step's length to the last one's, damped beyond `_LARGEST_RATIO`; zero if there is no last drift
-    or if the state has jumped since."""
-    useful = (last.length > 0) & ~jnp.asarray(made_jump)
-    ratio = jnp.where(useful, length / jnp.where(useful, last.length, 1), 0)
-    return jnp.where(ratio > _LARGEST_RATIO, _LARGEST_RATIO**2 / jnp.where(useful, ratio, 1), ratio)
+    factor: Array
 
 
 def _differences(runs: Array) -> Array:
@@ -289,11 +279,11 @@ def _add(y: Y | None, factors: Array, increments: PyTree) -> Y:
     return sums if y is None else jtu.tree_map(jnp.add, y, sums)
 
 
-def _advance(part: float, dt: RealScalarLike, ratio: Array, y: Y, new: Y, old: Y) -> Y:
+def _advance(part: float, dt: RealScalarLike, factor: Array, y: Y, new: Y, old: Y) -> Y:
     """The state after a fraction of the step, with the drift extrapolated linearly from this step and the last one."""
 
     def leaf(y: Array, new: Array, old: Array) -> Array:
-        h, slope = (jnp.asarray(x).astype(y.dtype) for x in (dt, ratio))
+        h, slope = (jnp.asarray(x).astype(y.dtype) for x in (dt, factor))
         return y + part * h * (new + 0.5 * part * slope * (new - old))
 
     return jtu.tree_map(leaf, y, new, old)

@@ -53,6 +53,7 @@ class LastStep(eqx.Module):
 
     - `drift`: the drift of the cheapest level at the start of the last step, like the state.
     - `length`: length of the last step in the solver's time variable; zero before the first step.
+    - `factor`: the last step's extrapolation factor `r_n`; zero if it did not extrapolate.
     - `increments`: the last evaluated increment `f^k - f^{k-1}` of each level above the cheapest, like the state with a
         leading axis of `K - 1`; zeros before the first evaluation. `None` if all probabilities are 1.
     - `deficit`: the expected minus the actual number of firings of each of these levels, `(K - 1,)`; or `None`.
@@ -60,6 +61,7 @@ class LastStep(eqx.Module):
 
     drift: PyTree[Array]
     length: Float[Array, "*batch"]
+    factor: Float[Array, "*batch"]
     increments: PyTree[Array] | None = None
     deficit: Float[Array, "*batch levels_above"] | None = None
 
