@@ -1,7 +1,9 @@
 """What the command line says: help, version, and a sentence instead of a traceback for every wrong command."""
 
+import ast
 import dataclasses
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -204,3 +206,21 @@ def test_a_missing_extra_is_one_sentence():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().count("\n") == 0 and "pip install 'mlem_jax[all]'" in done.stderr
+
+
+def test_python_gives_no_advice_for_the_command_line():
+    package = pathlib.Path(ml.__file__).parent
+    found = []
+    for path in package.rglob("*.py"):
+        if path.parent.name == "_cli" or path.name == "__main__.py":
+            continue
+        tree = ast.parse(path.read_text())
+        # Docstrings may name commands.
+        told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        found += [
+            (path.name, node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
+            if re.search(r"(?<![\w-])--[a-z]|python -m mlem_jax|mlem-jax ", node.value)
+        ]
+    assert not found

@@ -115,7 +115,7 @@ def test_networks_saved_without_an_input_skip_are_loaded_without(tmp_path):
 
 def test_a_folder_that_is_no_ladder_says_how_to_make_one(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match="is not a ladder: it has no ladder.toml.*mlem_jax train"):
+        with pytest.raises(FileNotFoundError, match="is not a ladder: it has no ladder.toml.*train_ladder"):
             load_ladder(folder)
 
 

@@ -73,7 +73,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(tmp_path, request):
 
 def test_a_run_of_other_settings_is_refused(tmp_path):
     train(tmp_path / "run", steps=10)
-    with pytest.raises(ValueError, match="differs in steps .there 10, now 5.*or choose another --out"):
+    with pytest.raises(ValueError, match="differs in steps .there 10, now 5.*or choose another folder"):
         train(tmp_path / "run", steps=5)
     with pytest.raises(ValueError, match="differs in seed .there 0, now 1"):
         train(tmp_path / "run", steps=20, config=tiny_config(seed=1))

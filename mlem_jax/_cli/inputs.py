@@ -15,7 +15,16 @@ def read_ladder(checkpoint: Path | None) -> Any:
     if checkpoint is None:
         return load_ladder()
     inside = checkpoint / "ladder"
-    return load_ladder(inside if inside.is_dir() else checkpoint)
+    try:
+        return load_ladder(inside if inside.is_dir() else checkpoint)
+    except FileNotFoundError as error:
+        # In the words of the command line; a ladder without one of its files says so itself.
+        if (checkpoint / "ladder.toml").is_file() or inside.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{checkpoint} is not a ladder: it has no ladder.toml. 'python -m mlem_jax train --out FOLDER' makes one, "
+            "which --checkpoint FOLDER then names."
+        ) from error
 
 
 def ladder_folder(path: Path) -> Path | None:

@@ -36,7 +36,7 @@ def check_shape(path: Path, found: tuple[int, ...], shape: tuple[int, int, int])
         raise ValueError(
             f"{path} holds an array of shape {found}, and the levels are for images of shape {tuple(shape)} (height, "
             f"width, channels): (n, {', '.join(map(str, shape))}) is expected. Write the shape of the images into "
-            "the configuration, or give it with --shape."
+            "the configuration."
         )
 
 

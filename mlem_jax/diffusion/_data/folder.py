@@ -57,7 +57,7 @@ def read_pictures(
     if not paths:
         raise ValueError(
             f"{folder} and its subfolders hold no pictures ({', '.join(sorted(Image.registered_extensions())[:6])}, "
-            "...). Name the folder of the images, or an .npy or .npz file, with --data."
+            "...). Name the folder of the images, or an .npy or .npz file, as the data."
         )
     if cache is None:
         seen = _Seen(folder)

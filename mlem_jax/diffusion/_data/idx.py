@@ -13,7 +13,7 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 HINT = (
     "Fashion-MNIST is in the Debian package dataset-fashion-mnist "
     f"('apt-get install dataset-fashion-mnist' puts it into {FASHION_MNIST}); elsewhere, name the "
-    "folder that holds train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz with --data FOLDER."
+    "folder that holds train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz as the data."
 )
 
 

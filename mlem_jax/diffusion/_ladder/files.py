@@ -59,8 +59,8 @@ def load_ladder(directory: str | Path = _SHIPPED) -> Ladder:
     directory = Path(directory)
     if not (directory / _CONFIG).is_file():
         raise FileNotFoundError(
-            f"{directory} is not a ladder: it has no {_CONFIG}. 'python -m mlem_jax train --out DIR' "
-            "makes one in DIR/ladder."
+            f"{directory} is not a ladder: it has no {_CONFIG}. mlem_jax.diffusion.train_ladder "
+            "writes one to the folder ladder of its run."
         )
     config = read_saved_config(directory / _CONFIG)
     networks = []

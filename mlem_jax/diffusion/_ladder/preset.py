@@ -51,7 +51,7 @@ def _level(shape: tuple[int, int, int], target: float) -> Level:
     templates = [_template(shape, n) for n in _FINEST_FOLDS if not (shape[0] % n or shape[1] % n)]
     if not templates:
         raise ValueError(
-            f"Images of {shape[0]} x {shape[1]} cannot be folded in two. Choose a --shape whose sides are multiples "
+            f"Images of {shape[0]} x {shape[1]} cannot be folded in two. Choose a shape whose sides are multiples "
             "of 2, better of 8."
         )
     levels = [dataclasses.replace(t, width=_width(shape, t, target)) for t in templates]

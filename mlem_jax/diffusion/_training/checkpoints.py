@@ -89,12 +89,12 @@ class Checkpoints:
             before = f"step {max(earlier)}" if earlier else "the beginning"
             raise ValueError(
                 f"The checkpoint {self.directory / str(step)} is damaged or of other networks; nothing was deleted. "
-                f"Move that folder away to continue from {before}, or choose another --out. (orbax says: "
+                f"Move that folder away to continue from {before}, or choose another folder. (orbax says: "
                 f"{str(error)[:200]})"
             ) from error
         raise ValueError(
             f"{self.directory} holds a run that differs in {', '.join(differ)}. Continue it with the "
-            "configuration it was started with, with the same number of steps or more, or choose another --out."
+            "configuration it was started with, with the same number of steps or more, or choose another folder."
         )
 
     def _differences(self, begun: dict[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ class Loop:
         if not np.all(np.isfinite(losses)) or (whole and not _all_finite(state)):
             raise FloatingPointError(
                 f"{self.label}: a loss or a parameter is not finite near step {step} (losses {losses}, peak learning "
-                f"rate {self.peak_learning_rate:g}). Train again with a lower rate and another --out. Checkpoints in "
+                f"rate {self.peak_learning_rate:g}). Train again with a lower rate in another folder. Checkpoints in "
                 f"{directory} are from before and usable."
             )
 
