@@ -1,4 +1,4 @@
-"""Curves of error against cost, made of the rows of `_methods.measure`: costs at a given error, tables, pictures."""
+"""Curves of error against cost from the rows of `_methods.measure`: costs at a given error, tables, pictures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ Row = dict[str, Any]
 
 
 def cost_at(costs: Sequence[float], errors: Sequence[float], error: float) -> float:
-    """The cost at which a method reaches an error: straight lines in logarithms along the lower envelope of its
-    points. Infinite if no point is that accurate; the cheapest point's cost if that one is."""
+    """The cost at which a method reaches an error, interpolated along the lower envelope of its points on logarithmic
+    axes. Infinite if no point reaches the error; the cost of the cheapest point if that reaches it."""
     order = np.lexsort((errors, costs))
     x, y = [], []
     for cost, reached in zip(np.asarray(costs, float)[order], np.asarray(errors, float)[order], strict=True):
@@ -25,6 +25,7 @@ def cost_at(costs: Sequence[float], errors: Sequence[float], error: float) -> fl
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each method."""
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(row["method"], []).append(row)
@@ -34,8 +35,8 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def costs_to_reach(
     rows: Sequence[Row], targets: Sequence[float], unit: str = "batch_cost"
 ) -> dict[str, np.ndarray]:
-    """For each method, what each batch costs until that batch's error is its target. `unit` is
-    `"batch_cost"` (finest-level evaluations) or `"seconds"` (one number for all batches)."""
+    """For each method and batch, the cost at which the error of the batch is its target. `unit` is `"batch_cost"`
+    (finest-level evaluations) or `"seconds"` (one number for all batches)."""
     found = {}
     for name, mine in by_method(rows).items():
         per_batch = []
@@ -46,8 +47,18 @@ def costs_to_reach(
     return found
 
 
+def best_grid(rows: Sequence[Row]) -> list[Row]:
+    """For each method and number of steps, the grid with the smallest error; rows without a grid are kept."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        key = (row["method"], row["steps"], row["setting"] if row["grid"] is None else None)
+        if key not in found or row["error"] < found[key]["error"]:
+            found[key] = row
+    return list(found.values())
+
+
 def summary(values: np.ndarray) -> dict[str, float | None]:
-    """Median and range over batches; `None` for "not reached"."""
+    """Median and range over batches; `None` where the error is not reached."""
     numbers = (np.median(values), np.min(values), np.max(values))
     return {
         name: float(value) if np.isfinite(value) else None
@@ -79,14 +90,14 @@ def draw_curves(
                 marker=".",
                 label=name,
                 capsize=2,
-                # Ours stand out among a dozen rivals.
-                linewidth=2.4 if name.startswith(("ML-EM", "MLEM", "MLAB2")) else 1.0,
+                # Lines of the library's methods are thicker than those of the rivals.
+                linewidth=2.4 if mine[0].get("multilevel") else 1.0,
                 elinewidth=0.6,
             )
         axis.set_xscale("log")
         axis.set_yscale("log")
         for scale in (axis.xaxis, axis.yaxis):
-            # Plain numbers, few enough not to overlap.
+            # Decimal numbers, few enough not to overlap.
             scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             scale.set_major_formatter("{x:g}")
             scale.set_minor_formatter(NullFormatter())

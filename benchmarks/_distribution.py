@@ -1,8 +1,8 @@
-"""How far a set of images is from another as a sample of a distribution, without any downloaded network.
+"""Distances between the distributions of two sets of images, without any downloaded network.
 
-Three numbers: the sliced Wasserstein distance of the pixels; the kernel maximum mean discrepancy and the Frechet
-distance of the features of a small classifier trained here. The last has the formula of what is called FID elsewhere,
-but other features, so its values compare with nothing outside this study.
+There are three distances: the sliced Wasserstein distance of the pixels, and the kernel maximum mean discrepancy and
+the Frechet distance of the features of a small classifier that is trained here. The last one has the formula of the FID
+but other features, so its values can only be compared within this study.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What faces.py trains: the finest network, and the smaller ones in two ways; and what it keeps in its folder."""
+"""The networks of faces.py, their training in two ways, and their calibrations."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,12 +20,13 @@ from mlem_jax.diffusion._network import AbstractNetwork
 from mlem_jax.diffusion._training import Sheets, train_networks
 
 Heads = UInt8[np.ndarray, "_ h w 3"]
-# Steps between checkpoints: about a minute on two cores for the finest network, less for the others.
+# Steps between checkpoints. On two cores they take about a minute for the finest network.
 SAVE_EVERY = 50
 
 
 def load_heads(folder: Path, training: int, held_out: int) -> tuple[Heads, Heads]:
-    """The first heads of a folder, and those after them. Raises `FileNotFoundError` if they are not all there."""
+    """The first heads of a folder for training, and the next ones held out. Raises `FileNotFoundError` if one is
+    missing."""
     paths = [folder / f"{number:06d}.png" for number in range(training + held_out)]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
@@ -38,7 +39,7 @@ def load_heads(folder: Path, training: int, held_out: int) -> tuple[Heads, Heads
 
 
 def averaged(folder: Path, network: AbstractNetwork) -> tuple[AbstractNetwork, int]:
-    """The averaged network in the last checkpoint of `train_networks` on this one, which may still be running, and the
+    """The averaged network in the last checkpoint of a run of `train_networks`, which may still be running, and the
     number of its steps. Raises `FileNotFoundError` without a checkpoint, `ValueError` for another network."""
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
     if not steps:
@@ -63,8 +64,8 @@ def averaged(folder: Path, network: AbstractNetwork) -> tuple[AbstractNetwork, i
 def finest_network(
     config: Config, images: Heads, held_out: Heads, out: Path, *, checkpoint: Path | None
 ) -> tuple[AbstractNetwork, int]:
-    """The finest level and the steps it was trained for: trained in `out`, or as far as it is in `checkpoint`, an
-    `--out` of the command `train`, finished or not. Raises `ValueError` if that is another network."""
+    """The finest level and its number of training steps. It is trained in `out`, or taken from `checkpoint`, an `--out`
+    of the command `train` that may be unfinished. Raises `ValueError` if that has another network."""
     untrained = config.networks()[-1]
     if checkpoint is None:
         (trained,), _ = train_networks(
@@ -90,8 +91,8 @@ def finest_network(
 def with_smaller_levels(
     config: Config, finest: AbstractNetwork, images: Heads, held_out: Heads, out: Path, *, matched: bool
 ) -> Ladder:
-    """The ladder whose smaller levels are matched to the finest one, all in one pass over the same outputs of it, or
-    trained on the images as it was, for `match_steps` steps both."""
+    """The ladder whose smaller levels are matched to the finest one, all in one pass over its outputs, or trained on
+    the images like the finest one; in both cases for `match_steps` steps."""
     training, name = config.training, "matched" if matched else "independent"
     smaller, _ = train_networks(
         config,
@@ -120,8 +121,7 @@ def _sheets(out: Path, stage: str, config: Config, held_out: Heads) -> Sheets | 
 
 
 def calibrated(ladder: Ladder, folder: Path, *, kinds: tuple[str, ...], pilots: int, steps: int) -> Ladder:
-    """With calibrations of these kinds, of which those that are in the folder and of these levels are taken from
-    there."""
+    """The ladder with calibrations of these kinds. Those in the folder are used if they belong to these levels."""
     settings: dict[str, dict[str, Any]] = {
         "ode": {"steps": steps},
         "ode_2": {"steps": steps, "method": METHODS[1]},
@@ -131,7 +131,7 @@ def calibrated(ladder: Ladder, folder: Path, *, kinds: tuple[str, ...], pilots: 
     found = {}
     for kind in kinds:
         path = folder / f"calibration_{kind}.npz"
-        found[kind] = _kept(path, ladder, kind.startswith("sde"))
+        found[kind] = _kept(path, ladder, settings[kind].get("sde", False))
         if found[kind] is None:
             found[kind] = calibrate_ladder(ladder, pilots=pilots, **settings[kind])
             found[kind].save(path)
@@ -146,7 +146,7 @@ def _kept(path: Path, ladder: Ladder, sde: bool) -> ml.Calibration | None:
     try:
         calibration.require(ladder.term(sde=sde).levels, jnp.zeros(ladder.config.shape))
     except ValueError as error:
-        print(f"{path} is made anew: {error}")
+        print(f"{path} is measured again: {error}")
         return None
     return calibration
 

@@ -1,4 +1,4 @@
-"""Tables of study 9: what each method needs for a rival's error, and whether fitted steps keep what they promise."""
+"""Tables of study 8: the cost of each method at a rival's error, and predicted and measured errors of fitted steps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from _curves import cost_at, markdown, Row, summary
 
-# A prediction is right within this fraction.
+# Predictions within this fraction of the measured error are counted.
 CLOSE = 0.15
 
 
 def compared(rows: Sequence[Row], rivals: Sequence[Row], method: str) -> list[dict[str, Any]]:
-    """For each rival's row what a method needs for the same geometric mean error, batch by batch."""
+    """The cost of a method at the geometric mean error of each rival, for each batch."""
     mine, table = [row for row in rows if row["method"] == method], []
     for rival in rivals:
         needed = []
@@ -35,10 +35,10 @@ def compared(rows: Sequence[Row], rivals: Sequence[Row], method: str) -> list[di
 
 
 def rivals_of(rows: Sequence[Row], name: str, counts: Sequence[int]) -> list[Row]:
-    """For each number of steps the row with the smallest error, whatever its grid."""
+    """The rows of a method with these numbers of steps, with the smallest error for each number."""
     found = []
     for count in counts:
-        mine = [row for row in rows if row["method"] == name and row["setting"].startswith(f"{count} steps")]
+        mine = [row for row in rows if row["method"] == name and row["steps"] == count]
         if mine:
             found.append(min(mine, key=lambda row: row["error"]))
     return found
@@ -47,21 +47,21 @@ def rivals_of(rows: Sequence[Row], name: str, counts: Sequence[int]) -> list[Row
 def report(table: Sequence[dict[str, Any]]) -> str:
     """The comparison as a table."""
 
-    def told(found: dict[str, float | None]) -> str:
+    def shown(found: dict[str, float | None]) -> str:
         middle, least, most = (found[name] for name in ("median", "min", "max"))
         if middle is None:
             return "not reached"
         return f"{middle:.2f} ({0 if least is None else least:.2f} to {'never' if most is None else f'{most:.2f}'})"
 
     lines = [
-        [row["rival"], f"{row['error']:.4f}", row["method"], told(row["cost"]), told(row["times_fewer"])]
+        [row["rival"], f"{row['error']:.4f}", row["method"], shown(row["cost"]), shown(row["times_fewer"])]
         for row in table
     ]
     return markdown(["at the error of", "error", "method", "evaluations", "times fewer"], lines)
 
 
 def predictions(rows: Sequence[Row]) -> str:
-    """Predicted against measured geometric mean error of fitted steps."""
+    """Predicted and measured geometric mean errors of fitted steps."""
     mine = [row for row in rows if row["predicted"] is not None]
     lines, close = [], 0
     for row in sorted(mine, key=lambda row: row["cost"]):

@@ -1,5 +1,4 @@
-"""Shared by all benchmarks: timing with compilation apart, and results files that say where they come
-from."""
+"""Timing without compilation, and result files with their provenance, for all benchmarks."""
 
 import argparse
 import csv
@@ -22,9 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved_seconds(calls: Sequence[Callable[[], Any]], *, repeats: int) -> list[list[float]]:
-    """Seconds of each call, `repeats` times, taken in turn so that a busy machine hits all alike.
-
-    Each call is made once before, which compiles it.
+    """The seconds of each call in `repeats` rounds. Calls are interleaved, so that other load on the machine affects
+    all of them alike, and each is compiled by one call before.
     """
     for call in calls:
         jax.block_until_ready(call())
@@ -38,14 +36,14 @@ def interleaved_seconds(calls: Sequence[Callable[[], Any]], *, repeats: int) -> 
 
 
 _SIZES = {
-    "smoke": "tiny, to see that it runs; writes nothing",
-    "quick": "for two cores; benchmarks/README.md says how long it takes",
+    "smoke": "tiny, as a test; writes nothing",
+    "quick": "for two cores; benchmarks/README.md has the running times",
     "full": "more settings, noise and seeds, for a larger machine",
 }
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """`--smoke`, `--quick` or `--full`, one of which has to be given, as `size`."""
+    """Adds `--smoke`, `--quick` and `--full`, one of which is required, as `size`."""
     group = parser.add_mutually_exclusive_group(required=True)
     for name, words in _SIZES.items():
         group.add_argument(f"--{name}", dest="size", action="store_const", const=name, help=words)
@@ -61,7 +59,7 @@ def _git(*arguments: str) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Machine, versions, commit (`-dirty` where more than results differs from it) and command."""
+    """Machine, versions, commit (with `-dirty` if files other than results differ from it) and command."""
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top,exclude)benchmarks/results")
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
@@ -77,7 +75,7 @@ def provenance() -> dict[str, Any]:
 
 
 def write_results(name: str, results: dict[str, Any]) -> Path:
-    """Writes `results/NAME.json`, replacing an older one in one step."""
+    """Writes `results/NAME.json` atomically."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     temporary = path.with_suffix(".tmp")
@@ -87,8 +85,8 @@ def write_results(name: str, results: dict[str, Any]) -> Path:
 
 
 def write_table(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Writes the rows' numbers and words (no lists) to `results/NAME.csv`; the JSON file of that name says where they
-    come from."""
+    """Writes the entries of the rows that are not lists to `results/NAME.csv`. The JSON file of that name has the
+    provenance."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     columns = list(

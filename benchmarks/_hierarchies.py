@@ -17,14 +17,17 @@ import mlem_jax as ml
 
 DIM, END, NOISE = 64, 2.0, 0.5
 COINS = ("independent", "stratified", "systematic", "midpoint")
-# Looks at the finest level that only independent coins have use for.
+# With a larger probability of the finest level a solve costs more than half of Euler in the same steps.
+MOST_OFTEN = 0.5
+# Firings of the finest level beyond this number are tried with independent coins only: other coins have reached the
+# finest level's own error by then.
 MANY = 24
-# Midpoint coins above a base of second order.
+# Midpoint coins with steps of second order.
 SECOND = "midpoint, MLAB2"
 
 
 class Together(eqx.Module):
-    """A drift of one state, for a batch of them."""
+    """The drift of one state, vectorised over a batch."""
 
     level: RandomFeatures
 
@@ -42,13 +45,13 @@ class Constant(eqx.Module):
 
 
 def of_size(field: Array, size: float = 1.0) -> Array:
-    """The same directions with a sum of squares that makes a field of random phases this large (RMS of a component):
-    fields of few terms would otherwise have a size of their own by chance."""
+    """Coefficients scaled such that the field with random phases has this size (RMS of a component). The size of a
+    field of few terms would otherwise be random."""
     return field * size * (2.0 * DIM / jnp.sum(field**2)) ** 0.5
 
 
 def with_rest(finest: RandomFeatures, seed: int) -> RandomFeatures:
-    """The finest level plus a field of the size that all further fields together would have."""
+    """The finest level plus one field whose size is that of all further fields together."""
     width = 512
     keys = jr.split(jr.fold_in(jr.key(seed), 1000), 3)
     # sum of 4**-j over j >= count is 4**-count times 4/3.
@@ -61,7 +64,7 @@ def with_rest(finest: RandomFeatures, seed: int) -> RandomFeatures:
 
 
 def hierarchy(gamma: float, num_levels: int, width: int, sde: bool, seed: int) -> tuple[Shared, Together]:
-    """The problem and the drift of its truth."""
+    """A problem, and the drift that defines its exact solution."""
     drawn, costs = random_feature_levels(gamma=gamma, num_levels=num_levels, dim=DIM, width=width, seed=seed)
     levels = [RandomFeatures(d.inner, tuple(of_size(field) for field in d.outer), d.phase) for d in drawn]
     problem = Shared(
@@ -77,7 +80,7 @@ def hierarchy(gamma: float, num_levels: int, width: int, sde: bool, seed: int) -
 
 
 def accurate(problem: Shared, drift: Any, batch: Batch) -> Array:
-    """The end states of a drift, solved on the whole fine grid by a method of higher order than those compared."""
+    """The end states of a drift on the whole fine grid, by a method of higher order than those compared."""
     if problem.diffusion is None:
         return march(Heun(Plain(drift, 1.0)), np.asarray(problem.ts), batch.y0)[0]()
     one = problem._replace(levels=(drift,), costs=(1.0,))
@@ -86,8 +89,8 @@ def accurate(problem: Shared, drift: Any, batch: Batch) -> Array:
 
 
 def fall(coins: str, gamma: float, sde: bool) -> float:
-    """By which power of two the best probabilities fall from level to level (theory.md, sections 2 and 3): for a
-    level's error `E_k(H)` between evaluations `H` apart, where `C_k / H + lambda E_k(H)` is least."""
+    """The exponent of two with which the best probabilities decrease from level to level. They minimise
+    `C_k / H + lambda E_k(H)` for the error `E_k(H)` of a level in windows of length `H` (docs/theory.md)."""
     if coins == "independent":
         return 1 + gamma / 2
     if coins == "stratified" and not sde:
@@ -98,11 +101,12 @@ def fall(coins: str, gamma: float, sde: bool) -> float:
 
 
 def make_coins(name: str, key: Array, count: int) -> ml.AbstractCoins:
+    """The coins of a method."""
     if name == "independent":
         return ml.IndependentCoins()
     if name == "stratified":
         return ml.StratifiedCoins()
-    # Given as numbers, so that both share one compilation; uniform ones are what SystematicCoins() draws.
+    # Offsets are given as arrays, so that both kinds share one compilation. SystematicCoins() draws uniform offsets.
     return ml.SystematicCoins(jr.uniform(key, (count,)) if name == "systematic" else jnp.full(count, 0.5))
 
 
@@ -110,13 +114,13 @@ def methods(
     problem: Shared,
     gamma: float,
     *,
-    looks: tuple[float, ...],
+    firings: tuple[float, ...],
     steeper: tuple[float, ...],
     steps_of_level: tuple[int, ...],
 ) -> list[Method]:
-    """All methods in all settings: for ML-EM on K levels `steps_of_level * 2**K` steps (about `2**(K/2)` for a base of
-    second order), `looks` expected evaluations of level K, and probabilities that fall by the theory's power, or one
-    `steeper` by so much."""
+    """All methods with all settings. ML-EM on K levels has `steps_of_level * 2**K` steps (about `2**(K/2)` for steps of
+    second order), expected `firings` of level K, and probabilities that decrease with the theory's exponent plus one of
+    `steeper`."""
     count, sde, fine = len(problem.levels), problem.diffusion is not None, np.asarray(problem.ts)
     found = []
     for level, cost in enumerate(problem.costs):
@@ -131,21 +135,21 @@ def methods(
         above = kept - 1 - np.arange(kept)
         for multiple in steps_of_level:
             for coins in (*COINS, SECOND):
-                # Errors of a base of second order fall with the square of its steps.
+                # Errors of second order decrease with the square of the number of steps.
                 steps = multiple * 2 ** (kept // 2 + 1 if coins == SECOND else kept)
                 ts = fine[:: (len(fine) - 1) // steps]
                 for power in (fall(coins, gamma, sde) + more for more in steeper):
-                    for look in looks:
-                        p = np.minimum(1.0, look / steps * 2.0 ** (power * above))
+                    for number in firings:
+                        p = np.minimum(1.0, number / steps * 2.0 ** (power * above))
                         p[0] = 1.0
-                        if p[-1] > 0.5 or (look > MANY and coins != "independent"):
+                        if p[-1] > MOST_OFTEN or (number > MANY and coins != "independent"):
                             continue
 
                         def solver(key: Array, p: np.ndarray = p, coins: str = coins) -> ml.MLEM | ml.MLAB2:
                             made = make_coins(coins, jr.fold_in(key, 1), len(p))
                             return (ml.MLAB2 if coins == SECOND else ml.MLEM)(p, coins=made, key=key)
 
-                        setting = f"{kept} levels, {steps} steps, {look:g} looks, power {power:.2f}"
+                        setting = f"{kept} levels, {steps} steps, {number:g} firings, power {power:.2f}"
                         random = coins not in ("midpoint", SECOND)
                         found.append(
                             multilevel(problem, coins, setting, solver, ts, range(kept), random=random)

@@ -1,4 +1,4 @@
-"""All that a ladder of networks is sampled with: ML-EM and its rivals, in every setting that gets tuned."""
+"""The methods that sample from a ladder of networks: ML-EM and its rivals, with all settings that are tuned."""
 
 from typing import Any, NamedTuple
 
@@ -31,6 +31,9 @@ OURS = "ML-EM, midpoint plan"
 OURS_SPLIT = "ML-EM, midpoint plan, steps split"
 OURS_SECOND = "ML-EM, second order, midpoint plan"
 ALL_OURS = (OURS, OURS_SPLIT, OURS_SECOND)
+INDEPENDENT_POWER_LAW = "ML-EM, independent coins, power law"
+INDEPENDENT_CALIBRATED = "ML-EM, independent coins, calibrated"
+INDEPENDENT = (INDEPENDENT_POWER_LAW, INDEPENDENT_CALIBRATED)
 SINGLE = {
     False: ("Euler, best grid", "Heun", "DPM-Solver++(2M)", "UniPC, order 2"),
     True: ("Euler, best grid", "SEA", "ShARK", "SRA1", "SDE-DPM-Solver++(2M)"),
@@ -39,8 +42,9 @@ GRIDS = ("karras", "log", "cosine")
 
 
 class Effort(NamedTuple):
-    """Settings tried: step counts of Euler and of higher-order methods, times to switch at, intervals to hold, budgets
-    of plans, scales of the power law."""
+    """The settings that are tried: step counts of Euler, of multistep methods and of stochastic Runge-Kutta methods;
+    times at which networks are switched; intervals and step counts of held corrections; budgets of plans; scales of the
+    power law; numbers of parts into which the steps of plans are split."""
 
     euler: tuple[int, ...]
     higher: tuple[int, ...]
@@ -81,7 +85,7 @@ EFFORTS = {
 
 
 class ReverseNoise(eqx.Module):
-    """Size of the reverse SDE's noise."""
+    """The diffusion of the reverse SDE."""
 
     def __call__(self, s: Array) -> Array:
         return jnp.sqrt(2 * s)
@@ -104,9 +108,9 @@ def image_problem(ladder: Ladder, sde: bool, *, fine: int | None = None) -> Shar
 
 
 def references(problem: Shared, batch: Batch) -> tuple[Array, Array]:
-    """The end states of the finest level by two methods on the whole fine grid: the reference, and one to judge it
-    by. For the probability flow Heun and DPM-Solver++(2M); for the reverse SDE ShARK and Richardson's extrapolation of
-    Euler, both on the batch's Brownian path."""
+    """The end states of the finest level by two methods on the whole fine grid: the reference, and a second solution to
+    estimate its error. For the probability flow Heun and DPM-Solver++(2M); for the reverse SDE ShARK and a Richardson
+    extrapolation of Euler, both on the batch's Brownian path."""
     finest, ts = Plain(problem.levels[-1], 1.0), np.asarray(problem.ts)
 
     def end(step: Any, grid: np.ndarray) -> Array:
@@ -124,10 +128,10 @@ def _multistep(problem: Shared, drift: Drift) -> DPMSolver | SDEDPMSolver:
 
 
 def single_model(problem: Shared, grid: Any, effort: Effort) -> list[Method]:
-    """One level alone: the finest, and the next cheaper one."""
+    """A single level: the finest, and the next cheaper one."""
     sde, levels = problem.diffusion is not None, problem.levels
     found = [
-        marching(DDIM, f"{n} steps", Euler(Plain(levels[-1], 1.0), problem.diffusion), grid(n, "karras"))
+        marching(DDIM, f"{n} steps", Euler(Plain(levels[-1], 1.0), problem.diffusion), grid(n, GRIDS[0]))
         for n in effort.euler
     ]
     for spacing in GRIDS:
@@ -156,7 +160,7 @@ def single_model(problem: Shared, grid: Any, effort: Effort) -> list[Method]:
 
 
 def two_models(problem: Shared, grid: Any, effort: Effort) -> list[Method]:
-    """Two levels without ML-EM: switching from one to the other, and holding the correction."""
+    """Two levels without ML-EM: switching from one to the other, and a held correction."""
     sde, levels, costs = problem.diffusion is not None, problem.levels, problem.costs
     multistep = "SDE-DPM-Solver++" if sde else "DPM-Solver++"
     found = []
@@ -186,8 +190,8 @@ def two_models(problem: Shared, grid: Any, effort: Effort) -> list[Method]:
 
 
 def split_plan(plan: ml.Plan, fine: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """The plan's steps, each cut into parts along the fine grid, and their probabilities: levels that always run do
-    so still, the others fire as often as before."""
+    """The plan's steps, each split into parts on the fine grid, and their probabilities. Levels that always fire still
+    do; the expected number of firings of the others is unchanged."""
     places = places_in(fine, plan.ts)
     ts = fine[
         np.concatenate(
@@ -212,7 +216,7 @@ def planned(
     *,
     random: bool,
 ) -> Method:
-    """A plan as ML-EM runs it."""
+    """The multilevel solver of a plan, with each step split into parts."""
     ts, table = split_plan(plan, np.asarray(problem.ts), parts)
     probabilities = ml.TabulatedProbabilities(ts[:-1], table)
 
@@ -223,8 +227,8 @@ def planned(
 
 
 def multilevel_methods(problem: Shared, ladder: Ladder, grid: Any, effort: Effort) -> list[Method]:
-    """ML-EM: the paper's coins by a power law and calibrated, the library's default, and that with steps of second
-    order where the ladder has a calibration of them."""
+    """ML-EM with the paper's coins, by a power law and by a calibration; with the library's default coins; and with
+    steps of second order, if the ladder has a calibration for them."""
     sde = problem.diffusion is not None
     calibration = ladder.calibration(sde=sde)
     second = ladder.calibrations.get("sde_2" if sde else "ode_2")
@@ -240,12 +244,13 @@ def multilevel_methods(problem: Shared, ladder: Ladder, grid: Any, effort: Effor
                 return ml.MLEM(p, coins=ml.IndependentCoins(), key=key)
 
             setting, ts = f"gamma {gamma:g}, scale {scale:g}", grid(steps, "karras")
-            name = "ML-EM, independent coins, power law"
-            found.append(multilevel(problem, name, setting, solver, ts, everything, random=True))
+            found.append(
+                multilevel(problem, INDEPENDENT_POWER_LAW, setting, solver, ts, everything, random=True)
+            )
     midpoint, independent = ml.SystematicCoins(offset=0.5), ml.IndependentCoins()
     for budget in effort.budgets:
         for measured, coins, name in (
-            (calibration, independent, "ML-EM, independent coins, calibrated"),
+            (calibration, independent, INDEPENDENT_CALIBRATED),
             (calibration, midpoint, OURS),
             (second, midpoint, OURS_SECOND),
         ):
@@ -263,7 +268,7 @@ def multilevel_methods(problem: Shared, ladder: Ladder, grid: Any, effort: Effor
                 setting = (
                     f"budget {budget:g}, levels {[k + 1 for k in plan.levels]}, {len(plan.ts) - 1} steps"
                 )
-                found.append(planned(problem, name, plan, coins, setting, 1, random=coins is independent))
+                found.append(planned(problem, name, plan, coins, setting, 1, random=not coins.deterministic))
                 if name == OURS:
                     for parts in effort.splits:
                         split = f"{setting} x {parts}"
@@ -272,7 +277,7 @@ def multilevel_methods(problem: Shared, ladder: Ladder, grid: Any, effort: Effor
 
 
 def all_methods(ladder: Ladder, problem: Shared, effort: Effort) -> list[Method]:
-    """Every method in every setting."""
+    """All methods with all settings."""
     process = ladder.config.process
 
     def grid(steps: int, spacing: str) -> np.ndarray:

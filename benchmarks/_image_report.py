@@ -1,4 +1,4 @@
-"""What study 2 says: measured gamma, costs to reach the errors of Euler, and whether what was hoped for holds."""
+"""The results of study 2: measured gamma, costs to reach the errors of Euler, and comparison with the targets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,23 +8,22 @@ from _curves import costs_to_reach, markdown, Row, summary
 from _image_methods import ALL_OURS, DDIM, SINGLE
 
 import mlem_jax as ml
-from mlem_jax._calibration import regression
+from mlem_jax._calibration import gamma_lines, regression
 
 
 def measured_gamma(calibration: ml.Calibration) -> dict[str, Any]:
-    """Gamma as the calibration fits it, with its standard error, and the report's own words."""
-    fit = regression(calibration.measurements)
-    words = " ".join(line for line in str(calibration).splitlines() if line.startswith("gamma"))
+    """Gamma as the calibration fits it, with its standard error, and as text."""
+    fit, words = regression(calibration.measurements), " ".join(gamma_lines(calibration.measurements))
     if fit is None:
         return {"gamma": None, "words": words}
     return {"gamma": fit.gamma, "standard_error": fit.standard_error, "levels": fit.levels, "words": words}
 
 
 def reach_table(rows: list[Row], targets: Sequence[int]) -> list[Row]:
-    """For each target and method the cost and the seconds until it has Euler's error, and Euler's own over those."""
+    """For each target and method the cost and the seconds at Euler's error, and Euler's over them."""
     table = []
     for steps in targets:
-        (baseline,) = (r for r in rows if r["method"] == DDIM and r["setting"] == f"{steps} steps")
+        (baseline,) = (r for r in rows if r["method"] == DDIM and r["steps"] == steps)
         errors = baseline["batch_error"]
         evaluations, seconds = costs_to_reach(rows, errors), costs_to_reach(rows, errors, "seconds")
         single = np.min([evaluations[name] for name in _single(rows) if name in evaluations], axis=0)
@@ -53,7 +52,7 @@ def _single(rows: list[Row]) -> tuple[str, ...]:
 
 
 def report(found: dict[str, Any], targets: Sequence[int]) -> str:
-    """The tables in words."""
+    """The tables as text."""
 
     def shown(value: float | None, digits: int = 1) -> str:
         return "-" if not value else f"{value:.{digits}f}"
@@ -88,7 +87,7 @@ def report(found: dict[str, Any], targets: Sequence[int]) -> str:
 
 
 def bars(found: dict[str, Any], steps: int = 100) -> list[str]:
-    """What was hoped for, and whether it holds: the best of our rows."""
+    """The ratios that the project aimed at, and whether the best of the library's methods reaches them."""
     ours = [
         row for row in found["reach"] if row["method"] in ALL_OURS and row["error_of_euler_steps"] == steps
     ]

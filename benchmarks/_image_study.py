@@ -1,4 +1,4 @@
-"""Every method of `_image_methods.py` on one ladder: tuned on one batch, measured on fresh ones."""
+"""All methods of `_image_methods.py` on one ladder, tuned on one batch and measured on fresh ones."""
 
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ from mlem_jax.diffusion import Ladder
 
 
 class Comparison(NamedTuple):
-    """Images in a batch, fresh batches, coin seeds when tuning and when measuring, rounds of timing, step counts of
-    Euler whose errors are targets."""
+    """Images of a batch; fresh batches; coin seeds for tuning and for measuring; rounds of timing; step counts of Euler
+    whose errors are the targets."""
 
     samples: int
     batches: int
@@ -27,22 +27,22 @@ class Comparison(NamedTuple):
 def compare_all(
     ladder: Ladder, problem: Shared, effort: Effort, size: Comparison
 ) -> tuple[dict[str, Any], list[Method], Batch]:
-    """What was found; the methods that were kept, one for each of its rows; and the first fresh batch."""
-    judged = []
+    """The results; the methods that were kept, one for each of their rows; and the first fresh batch."""
+    differences = []
 
     def reference(batch: Batch) -> np.ndarray:
         best, other = references(problem, batch)
-        judged.append(float(jnp.sqrt(jnp.mean((best - other) ** 2))))
+        differences.append(float(jnp.sqrt(jnp.mean((best - other) ** 2))))
         return np.asarray(best)
 
     tuning, *fresh = (
         draw(problem, jr.key(5000 + i), size.samples, reference) for i in range(size.batches + 1)
     )
-    print(f"{problem.name}: references differ by {max(judged):.4f} (RMS)", flush=True)
+    print(f"{problem.name}: references differ by {max(differences):.4f} (RMS)", flush=True)
     methods = all_methods(ladder, problem, effort)
     kept, first_call = tune(methods, tuning, coin_seeds=size.tuning_seeds)
     print(f"{len(kept)} of {len(methods)} settings kept", flush=True)
-    # The baseline is not selected.
+    # The baseline is not tuned.
     kept = [m for m in kept if m.name != DDIM] + [m for m in methods if m.name == DDIM]
     rows = measure(kept, fresh, coin_seeds=size.coin_seeds)
     add_seconds(rows, kept, fresh[0], repeats=size.rounds)
@@ -55,7 +55,7 @@ def compare_all(
         )
     found = {
         "problem": problem.name,
-        "references_differ": max(judged),
+        "references_differ": max(differences),
         "settings_tried": len(methods),
         "first_call_seconds": first_call,
         "gamma": measured_gamma(ladder.calibration(sde=problem.diffusion is not None)),

@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from _curves import by_method, costs_to_reach, markdown, Row, summary
+from _curves import best_grid as best_of_grids, by_method, costs_to_reach, markdown, Row, summary
 from _image_methods import OURS, OURS_SECOND, planned, references
-from _methods import add_seconds, Batch, draw, marching, measure, Method, Shared
+from _methods import add_seconds, Batch, draw, measure, Method, on_grids, Shared
 from _rivals import DPMSolver, Euler, Plain
 from jaxtyping import Array, Int
 
@@ -18,15 +18,17 @@ from mlem_jax.diffusion import Config, Ladder, Level
 
 EULER, MULTISTEP = "Euler (DDIM)", "DPM-Solver++(2M)"
 INDEPENDENT = "ML-EM, independent coins"
-# What a plan of a method is called in tables.
-_OURS = {"MLEM": OURS, "MLAB2": OURS_SECOND}
+# The paper's coins are combined with the paper's method only.
+PAPERS_METHOD = ml.EulerMaruyama.name
+# The names of the plans of each method in tables.
+_OURS = {ml.EulerMaruyama.name: OURS, ml.AdamsBashforth.name: OURS_SECOND}
 METHODS = (EULER, MULTISTEP, INDEPENDENT, OURS, OURS_SECOND)
 _GRIDS = ("karras", "log")
 
 
 class Effort(NamedTuple):
-    """Steps of the fine grid of the reference; step counts of Euler and of DPM-Solver++(2M); budgets of plans; those
-    step counts whose errors are targets; images in a batch; batches; coin seeds; rounds of timing."""
+    """Steps of the reference's grid; step counts of Euler and of DPM-Solver++(2M); budgets of plans; the step counts
+    whose errors are the targets; images of a batch; batches; coin seeds; rounds of timing."""
 
     fine: int
     euler: tuple[int, ...]
@@ -50,7 +52,7 @@ class Labelled(eqx.Module):
 
 
 def tiny_ladder(count: int, *, classes: int | None = None) -> Ladder:
-    """Dense networks as they are drawn, to see that a study runs."""
+    """Untrained dense networks, for tests of a study."""
     levels = tuple(Level(width=2 * 2**k, folds=(4,), multipliers=(1,), blocks=(1,)) for k in range(count))
     config = Config("tiny", (4, 4, 1), levels, classes=classes)
     return Ladder(config.networks(), config, {}, {})
@@ -59,7 +61,7 @@ def tiny_ladder(count: int, *, classes: int | None = None) -> Ladder:
 def ladder_problem(
     ladder: Ladder, fine: int, *, guidance: float | None = None, labels: Int[np.ndarray, " n"] | None = None
 ) -> Shared:
-    """The probability flow on a fine grid of Karras' times, with labels of its own for each image of a batch."""
+    """The probability flow on a fine grid of Karras' times, with a label for each image of a batch."""
     process, term = ladder.config.process, ladder.term(guidance=guidance)
     levels = term.levels
     if labels is not None:
@@ -74,24 +76,21 @@ def ladder_problem(
 def settings(
     problem: Shared, ladder: Ladder, calibrations: Sequence[ml.Calibration], effort: Effort
 ) -> tuple[list[Method], dict[str, ml.Plan], dict[str, list[float]]]:
-    """All methods; the plans by setting; and, by method, the budgets at which the plan was one level alone. The paper's
-    coins go with a calibration for MLEM, midpoint coins with each."""
+    """All methods; the plans by setting; and, by method, the budgets whose plan has a single level. The paper's coins
+    are used with calibrations for MLEM, midpoint coins with all."""
     finest = Plain(problem.levels[-1], 1.0)
     methods: list[Method] = []
     for name, step, counts in (
         (EULER, Euler(finest), effort.euler),
         (MULTISTEP, DPMSolver(finest), effort.multistep),
     ):
-        for n in counts:
-            for spacing in _GRIDS:
-                ts = np.asarray(ladder.config.process.grid(n, spacing=spacing))
-                methods.append(marching(name, f"{n} steps, {spacing}", step, ts))
+        methods += on_grids(name, step, ladder.config.process, counts, _GRIDS)
     plans: dict[str, ml.Plan] = {}
     alone: dict[str, list[float]] = {}
     midpoint = ml.SystematicCoins(offset=0.5)
     ours: list[tuple[str, ml.Calibration, ml.AbstractCoins]] = []
     for calibration in calibrations:
-        if isinstance(calibration.method, ml.EulerMaruyama):
+        if calibration.method.name == PAPERS_METHOD:
             ours.append((INDEPENDENT, calibration, ml.IndependentCoins()))
         ours.append((_OURS[calibration.method.name], calibration, midpoint))
     for name, calibration, coins in ours:
@@ -100,7 +99,7 @@ def settings(
             try:
                 plan = calibration.plan(budget=budget, coins=coins)
             except ValueError:
-                # Too small for the fewest steps that the calibration has tried.
+                # The budget is too small for the fewest steps of the calibration.
                 continue
             if len(plan.levels) == 1:
                 alone[name].append(budget)
@@ -113,28 +112,24 @@ def settings(
 
 
 def best_grid(rows: Sequence[Row]) -> list[Row]:
-    """Of the rivals' grids the one with the smaller error, for each number of steps, chosen after the fact."""
-    found: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = (row["method"], row["setting"].split(",")[0])
-        if key not in found or row["error"] < found[key]["error"]:
-            found[key] = row
-    return [row for name in METHODS for row in found.values() if row["method"] == name]
+    """As in `_curves.py`, in the order of `METHODS`."""
+    best = best_of_grids(rows)
+    return [row for name in METHODS for row in best if row["method"] == name]
 
 
 def compare(
     problem: Shared, ladder: Ladder, calibrations: Sequence[ml.Calibration], effort: Effort, *, seed: int
 ) -> tuple[dict[str, Any], list[Method], list[Batch]]:
     """All methods from the same noise, against a fine solution of the finest level."""
-    judged = []
+    differences = []
 
     def reference(batch: Batch) -> np.ndarray:
         best, other = references(problem, batch)
-        judged.append(float(jnp.sqrt(jnp.mean((best - other) ** 2))))
+        differences.append(float(jnp.sqrt(jnp.mean((best - other) ** 2))))
         return np.asarray(best)
 
     batches = [draw(problem, jr.key(seed + i), effort.images, reference) for i in range(effort.batches)]
-    print(f"{problem.name}: references differ by {max(judged):.2g} (RMS)", flush=True)
+    print(f"{problem.name}: references differ by {max(differences):.2g} (RMS)", flush=True)
     methods, plans, alone = settings(problem, ladder, calibrations, effort)
     rows = measure(methods, batches, coin_seeds=effort.coin_seeds)
     add_seconds(rows, methods, batches[0], repeats=effort.rounds)
@@ -149,7 +144,7 @@ def compare(
     found = {
         "problem": problem.name,
         "images": effort.images,
-        "references_differ": max(judged),
+        "references_differ": max(differences),
         "relative_costs": list(problem.costs),
         "one_level_alone_at_budgets": alone,
         "rows": rows,
@@ -159,20 +154,19 @@ def compare(
 
 
 def reach(rows: Sequence[Row], targets: dict[str, tuple[int, ...]]) -> list[Row]:
-    """What each method costs at the error of a single-model sampler with a given number of steps, batch by batch."""
+    """The cost of each method at the error of a single-model sampler with a given number of steps, for each batch."""
     table = []
     best = best_grid(rows)
     for target, counts in targets.items():
         for row in best:
-            steps = int(row["setting"].split()[0]) if row["method"] == target else 0
-            if steps not in counts:
+            if row["method"] != target or row["steps"] not in counts:
                 continue
             errors = row["batch_error"]
             evaluations, seconds = costs_to_reach(rows, errors), costs_to_reach(rows, errors, "seconds")
             for name in evaluations:
                 table.append(
                     {
-                        "target": f"{target}, {steps} steps",
+                        "target": f"{target}, {row['steps']} steps",
                         "error": row["error"],
                         "method": name,
                         "evaluations": summary(evaluations[name]),
@@ -197,8 +191,7 @@ def report(table: Sequence[Row]) -> str:
 
 
 def nearest(rows: Sequence[Row], cost: float) -> dict[str, int]:
-    """For each method the index of its row whose cost is nearest to a given one; of single-model samplers the better
-    grid."""
+    """For each method the index of the row whose cost is nearest to a given one, on the better grid."""
     best = best_grid(rows)
     found = {}
     for name, mine in by_method(best).items():

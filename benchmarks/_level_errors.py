@@ -1,9 +1,9 @@
-"""How far each level of a ladder is from the finest, in four ways, and how fast that falls with its cost.
+"""Four measures of the distance of each level of a ladder to the finest level, and their dependence on its cost.
 
-The theory's levels err by `2**-k` at a cost of `2**(gamma k)`: an error that falls as `cost**(-1 / gamma)`. The exact
-drift is not known, so the finest level stands in for it, which makes errors of levels near it too small, and the
-finest level itself has none. Increments between neighbouring levels, which are what the method pays for, need no
-stand-in.
+In the theory, level `k` has the error `2**-k` at a cost of `2**(gamma k)`, so errors decrease as `cost**(-1 / gamma)`.
+Since the exact drift is unknown, the finest level replaces it. This makes the errors of levels close to it too small,
+and the finest level has no error. Increments between neighbouring levels, which determine the cost of the method, do
+not need the exact drift.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from mlem_jax.diffusion import Ladder
 from mlem_jax.diffusion._data import Images
 from mlem_jax.diffusion._training import held_out_losses
 
-# The errors that gamma is fitted to, and what they are.
+# The errors to which gamma is fitted.
 MEASURES = {
     "held_out_distance": "RMS distance of the networks' outputs to the finest's on noised held-out images",
     "distance": "largest RMS distance of the drift to the finest's along the finest's trajectories",
@@ -33,8 +33,8 @@ MEASURES = {
 
 
 class Fit(NamedTuple):
-    """`error ~ cost**(-1 / gamma)` by least squares in logarithms over some levels (numbers). `gamma` is `None` where
-    the errors do not fall, `standard_error` `None` with fewer than three points."""
+    """A least-squares fit of `error ~ cost**(-1 / gamma)` in logarithms over some levels, given by their numbers.
+    `gamma` is `None` if the errors do not decrease, `standard_error` is `None` with fewer than three points."""
 
     measure: str
     levels: tuple[int, ...]
@@ -106,8 +106,8 @@ def fit(measure: str, levels: Sequence[int], costs: Sequence[float], errors: Seq
 
 
 def gammas(rows: Sequence[dict[str, Any]]) -> list[Fit]:
-    """For each measure a fit over all levels that have it, and one without the cheapest, which may lie on a plateau
-    where errors do not fall yet."""
+    """For each measure a fit over all levels, and one without the cheapest level, which may lie on a plateau before
+    errors start to decrease."""
     found = []
     for measure in MEASURES:
         points = [(r["level"], r["mflops"], r[measure]) for r in rows if r[measure]]
@@ -123,10 +123,10 @@ def in_words(fits: Sequence[Fit]) -> str:
     for one in fits:
         numbers = ", ".join(map(str, one.levels))
         if one.gamma is None:
-            said = "no power law: the errors do not fall"
+            result = "no power law: the errors do not decrease"
         elif one.standard_error is None:
-            said = f"gamma {one.gamma:.2f} from two points"
+            result = f"gamma {one.gamma:.2f} from two points"
         else:
-            said = f"gamma {one.gamma:.2f} ± {one.standard_error:.2f}"
-        lines.append(f"{one.measure} of levels {numbers}: {said}")
+            result = f"gamma {one.gamma:.2f} ± {one.standard_error:.2f}"
+        lines.append(f"{one.measure} of levels {numbers}: {result}")
     return "\n".join(lines)

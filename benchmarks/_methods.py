@@ -1,8 +1,9 @@
-"""One way to run every method of a study: on whole batches, against one reference, tuned on other noise.
+"""How studies run their methods: on whole batches, against one reference, tuned on a separate batch.
 
-A *problem* (`Shared`) says what is solved; a *batch* draws initial states and Brownian paths; a *method* makes from a
-batch a call that returns end states and its cost. `tune` keeps, of all settings of a method, those on the lower
-envelope of error against cost; `measure` runs them on fresh batches. Curves made of such rows are `_curves.py`'s.
+A *problem* (`Shared`) is an ODE or SDE with its levels. A *batch* has initial states and a Brownian path. A *method*
+with its *setting* makes from a batch a call that returns end states and their cost. `tune` keeps those settings of a
+method that lie on the lower envelope of error against cost; `measure` runs them on fresh batches and returns one row
+per method and setting. `_curves.py` draws curves from these rows.
 """
 
 import time
@@ -21,13 +22,22 @@ from _rivals import march, Path, places_in, Step, StepNoise
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import mlem_jax as ml
+from mlem_jax.diffusion import AbstractProcess
+
+# A setting is kept in tuning if its error is below this fraction of all cheaper ones'. A smaller gain is within the
+# noise of one batch, and fewer settings have to be measured.
+SMALLER = 0.95
 
 
 class Shared(NamedTuple):
-    """A problem solved for a whole batch at once: `levels`, cheapest first, take states `(n, ...)`; `costs` of an
-    evaluation are in finest-level evaluations; `ts` is the finest grid, on which Brownian paths live; `diffusion`
-    is a module of time alone, or `None` for an ODE; initial states are normal, of size `scale`; `weights` are those
-    of `_rivals.Path`."""
+    """A problem whose whole batch is one state.
+
+    - `levels`: cheapest first, for states `(n, *shape)`; `costs`: of an evaluation, in evaluations of the finest level.
+    - `ts`: the finest grid, on which Brownian paths are defined.
+    - `diffusion`: a module of the time alone, or `None` for an ODE.
+    - `scale`: standard deviation of the initial states, which are normal.
+    - `weights`: see `_rivals.Path`.
+    """
 
     name: str
     levels: tuple[Callable, ...]
@@ -40,8 +50,7 @@ class Shared(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Initial states, the noise as ML-EM takes it and as the rivals take it (one Brownian path in two forms), and the
-    end states that errors are distances to."""
+    """Initial states, one Brownian path in the forms for diffrax and for the rivals, and the reference end states."""
 
     y0: Array
     brownian: ml.GridBrownianPath | None
@@ -63,7 +72,7 @@ def draw(problem: Shared, key: PRNGKeyArray, size: int, reference: Callable[[Bat
 
 @eqx.filter_jit
 def record(problem: Shared, brownian: ml.GridBrownianPath, key: PRNGKeyArray) -> Path:
-    """The path's increments on its cells, and Lévy areas drawn as their law given the increments has them."""
+    """The increments of the path on its cells, and Lévy areas drawn from their distribution given the increments."""
     ts = problem.ts
     lengths = jnp.abs(jnp.diff(ts))
     cells = jax.lax.map(lambda pair: brownian.evaluate(*pair), (ts[:-1], ts[1:]))
@@ -74,37 +83,58 @@ def record(problem: Shared, brownian: ml.GridBrownianPath, key: PRNGKeyArray) ->
 
 
 class Prepared(NamedTuple):
-    """`call` does the work to be timed; `read` turns what it returns into end states and cost."""
+    """`call` runs the method and is timed; `read` converts its result to end states and cost."""
 
     call: Callable[[], Any]
     read: Callable[[Any], tuple[Array, float]]
 
 
 class Method(NamedTuple):
-    """One method with one setting. `prepare(batch, seed)`; `random` if the result depends on the seed."""
+    """One method with one setting.
+
+    - `prepare`: a function of a batch and a seed.
+    - `random`: whether the result depends on the seed.
+    - `steps`, `grid`: number of steps and name of their grid, if they are known.
+    - `multilevel`: whether several levels are combined by the library.
+    """
 
     name: str
     setting: str
     prepare: Callable[[Batch, int], Prepared]
     random: bool = False
+    steps: int | None = None
+    grid: str | None = None
+    multilevel: bool = False
 
 
-def marching(name: str, setting: str, step: Step, ts: Any) -> Method:
-    """A method of `_rivals.py`."""
+def marching(name: str, setting: str, step: Step, ts: Any, *, grid: str | None = None) -> Method:
+    """A method of `_rivals.py`, with the name of its grid, if several are compared."""
 
     def prepare(batch: Batch, seed: int) -> Prepared:
-        grid = np.asarray(ts)
+        times = np.asarray(ts)
         if batch.path is not None:
             fine = np.asarray(batch.path.ts)
-            grid = fine[places_in(fine, grid)]
-        call, cost = march(step, grid, batch.y0, path=batch.path)
+            times = fine[places_in(fine, times)]
+        call, cost = march(step, times, batch.y0, path=batch.path)
         return Prepared(call, lambda end: (end, cost))
 
-    return Method(name, setting, prepare)
+    return Method(name, setting, prepare, steps=len(ts) - 1, grid=grid)
+
+
+def on_grids(
+    name: str, step: Step, process: AbstractProcess, counts: Sequence[int], grids: Sequence[str]
+) -> list[Method]:
+    """A method of `_rivals.py` for each number of steps and each grid of a diffusion process."""
+    return [
+        marching(name, f"{n} steps, {grid}", step, np.asarray(process.grid(n, spacing=grid)), grid=grid)
+        for grid in grids
+        for n in counts
+    ]
 
 
 @eqx.filter_jit
-def _solve(terms: Any, solver: Any, ts: Array, y0: Array) -> tuple[Any, Any]:
+def solve(terms: Any, solver: Any, ts: Array, y0: Array) -> tuple[Array, Any]:
+    """The end state and the solver state of a solve that steps through `ts`."""
     sol = diffrax.diffeqsolve(
         terms,
         solver,
@@ -116,11 +146,12 @@ def _solve(terms: Any, solver: Any, ts: Array, y0: Array) -> tuple[Any, Any]:
         saveat=diffrax.SaveAt(t1=True, solver_state=True),
         max_steps=len(ts) - 1,
     )
-    return sol.ys, sol.solver_state
+    assert sol.ys is not None
+    return sol.ys[0], sol.solver_state
 
 
 class _Noise(eqx.Module):
-    """The diffusion as diffrax takes it."""
+    """The diffusion as a linear operator for diffrax."""
 
     size: Callable[[Array], Array]
 
@@ -138,7 +169,7 @@ def multilevel(
     *,
     random: bool,
 ) -> Method:
-    """ML-EM on some of the levels, as the library does it."""
+    """A solver of the library on some of the levels."""
     kept = [problem.levels[k] for k in levels]
     costs = tuple(problem.costs[k] for k in levels)
     fine = np.asarray(problem.ts)
@@ -147,16 +178,16 @@ def multilevel(
         terms: Any = ml.MultilevelTerm(*kept, costs=costs)
         if batch.brownian is not None:
             terms = diffrax.MultiTerm(terms, diffrax.ControlTerm(_Noise(problem.diffusion), batch.brownian))
-        # Entries of the fine grid, of which the Brownian path knows the exact values.
+        # Times of the fine grid, on which the Brownian path is defined.
         grid, solver = jnp.asarray(fine[places_in(fine, ts)]), make_solver(jr.key(seed))
 
         def read(output: Any) -> tuple[Array, float]:
-            ys, state = output
-            return ys[0], ml.evaluation_report(state).finest_evaluations * costs[-1]
+            end, state = output
+            return end, ml.evaluation_report(state).finest_evaluations * costs[-1]
 
-        return Prepared(lambda: _solve(terms, solver, grid, batch.y0), read)
+        return Prepared(lambda: solve(terms, solver, grid, batch.y0), read)
 
-    return Method(name, setting, prepare, random)
+    return Method(name, setting, prepare, random, steps=len(ts) - 1, multilevel=len(kept) > 1)
 
 
 class _Recorded(diffrax.AbstractBrownianPath):
@@ -196,8 +227,8 @@ class _Turned(eqx.Module):
 
 
 def stochastic_runge_kutta(problem: Shared, name: str, setting: str, solver: Any, ts: Any) -> Method:
-    """One of diffrax's solvers for additive noise, on the finest level, with the Lévy areas of the same path. They go
-    forward in time only, so a problem whose time decreases is turned round."""
+    """One of diffrax's solvers for additive noise, on the finest level, with the Lévy areas of the same path. These
+    solvers need increasing times, so a problem with decreasing times is solved in the time `-t`."""
     stages = {"SEA": 1, "ShARK": 2, "SRA1": 2}[type(solver).__name__]
 
     def prepare(batch: Batch, seed: int) -> Prepared:
@@ -212,9 +243,9 @@ def stochastic_runge_kutta(problem: Shared, name: str, setting: str, solver: Any
             diffrax.ControlTerm(diffusion, _Recorded(sign * grid, noise)),
         )
         cost = float(stages * (len(places) - 1))
-        return Prepared(lambda: _solve(terms, solver, sign * grid, batch.y0)[0], lambda ys: (ys[0], cost))
+        return Prepared(lambda: solve(terms, solver, sign * grid, batch.y0)[0], lambda end: (end, cost))
 
-    return Method(name, setting, prepare)
+    return Method(name, setting, prepare, steps=len(ts) - 1)
 
 
 class Found(NamedTuple):
@@ -226,6 +257,7 @@ class Found(NamedTuple):
 
 
 def run(method: Method, batch: Batch, seed: int = 0) -> Found:
+    """Runs a method once."""
     prepared = method.prepare(batch, seed)
     end, cost = prepared.read(prepared.call())
     end = np.asarray(end)
@@ -237,8 +269,8 @@ def run(method: Method, batch: Batch, seed: int = 0) -> Found:
 def tune(
     methods: Sequence[Method], batch: Batch, *, coin_seeds: int
 ) -> tuple[list[Method], dict[str, float]]:
-    """Of each method's settings, those that no cheaper setting beats on this batch, cheapest first; and the seconds
-    of each method's first call, nearly all compilation."""
+    """For each method the settings with a smaller error on this batch than all cheaper ones, cheapest first; and the
+    seconds of the method's first call, which are mostly compilation."""
     found: dict[str, list[tuple[float, float, Method]]] = {}
     first_call: dict[str, float] = {}
     for method in methods:
@@ -253,16 +285,15 @@ def tune(
     for settings in found.values():
         best = np.inf
         for _, error, method in sorted(settings, key=lambda entry: entry[:2]):
-            # A smaller gain may be luck.
-            if error < 0.95 * best:
+            if error < SMALLER * best:
                 best = error
                 kept.append(method)
     return kept, first_call
 
 
 def measure(methods: Sequence[Method], batches: Sequence[Batch], *, coin_seeds: int) -> list[dict[str, Any]]:
-    """One row per method: for each batch the mean cost and the root mean square error over coin seeds; the spread is
-    the standard deviation of single runs."""
+    """One row per method, with the mean cost and the root mean square error over coin seeds for each batch, and the
+    standard deviation of single runs."""
     rows = []
     for method in methods:
         seeds = range(coin_seeds if method.random else 1)
@@ -272,6 +303,9 @@ def measure(methods: Sequence[Method], batches: Sequence[Batch], *, coin_seeds: 
             {
                 "method": method.name,
                 "setting": method.setting,
+                "steps": method.steps,
+                "grid": method.grid,
+                "multilevel": method.multilevel,
                 "cost": float(np.mean([[r.cost for r in one] for one in runs])),
                 "error": float(np.sqrt(np.mean(errors**2))),
                 "error_sd": float(np.std(errors, ddof=1)) if errors.size > 1 else 0.0,
@@ -284,7 +318,7 @@ def measure(methods: Sequence[Method], batches: Sequence[Batch], *, coin_seeds: 
 
 
 def add_seconds(rows: list[dict[str, Any]], methods: Sequence[Method], batch: Batch, *, repeats: int) -> None:
-    """Adds to each row the median seconds of a run on one batch, without compilation, all taken in turn."""
+    """Adds to each row the median seconds of a run on one batch, without compilation; the runs are interleaved."""
     calls = [method.prepare(batch, 0).call for method in methods]
     for row, seconds in zip(rows, interleaved_seconds(calls, repeats=repeats), strict=True):
         row["seconds"] = float(np.median(seconds))

@@ -1,5 +1,5 @@
-"""The particles of `notebooks/particles.py` as a problem for a study: rings of charged beads with stiff springs and
-thermal noise, with the repulsion of neighbours, of the rest of the ring and the other rings' centres, or of all
+"""The particles of `notebooks/particles.py` as a problem: rings of charged beads with stiff springs and thermal noise.
+The levels have the repulsion of neighbours; of the rest of the ring and the centres of the other rings; and of all
 pairs."""
 
 from typing import Any
@@ -24,7 +24,7 @@ END = 1.0
 
 
 def strength(squared: Array) -> Array:
-    """The screened repulsion of two beads over their distance."""
+    """The screened repulsive force between two beads, over their distance."""
     r = jnp.sqrt(squared + THICKNESS**2)
     return CHARGE * jnp.exp(-r / SCREENING) * (1 / r + 1 / SCREENING) / r**2
 
@@ -77,7 +77,7 @@ class Force(eqx.Module):
 def initial_states(
     key: PRNGKeyArray, rings_to_a_side: int, beads: int, count: int
 ) -> Float[Array, "count 2 n"]:
-    """Circles around a square lattice, shifted, turned and blurred."""
+    """Circles around the points of a square lattice, with random shifts, rotations and displacements."""
     rings = rings_to_a_side**2
 
     def one(key: PRNGKeyArray) -> Array:
@@ -94,7 +94,7 @@ def initial_states(
 
 
 class OneTrajectory(eqx.Module):
-    """The terms of one trajectory, with noise of its own for each key, as `mlem_jax.calibrate` takes them."""
+    """The terms of one trajectory as a function of its key, for `mlem_jax.calibrate`."""
 
     forces: tuple[Any, ...]
     ts: Array
@@ -110,7 +110,7 @@ class OneTrajectory(eqx.Module):
 
 
 def particles(rings_to_a_side: int, beads: int, steps: int) -> Shared:
-    """Three levels, with FLOPs as compiled for their costs, and a fine grid."""
+    """Three levels, whose costs are their FLOPs as compiled, and a fine grid."""
     rings = rings_to_a_side**2
     forces, shape = tuple(Force(rings, level) for level in range(3)), (2, rings * beads)
     flops = []
@@ -124,8 +124,8 @@ def particles(rings_to_a_side: int, beads: int, steps: int) -> Shared:
 
 
 def draw_particles(problem: Shared, key: PRNGKeyArray, y0: Array) -> Batch:
-    """A batch with these initial states, noise from the key, and for its reference the solution of all pairs by
-    ShARK (strong order 3/2) on the fine grid."""
+    """A batch with these initial states. Its reference is the solution of all pairs by ShARK (strong order 3/2) on the
+    fine grid."""
     keys = jr.split(key)
     brownian = ml.GridBrownianPath(problem.ts, y0.shape, key=keys[0])
     batch = Batch(y0, brownian, record(problem, brownian, keys[1]), np.zeros(0))
@@ -137,7 +137,7 @@ def rivals(
     problem: Shared, steps: tuple[int, ...], stages: tuple[int, ...], intervals: tuple[int, ...]
 ) -> list[Method]:
     """Euler on all pairs and on the middle level, diffrax's solvers of higher order on all pairs, and a cheap level
-    with its last difference to all pairs held."""
+    with a held correction to all pairs."""
     (near, middle, finest), fine = problem.levels, np.asarray(problem.ts)
     found = []
 

@@ -1,4 +1,4 @@
-"""Problems that the studies share: each is terms (or a function of a key), times, and initial states."""
+"""Problems of the studies: the terms of a trajectory, times, and initial states."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import mlem_jax as ml
-from mlem_jax._term import with_levels
+from mlem_jax._term import FixedTerms, with_levels
 from mlem_jax.diffusion import Ladder, NoisyTerms
 
 
 class Problem(NamedTuple):
-    """`make_terms(key)` gives one trajectory's terms, with noise of its own for an SDE; `draw(key, n)`
-    initial states; `ts` the finest grid."""
+    """`make_terms(key)` returns the terms of one trajectory, for an SDE with noise of this key; `draw(key, n)` returns
+    `n` initial states; `ts` is the finest grid."""
 
     name: str
     make_terms: Callable[[PRNGKeyArray], Any]
@@ -27,8 +27,9 @@ class Problem(NamedTuple):
 
 
 class RandomFeatures(eqx.Module):
-    """`-y + sum_j 2**-j phi_j(y)` with random-feature fields `phi_j` of unit size whose widths grow by
-    `2**gamma`: so `|D_k| ~ 2**-k` and `C_k ~ 2**(gamma k)` by construction, in real matrix work."""
+    """The drift `-y + sum_j 2**-j phi_j(y)` with random-feature fields `phi_j` of unit size, whose widths grow by
+    factors of `2**gamma`. By construction `|D_k| ~ 2**-k` and `C_k ~ 2**(gamma k)`, and the costs are those of real
+    matrix products."""
 
     inner: tuple[Array, ...]
     outer: tuple[Array, ...]
@@ -62,7 +63,7 @@ def random_feature_levels(
 
 
 class _Noisy(eqx.Module):
-    """Terms with additive noise, and a Brownian path of its own for each key."""
+    """Terms with additive noise and a Brownian path that depends on the key."""
 
     term: ml.MultilevelTerm
     ts: Array
@@ -75,17 +76,8 @@ class _Noisy(eqx.Module):
         return diffrax.MultiTerm(self.term, noise)
 
 
-class Same(eqx.Module):
-    """The same terms for every key."""
-
-    terms: Any
-
-    def __call__(self, key: PRNGKeyArray) -> Any:
-        return self.terms
-
-
-class Kept(eqx.Module):
-    """The terms that a plan keeps."""
+class PlannedTerms(eqx.Module):
+    """Terms with the levels and costs of a plan."""
 
     make_terms: Callable[[PRNGKeyArray], Any]
     levels: tuple[int, ...] = eqx.field(static=True)
@@ -100,7 +92,7 @@ def random_features(*, gamma: float, num_levels: int = 5, sde: bool = False, ste
     levels, costs = random_feature_levels(gamma=gamma, num_levels=num_levels)
     ts = jnp.linspace(0.0, 2.0, steps + 1)
     term = ml.MultilevelTerm(*levels, costs=costs)
-    make = _Noisy(term, ts, 16) if sde else Same(term)
+    make = _Noisy(term, ts, 16) if sde else FixedTerms(term)
     name = f"random features, gamma {gamma:g}, {'SDE' if sde else 'ODE'}"
     return Problem(name, make, ts, lambda key, n: jr.normal(key, (n, 16)))
 
@@ -110,7 +102,7 @@ def images(ladder: Ladder, *, sde: bool = False, steps: int = 128) -> Problem:
     process, shape = ladder.config.process, ladder.config.shape
     ts = process.grid(steps)
     term = ladder.term(sde=sde)
-    make = NoisyTerms(term, ts, shape) if sde else Same(term)
+    make = NoisyTerms(term, ts, shape) if sde else FixedTerms(term)
     name = f"{ladder.config.name}, {'reverse SDE' if sde else 'probability flow'}"
     return Problem(name, make, ts, lambda key, n: process.s_max * jr.normal(key, (n, *shape)))
 
@@ -119,7 +111,7 @@ def images(ladder: Ladder, *, sde: bool = False, steps: int = 128) -> Problem:
 def ends(
     solver: diffrax.AbstractSolver, make_terms: Any, ts: Array, y0s: Array, args: Any, noise_keys: Array
 ) -> tuple[Array, Any]:
-    """End states of a batch of trajectories, and the solver's state of the first one."""
+    """End states of a batch of trajectories, and the solver state of the first one."""
 
     def one(y0: Array, key: Array) -> tuple[Array, Any]:
         sol = diffrax.diffeqsolve(

@@ -98,7 +98,7 @@ def plans(ladder: Ladder, problem: Shared, effort: Effort) -> list[Entry]:
             identity = np.asarray(plan.table).tobytes() + np.asarray(plan.ts).tobytes()
             if identity not in seen:
                 seen.add(identity)
-                random = isinstance(coins, ml.IndependentCoins)
+                random = not coins.deterministic
                 setting = f"budget {budget:g}"
                 found.append(
                     Entry(kind, planned(problem, kind, plan, coins, setting, 1, random=random), identity)

@@ -1,10 +1,10 @@
-"""What users would take instead of ML-EM, as small reference implementations.
+"""Small reference implementations of the methods with which ML-EM is compared.
 
-A *drift* says which level is evaluated when: one level (`Plain`), a small one first and a large one later
-(`Switched`), a cheap one with a held correction (`Held`). A *step* says how the state moves: `Euler`, `Heun`,
-`DPMSolver` (with `corrector=True` UniPC), `SDEDPMSolver`. Any step takes any drift; `march` runs them over any number
-of steps of any grid with one compilation. The last two are for diffusion models in the variables `(y, s)` of
-`mlem_jax.diffusion`, where the data prediction is `y - s eps_hat`.
+A *drift* decides which level is evaluated: one level (`Plain`), a small level first and a large one later (`Switched`),
+or a cheap level plus a held correction (`Held`). A *step* advances the state: `Euler`, `Heun`, `DPMSolver` (with
+`corrector=True` UniPC), `SDEDPMSolver`. Every step works with every drift, and `march` runs them on any grid with one
+compilation. The last two steps are for diffusion models in the variables `(y, s)` of `mlem_jax.diffusion`, in which the
+data prediction is `y - s eps_hat`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Level = Callable[[Any, Array, Any], Array]
 
 
 class Plain(eqx.Module):
-    """One level. `cost` of an evaluation, in finest-level evaluations, here and below."""
+    """One level. Here and below, `cost` is that of an evaluation, in evaluations of the finest level."""
 
     level: Level
     cost: float = eqx.field(static=True)
@@ -32,12 +32,12 @@ class Plain(eqx.Module):
         return self.level(t, y, None), memory
 
     def spent(self, starts: np.ndarray) -> float:
-        """Cost of an evaluation at each of these times."""
+        """The cost of evaluations at these times."""
         return self.cost * len(starts)
 
 
 class Switched(eqx.Module):
-    """A small level as long as `t > until`, a large one from then on (T-Stitch)."""
+    """A small level while `t > until`, and a large one afterwards (T-Stitch)."""
 
     small: Level
     large: Level
@@ -48,7 +48,7 @@ class Switched(eqx.Module):
         return ()
 
     def __call__(self, n: Array, t: Array, y: Array, memory: Any) -> tuple[Array, Any]:
-        # Plain functions, because lax.cond wants to hash its branches and modules have no hash.
+        # lax.cond hashes its branches, so these are functions and not modules, which have no hash.
         branches = [lambda f=f: f(t, y, None) for f in (self.small, self.large)]
         return jax.lax.cond(t > self.until, *branches), memory
 
@@ -58,8 +58,8 @@ class Switched(eqx.Module):
 
 
 class Held(eqx.Module):
-    """A cheap level in every step, plus its distance to the fine one as it was when last looked at: every
-    `interval` steps (a zero-order hold, as DeepCache does with features)."""
+    """A cheap level in every step, plus its difference to the fine level, which is evaluated every `interval` steps and
+    held in between (a zero-order hold, as DeepCache holds features)."""
 
     cheap: Level
     fine: Level
@@ -72,23 +72,23 @@ class Held(eqx.Module):
     def __call__(self, n: Array, t: Array, y: Array, memory: Any) -> tuple[Array, Any]:
         rough = self.cheap(t, y, None)
 
-        def look() -> Array:
+        def correction() -> Array:
             return self.fine(t, y, None) - rough
 
-        held = jax.lax.cond(n % self.interval == 0, look, lambda: memory)
+        held = jax.lax.cond(n % self.interval == 0, correction, lambda: memory)
         return rough + held, held
 
     def spent(self, starts: np.ndarray) -> float:
-        looks = -(-len(starts) // int(self.interval))
-        return self.costs[0] * len(starts) + self.costs[1] * looks
+        corrections = -(-len(starts) // int(self.interval))
+        return self.costs[0] * len(starts) + self.costs[1] * corrections
 
 
 Drift = Plain | Switched | Held
 
 
 class StepNoise(NamedTuple):
-    """Of one step: the Brownian increment; the space-time Lévy area `H` (the mean of the path over the step above
-    the chord's); the increment weighted as the path's owner asked for."""
+    """The noise of one step: the Brownian increment, the space-time Lévy area `H` (the mean over the step of the path
+    minus its chord), and the increment with the weights of `Path`."""
 
     w: Array
     area: Array
@@ -96,7 +96,7 @@ class StepNoise(NamedTuple):
 
 
 class Euler(eqx.Module):
-    """Euler, or with a `diffusion` of time alone Euler-Maruyama."""
+    """Euler's method, or with a `diffusion` that depends on time only the Euler-Maruyama method."""
 
     drift: Drift
     diffusion: Callable[[Array], Array] | None = None
@@ -138,7 +138,7 @@ class Heun(eqx.Module):
 
 
 class _Past(NamedTuple):
-    """The last two data predictions, the state and time of the last step, and the time before."""
+    """The last two data predictions, the state and time of the last step, and the time of the step before it."""
 
     drift: Any
     last: Array
@@ -152,8 +152,8 @@ class DPMSolver(eqx.Module):
     """DPM-Solver++(2M) for the probability flow (Lu et al. 2022): exponential Adams-Bashforth of second order
     on the data prediction, in `lambda = -log s`; the first step is of first order.
 
-    With `corrector` UniPC of order 2 (Zhao et al. 2023, the variant `B_2`): each state is corrected with the
-    evaluation made there anyway before it is stepped on. One evaluation a step in both.
+    With `corrector` it is UniPC of order 2 (Zhao et al. 2023, variant `B_2`), which corrects each state with the
+    evaluation at that state before the next step. Both need one evaluation per step.
     """
 
     drift: Drift
@@ -178,7 +178,7 @@ class DPMSolver(eqx.Module):
     def _corrected(self, n: Array, t: Array, clean: Array, past: _Past) -> Array:
         h = jnp.where(n > 0, jnp.log(past.t / t), 1.0)
         grown = jnp.expm1(-h)
-        # The moments that the two weights must match.
+        # The moments that determine the two weights.
         first = (-grown / h - 1) / grown
         second = 2 * ((-grown / h - 1) / -h - 0.5) / grown
         r = jnp.where(n > 1, jnp.log(past.t / past.t_before) / h, -1.0)
@@ -192,9 +192,9 @@ class DPMSolver(eqx.Module):
 
 
 class SDEDPMSolver(eqx.Module):
-    """SDE-DPM-Solver++(2M) for the reverse SDE (Lu et al. 2022) on a given Brownian path: the linear part and the
-    noise are integrated exactly, the data prediction is extrapolated as in `DPMSolver`. The drift is the reverse SDE's,
-    `2 eps_hat`; the noise has the weight `exponential_weights`."""
+    """SDE-DPM-Solver++(2M) for the reverse SDE (Lu et al. 2022) on a given Brownian path. The linear part and the noise
+    are integrated exactly, and the data prediction is extrapolated as in `DPMSolver`. The drift is that of the reverse
+    SDE, `2 eps_hat`; the weights of the noise are `exponential_weights`."""
 
     drift: Drift
 
@@ -216,14 +216,14 @@ class SDEDPMSolver(eqx.Module):
 
 
 def _slope(n: Array, t0: Array, t1: Array, clean: Array, past: _Past) -> Array:
-    """Change of the data prediction over the coming step, as the last one says; zero in the first step."""
+    """The change of the data prediction over the next step, extrapolated from the last one; zero in the first step."""
     last = jnp.where(n > 0, jnp.log(past.t / t0), 1.0)
     return jnp.where(n > 0, jnp.log(t0 / t1) / last, 0.0) * (clean - past.last)
 
 
 def exponential_weights(ts: Float[Array, " times"]) -> Float[Array, "cells 2"]:
-    """Mean over each cell of a decreasing grid of `sqrt(2 s) / s**2`, the weight under which the noise of the reverse
-    SDE enters once its linear part is integrated, and its change over the cell."""
+    """The mean and the change over each cell of a decreasing grid of `sqrt(2 s) / s**2`, the weight of the noise of the
+    reverse SDE after its linear part has been integrated."""
     mean = 2 * 2**0.5 * (ts[1:] ** -0.5 - ts[:-1] ** -0.5) / (ts[:-1] - ts[1:])
     return jnp.stack([mean, 2**0.5 * (ts[1:] ** -1.5 - ts[:-1] ** -1.5)], axis=1)
 
@@ -232,8 +232,8 @@ Step = Euler | Heun | DPMSolver | SDEDPMSolver
 
 
 class Path(NamedTuple):
-    """A Brownian path on a fine grid: each cell's increment and Lévy area; and a weight, linear in each cell, by its
-    mean and change."""
+    """A Brownian path on a fine grid: the increment and Lévy area of each cell, and a weight that is linear in each
+    cell, given by its mean and change."""
 
     ts: Float[Array, " times"]
     cells: Float[Array, "cells ..."]
@@ -271,10 +271,10 @@ def _march(step: Step, ts: Array, places: Array, path: Path | None, count: Array
 def march(
     step: Step, ts: np.ndarray, y0: Array, *, path: Path | None = None
 ) -> tuple[Callable[[], Array], float]:
-    """A call that gives the end state, and its cost in finest-level evaluations.
+    """A function that returns the end state, and its cost in evaluations of the finest level.
 
-    **Arguments:** `ts`, times of the steps; with a `path`, entries of `path.ts`. All grids of up to 1024 steps share
-    one compilation, and so do those up to each further power of two.
+    **Arguments:** `ts`, times of the steps; with a `path` they must be times of `path.ts`. Grids are padded to 1024
+    steps or the next power of two, so that they share one compilation.
     """
     ts = np.asarray(ts, y0.dtype)
     count = len(ts) - 1
@@ -288,6 +288,6 @@ def march(
 
 
 def places_in(fine: np.ndarray, ts: np.ndarray) -> np.ndarray:
-    """The indices in a fine grid of the points nearest to some times; each at most once, in order."""
+    """The indices of the points of a fine grid that are nearest to some times, in order and without repetition."""
     found = np.abs(np.asarray(fine)[None, :] - np.asarray(ts)[:, None]).argmin(axis=1)
     return np.unique(found)

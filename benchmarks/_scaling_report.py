@@ -1,4 +1,4 @@
-"""The tables and the picture of study 5."""
+"""The tables and the figure of study 5."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 
 def report(found: dict[str, Any]) -> str:
-    """The tables."""
+    """The tables as text."""
     header = ["", "ML-EM, ms per image", "Euler, equal evaluations", "finest evaluations", "promise kept"]
     lines = []
     for part, field in (("batch", "batch"), ("levels", "levels"), ("steps", "steps")):

@@ -1,7 +1,7 @@
-"""Rivals that switch between a large and a small network along the path, with steps fitted as ours are.
+"""Rivals that switch between a large and a small network along the trajectory, with fitted steps.
 
 T-Stitch (Pan et al. 2024) switches once; FlowBlending (2025) evaluates the large network at both ends. With fitted
-coefficients either is a schedule that looks at the large network in every step of its part of the path. The small one
+coefficients, both are schedules that evaluate the large network in each step of a part of the trajectory. The small one
 is evaluated in all steps, which costs 0.03 of a large evaluation, or 0.16 for level 3.
 """
 
@@ -15,7 +15,7 @@ import mlem_jax as ml
 from mlem_jax._calibration.fit_pilots import FitPilots
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import left_out
-from mlem_jax._calibration.pilots import FixedTerms
+from mlem_jax._term import FixedTerms
 from mlem_jax.diffusion import Ladder
 
 LARGE_SMALL, LARGE_SMALL_LARGE = "large, small, fitted", "large, small, large, fitted"

@@ -1,12 +1,13 @@
-"""What calibrated probabilities are worth: against a constant power law, and against learned ones.
+"""Calibrated probabilities, compared with a constant power law and with learned probabilities.
 
 Run `python benchmarks/allocation.py` (about eight minutes on two cores); writes `benchmarks/results/allocation.json`.
 
-1. UNets, probability flow, fresh noise (64 images): at equal expected cost, all levels and 128 steps, the power law
-   `min(1, C (c_k / c_1) ** -(1/gamma + 1/2))` for several gammas with `C` set by the cost, its best one named after the
-   fact (which favours it), against the plan of the shipped calibration with the same levels and steps, and
-   with levels and steps free. Midpoint coins, and independent coins averaged over coin seeds.
-2. Random features (gamma = 2.5), independent coins: the calibrated plan against `learn_probabilities` started from it.
+1. UNets, probability flow, fresh noise (64 images), equal expected cost: the power law
+   `min(1, C (c_k / c_1) ** -(1/gamma + 1/2))` with all levels and 128 steps, where `C` follows from the cost and the
+   best of several gammas is chosen after the runs (which favours it); the plan of the shipped calibration with the same
+   levels and steps; and the plan with its own levels and steps. Midpoint coins, and independent coins averaged over
+   coin seeds.
+2. Random features (gamma = 2.5), independent coins: the calibrated plan, and `learn_probabilities` started from it.
 """
 
 from typing import Any
@@ -16,10 +17,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _harness import write_results
-from _problems import ends, images, Problem, random_features, Same
+from _problems import ends, images, Problem, random_features
 
 import mlem_jax as ml
+from mlem_jax._bisection import bisect
 from mlem_jax._calibration.linear_model import expected_cost, select, Selection
+from mlem_jax._term import FixedTerms
 from mlem_jax.diffusion import load_ladder
 
 GAMMAS = (1.0, 1.5, 2.5, 4.0, 8.0)
@@ -30,20 +33,18 @@ COIN_SEEDS = 4
 def power_law(
     calibration: ml.Calibration, coins: ml.AbstractCoins, budget: float, gamma: float
 ) -> np.ndarray:
-    """The table of constant probabilities that costs the budget."""
+    """The table of constant probabilities whose cost is the budget."""
     everything = tuple(range(calibration.num_levels))
     model = select(calibration.measurements, Selection(everything, 1))
     relative = calibration.costs / calibration.costs[0]
-    low, high = -20.0, 20.0
-    while high - low > 1e-3:
-        middle = 0.5 * (low + high)
-        p = np.minimum(1.0, np.exp(middle) * relative ** -(1 / gamma + 0.5))
+
+    def table(log_scale: float) -> np.ndarray:
+        p = np.minimum(1.0, np.exp(log_scale) * relative ** -(1 / gamma + 0.5))
         p[0] = 1.0
-        within = expected_cost(model, np.tile(p, (model.steps, 1)), coins) <= budget
-        low, high = (middle, high) if within else (low, middle)
-    p = np.minimum(1.0, np.exp(low) * relative ** -(1 / gamma + 0.5))
-    p[0] = 1.0
-    return np.tile(p, (model.steps, 1))
+        return np.tile(p, (model.steps, 1))
+
+    low, _ = bisect(lambda x: expected_cost(model, table(x), coins) <= budget, -20.0, 20.0, width=1e-3)
+    return table(low)
 
 
 class Fresh:
@@ -70,17 +71,18 @@ class Fresh:
 
 
 def mean_run(fresh: Fresh, solvers: list[Any], ts: Any, make: Any) -> dict[str, float]:
-    """Root mean square error, its spread, and mean cost over coin seeds."""
+    """Root mean square error, its standard deviation, and mean cost over coin seeds."""
     runs = np.array([fresh.run(solver, ts, make) for solver in solvers])
-    spread = float(np.std(runs[:, 0], ddof=1)) if len(runs) > 1 else 0.0
+    deviation = float(np.std(runs[:, 0], ddof=1)) if len(runs) > 1 else 0.0
     return {
         "error": float(np.sqrt(np.mean(runs[:, 0] ** 2))),
-        "error_sd": spread,
+        "error_sd": deviation,
         "cost": float(runs[:, 1].mean()),
     }
 
 
 def on_unets() -> list[dict[str, Any]]:
+    """The first comparison."""
     ladder = load_ladder()
     calibration = ladder.calibration()
     problem = images(ladder)
@@ -93,13 +95,15 @@ def on_unets() -> list[dict[str, Any]]:
     ):
         for budget in BUDGETS:
             keys = [jr.key(seed) for seed in range(seeds)]
-            made: dict[str, Any] = {}
+            power_laws: dict[str, Any] = {}
             for gamma in GAMMAS:
                 p = ml.TabulatedProbabilities(
                     calibration.ts[:-1], power_law(calibration, coins, budget, gamma)
                 )
                 solvers = [ml.MLEM(p, coins=coins, key=key) for key in keys]
-                made[f"power law, gamma {gamma:g}"] = mean_run(fresh, solvers, problem.ts, problem.make_terms)
+                run = mean_run(fresh, solvers, problem.ts, problem.make_terms)
+                power_laws[f"power law, gamma {gamma:g}"] = run
+            plans: dict[str, Any] = {}
             for label, levels, steps in (
                 ("plan, same levels and steps", everything, 128),
                 ("plan", None, None),
@@ -109,9 +113,9 @@ def on_unets() -> list[dict[str, Any]]:
                     continue
                 solvers = [found.solver(key=key) for key in keys]
                 kept = found.terms(problem.make_terms(jr.key(0)))
-                made[label] = mean_run(fresh, solvers, found.ts, Same(kept))
-            best = min(row["error"] for label, row in made.items() if label.startswith("power"))
-            for label, row in made.items():
+                plans[label] = mean_run(fresh, solvers, found.ts, FixedTerms(kept))
+            best = min(row["error"] for row in power_laws.values())
+            for label, row in {**power_laws, **plans}.items():
                 rows.append(
                     {"coins": name, "budget": budget, "method": label, **row, "gain": best / row["error"]}
                 )
@@ -124,6 +128,7 @@ def on_unets() -> list[dict[str, Any]]:
 
 
 def learned() -> list[dict[str, Any]]:
+    """The second comparison."""
     problem = random_features(gamma=2.5, steps=64)
     keys = jr.split(jr.key(3), 3)
     calibration = ml.calibrate(

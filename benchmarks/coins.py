@@ -4,29 +4,29 @@ Run `python benchmarks/coins.py` (about ten minutes on two cores) or with `--qui
 the reverse SDE. Writes `benchmarks/results/coins_ode.json` and `.png` (`coins_sde`), `--quick` the same with
 `_quick`.
 
-For each of several batches of images (fresh noise, never the calibration's), the error is the root mean
-square distance to a fine solution of the finest level. Random coins are averaged over coin seeds. All
-policies have the same expected cost, each with the plan that the calibration makes for it (with all levels where
-that would be one level alone). The spread is the standard deviation over batches and coin seeds. The speed-up is the
-cost of Euler with the same error on the same images over the method's, by batch; printed is the median.
+The images of each batch have their own noise, which the calibration has not seen. The error is the RMS distance to a
+fine solution of the finest level. Random coins are averaged over coin seeds. All policies have the same expected costs
+and use the plan that the calibration makes for them (with all levels if that plan would have a single one). The
+standard deviation is that over batches and coin seeds. The speed-up is the cost of Euler at the same error on the same
+images, over the method's; the median over runs is printed.
 """
 
 import argparse
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _harness import RESULTS, write_results
+from _methods import solve
+from jaxtyping import Array
 from matplotlib.figure import Figure
 
 import mlem_jax as ml
 from mlem_jax._cli.comparison import equivalent_cost
 from mlem_jax._cli.comparison_runs import FINE_STEPS
-from mlem_jax.diffusion import load_ladder, reverse_diffusion
+from mlem_jax.diffusion import Ladder, load_ladder, reverse_diffusion
 from mlem_jax.plot import save_figure
 
 EULER = "Euler, finest level"
@@ -39,8 +39,18 @@ POLICIES = {
 }
 
 
+class Images(NamedTuple):
+    """A batch of images: its number, the terms with its noise, initial states, and reference end states."""
+
+    number: int
+    terms: Any
+    y0: Array
+    reference: Array
+
+
 class Run(NamedTuple):
-    """Which images, cost in finest evaluations, RMS error over all images, and the median image's."""
+    """The batch's number, the cost in finest-level evaluations, the RMS error over all images, and the median
+    image's."""
 
     batch: int
     cost: float
@@ -48,97 +58,100 @@ class Run(NamedTuple):
     median: float
 
 
-@eqx.filter_jit
-def solve(solver: diffrax.AbstractSolver, ts: jax.Array, terms: Any, y0: jax.Array) -> tuple[Any, Any]:
-    """End images and solver state."""
-    sol = diffrax.diffeqsolve(
-        terms,
-        solver,
-        ts[0],
-        ts[-1],
-        None,
-        y0,
-        stepsize_controller=diffrax.StepTo(ts),
-        saveat=diffrax.SaveAt(t1=True, solver_state=True),
-    )
-    return sol.ys, sol.solver_state
+class Size(NamedTuple):
+    """Batches, coin seeds, images of a batch, budgets of plans, and step counts of Euler."""
+
+    batches: int
+    coin_seeds: int
+    images: int
+    budgets: tuple[float, ...]
+    euler_steps: tuple[int, ...]
+
+
+QUICK = Size(2, 2, 8, (6, 12), (8, 16, 32, 64))
+FULL = Size(4, 5, 16, (4, 6, 8, 12, 16, 24), (8, 16, 32, 64, 128))
+Runs = dict[tuple[str, float], list[Run]]
 
 
 def multilevel_plan(calibration: ml.Calibration, coins: ml.AbstractCoins, budget: float) -> ml.Plan:
-    """What the calibration plans for these coins; with all levels where it would rather use one alone."""
+    """The calibration's plan for these coins; with all levels if it would have a single one."""
     plan = calibration.plan(budget=budget, coins=coins)
     if len(plan.levels) == 1:
         plan = calibration.plan(budget=budget, coins=coins, levels=tuple(range(calibration.num_levels)))
     return plan
 
 
+def draw_images(ladder: Ladder, fine: Array, number: int, count: int, *, sde: bool) -> Images:
+    """A batch with its own noise."""
+    process, terms = ladder.config.process, ladder.term(sde=sde)
+    noise, path = jr.split(jr.key(1000 + number))
+    y0 = process.s_max * jr.normal(noise, (count, *ladder.config.shape))
+    if sde:
+        brownian = ml.GridBrownianPath(fine, y0.shape, key=path)
+        terms = diffrax.MultiTerm(terms, reverse_diffusion(brownian))
+    reference, _ = solve(terms, diffrax.Euler() if sde else diffrax.Heun(), fine, y0)
+    return Images(number, terms, y0, reference)
+
+
+def run(
+    images: Images, terms: Any, solver: diffrax.AbstractSolver, ts: Array, cost: float | None = None
+) -> Run:
+    """One solve; its cost is counted if it is not given."""
+    end, state = solve(terms, solver, ts, images.y0)
+    if cost is None:
+        cost = ml.evaluation_report(state).finest_evaluations
+    squares = jnp.mean((end - images.reference) ** 2, axis=(1, 2, 3))
+    rms, median = float(jnp.sqrt(jnp.mean(squares))), float(jnp.sqrt(jnp.median(squares)))
+    return Run(images.number, cost, rms, median)
+
+
 def study(*, sde: bool, quick: bool) -> list[dict[str, Any]]:
     """One row per method and cost: mean error, its standard deviation, mean cost, number of runs."""
-    ladder = load_ladder()
-    process, term, calibration = ladder.config.process, ladder.term(sde=sde), ladder.calibration(sde=sde)
-    fine = process.grid(FINE_STEPS[sde])
-    batches, coin_seeds, samples = (2, 2, 8) if quick else (4, 5, 16)
-    budgets = (6, 12) if quick else (4, 6, 8, 12, 16, 24)
-    euler_steps = (8, 16, 32, 64) if quick else (8, 16, 32, 64, 128)
+    ladder, size = load_ladder(), QUICK if quick else FULL
+    calibration, steps = ladder.calibration(sde=sde), FINE_STEPS[sde]
+    fine = ladder.config.process.grid(steps)
     plans: dict[tuple[str, float], ml.Plan] = {
         (name, budget): multilevel_plan(calibration, coins, budget)
         for name, coins in POLICIES.items()
-        for budget in budgets
+        for budget in size.budgets
     }
-    found: dict[tuple[str, float], list[Run]] = {}
-    for batch in range(batches):
-        noise, path = jr.split(jr.key(1000 + batch))
-        y0 = process.s_max * jr.normal(noise, (samples, *ladder.config.shape))
-        terms: Any = term
-        if sde:
-            brownian = ml.GridBrownianPath(fine, y0.shape, key=path)
-            terms = diffrax.MultiTerm(term, reverse_diffusion(brownian))
-        reference = solve(diffrax.Euler() if sde else diffrax.Heun(), fine, terms, y0)[0]
+    found: Runs = {}
+    for number in range(size.batches):
+        images = draw_images(ladder, fine, number, size.images, sde=sde)
+        for n in size.euler_steps:
+            one = run(images, images.terms, diffrax.Euler(), fine[:: steps // n], n)
+            found.setdefault((EULER, n), []).append(one)
+        for at, plan in plans.items():
+            ts = fine[:: steps // (len(plan.ts) - 1)]
+            for seed in range(1 if plan.deterministic else size.coin_seeds):
+                one = run(images, plan.terms(images.terms), plan.solver(key=jr.key(seed)), ts)
+                found.setdefault(at, []).append(one)
+        print(f"batch {number + 1} of {size.batches} done", flush=True)
+    return [row_of(at, found, plans.get(at), size.euler_steps) for at in found]
 
-        def run(name, at, solver, ts, cost=None, terms=terms, y0=y0, reference=reference, batch=batch):
-            end, state = solve(solver, ts, terms, y0)
-            if cost is None:
-                cost = ml.evaluation_report(state).finest_evaluations
-            squares = jnp.mean((end[0] - reference[0]) ** 2, axis=(1, 2, 3))
-            rms, median = float(jnp.sqrt(jnp.mean(squares))), float(jnp.sqrt(jnp.median(squares)))
-            found.setdefault((name, at), []).append(Run(batch, cost, rms, median))
 
-        for steps in euler_steps:
-            run(EULER, steps, diffrax.Euler(), fine[:: FINE_STEPS[sde] // steps], steps)
-        for name in POLICIES:
-            for budget in budgets:
-                plan = plans[name, budget]
-                ts = fine[:: FINE_STEPS[sde] // (len(plan.ts) - 1)]
-                for seed in range(1 if name == "midpoint" else coin_seeds):
-                    run(name, budget, plan.solver(key=jr.key(seed)), ts, terms=plan.terms(terms))
-        print(f"batch {batch + 1} of {batches} done", flush=True)
-    rows = []
-    for (name, at), runs in found.items():
-        errors = [run.error for run in runs]
-        # Each run against Euler on the same images.
-        gains = [
-            equivalent_cost(
-                [found[EULER, n][run.batch].error for n in euler_steps], list(euler_steps), run.error
-            )
-            / run.cost
-            for run in runs
-        ]
-        plan = plans.get((name, at))
-        rows.append(
-            {
-                "method": name,
-                "at": at,
-                "cost": float(np.mean([run.cost for run in runs])),
-                "error": float(np.mean(errors)),
-                "error_sd": float(np.std(errors, ddof=1)),
-                "median_image": float(np.mean([run.median for run in runs])),
-                "predicted": None if plan is None else plan.error,
-                "levels": None if plan is None else [k + 1 for k in plan.levels],
-                "speedup_over_euler": gains,
-                "runs": len(runs),
-            }
-        )
-    return rows
+def row_of(
+    at: tuple[str, float], found: Runs, plan: ml.Plan | None, euler_steps: tuple[int, ...]
+) -> dict[str, Any]:
+    """The row of a method and a budget, or a number of steps. Each run is compared with Euler on the same images."""
+    runs = found[at]
+    errors = [one.error for one in runs]
+    gains = []
+    for one in runs:
+        euler = [found[EULER, n][one.batch].error for n in euler_steps]
+        gains.append(equivalent_cost(euler, list(euler_steps), one.error) / one.cost)
+    return {
+        "method": at[0],
+        "at": at[1],
+        "cost": float(np.mean([one.cost for one in runs])),
+        "error": float(np.mean(errors)),
+        "error_sd": float(np.std(errors, ddof=1)),
+        "median_image": float(np.mean([one.median for one in runs])),
+        "predicted": None if plan is None else plan.error,
+        "levels": None if plan is None else [k + 1 for k in plan.levels],
+        "speedup_over_euler": gains,
+        "runs": len(runs),
+    }
 
 
 def draw(rows: list[dict[str, Any]], title: str) -> Figure:
@@ -147,7 +160,7 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
     axis = figure.subplots()
     for name in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == name]
-        style = "k.-" if name.startswith("Euler") else ".-"
+        style = "k.-" if name == EULER else ".-"
         axis.errorbar(
             [row["cost"] for row in mine],
             [row["error"] for row in mine],

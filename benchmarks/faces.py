@@ -1,23 +1,22 @@
-"""Study 6: colour images of 64 x 64, a finest network of 700 MFLOP. How large is gamma, and does the gain grow?
+"""Study 6: colour images of 64 x 64 pixels with a finest network of 700 MFLOP: gamma, plans, and all rivals.
 
-    python benchmarks/make_heads.py 42000 runs/heads   # how to install what it needs is in its text
+    python benchmarks/make_heads.py 42000 runs/heads   # its docstring says how to install its requirements
     python benchmarks/faces.py --quick --heads runs/heads --out runs/faces
 
-trains the finest level of `benchmarks/faces.toml` on 40,000 heads, then the four smaller ones twice: matched to the
-finest, all in one pass over the same outputs of it, and independently on the images, as the paper does. The same
-command continues after an interruption. With `--checkpoint DIR`, an `--out` of `python -m mlem_jax train --config
-benchmarks/faces.toml --levels 5`, the finest level is taken from there as far as it is trained, also while that
-training goes on (it holds out other images than this study); levels matched to it are kept by the number of its steps.
+trains the finest level of `benchmarks/faces.toml` on 40,000 heads, and then the four smaller levels twice: matched to
+the finest level, all in one pass over its outputs, and independently on the images, as in the paper. After an
+interruption the same command continues. With `--checkpoint DIR` the finest level is the latest checkpoint in an `--out`
+of `python -m mlem_jax train --config benchmarks/faces.toml --levels 5`, which may still be running (it holds out other
+images than this study). Levels matched to it are stored under its number of steps.
 
-Then for both ladders: the error of each level against its cost in four measures, and gamma with its standard error
-from each of them (`_level_errors.py` says how); which levels plans keep; and all methods of `fashion_mnist.py`, tuned
-and measured in the same way, for the probability flow (`--sde` for the reverse SDE). The heads are synthetic, and so
-are the results. Writes `benchmarks/results/faces_quick.json`, `.csv`, `_levels.csv`, `_cost.png`, `_seconds.png` and
-two sheets (`faces_full`).
+For both ladders the study then measures the error of each level against its cost in four ways, with gamma and its
+standard error for each (`_level_errors.py`); the levels that plans keep; and all methods of `fashion_mnist.py`, tuned
+and measured in the same way, for the probability flow (`--sde`: for the reverse SDE). The heads are synthetic, so the
+results are synthetic too. Writes `benchmarks/results/faces_quick.json`, `.csv`, `_levels.csv`, `_cost.png`,
+`_seconds.png` and two sheets (`faces_full`).
 
-`--full` has more training, images and settings, for an accelerator. `--smoke` is the same with three tiny networks and
-shapes of 8 x 8 pixels, a few minutes, and writes nothing but its `--out`. Neither `--quick` nor `--full` has been run
-yet.
+`--full` has more training, images and settings, for an accelerator. `--smoke` has three tiny networks and images of
+8 x 8 pixels, takes a few minutes, and writes only to its `--out`. Neither `--quick` nor `--full` has been run yet.
 """
 
 import argparse
@@ -29,7 +28,7 @@ import numpy as np
 from _curves import draw_curves, Row
 from _faces import calibrated, colour_sheet, finest_network, load_heads, with_smaller_levels
 from _harness import add_sizes, RESULTS, write_results, write_table
-from _image_methods import DDIM, Effort, EFFORTS, image_problem, OURS, OURS_SECOND, SINGLE
+from _image_methods import DDIM, Effort, EFFORTS, image_problem, INDEPENDENT, OURS, OURS_SECOND, SINGLE
 from _image_report import report
 from _image_study import compare_all, Comparison
 from _level_errors import gammas, in_words, level_errors, MEASURES
@@ -40,14 +39,15 @@ from mlem_jax.diffusion import Config, Ladder, Level, read_config, Training
 from mlem_jax.plot import save_figure
 
 CONFIG = Path(__file__).with_name("faces.toml")
-SHEET_COSTS = (1.6, 2.6, 4.0)
-INDEPENDENT = ("ML-EM, independent coins, power law", "ML-EM, independent coins, calibrated")
+# Costs on the sheets of images, and the largest cost of a method there, over the wanted one.
+SHEET_COSTS, NEAR = (1.6, 2.6, 4.0), 1.15
 
 
 class Size(NamedTuple):
-    """Images for training and held out; steps of training of the finest and of the smaller levels (of the file where
-    `None`); pilots and steps of calibrations; images, steps and rounds of timing of the levels' errors; steps of the
-    fine grid by whether noise is added; settings tried; how methods are compared; budgets whose plans are listed."""
+    """Images for training and held out; training steps of the finest and of the smaller levels (`None`: those of the
+    file); pilots and steps of calibrations; images, steps and rounds of timing for the levels' errors; steps of the
+    fine grid without and with noise; the settings that are tried; the comparison of methods; and budgets of listed
+    plans."""
 
     training: int
     held_out: int
@@ -134,7 +134,7 @@ def tiny_config() -> Config:
 
 
 def configured(size: Size, name: str) -> Config:
-    """What is trained, with the size's numbers of steps."""
+    """The configuration of the networks, with the size's numbers of steps."""
     if name == "smoke":
         return tiny_config()
     config = read_config(CONFIG)
@@ -150,7 +150,7 @@ def configured(size: Size, name: str) -> Config:
 
 
 def plans(ladder: Ladder, budgets: tuple[float, ...], *, sde: bool) -> list[Row]:
-    """Which levels are kept at a budget, and what is predicted."""
+    """The kept levels and the predicted error of the plan for each budget."""
     rows = []
     for budget in budgets:
         try:
@@ -164,7 +164,7 @@ def plans(ladder: Ladder, budgets: tuple[float, ...], *, sde: bool) -> list[Row]
 
 
 def sheet(rows: list[Row], kept: list[Method], batch: Batch, *, sde: bool) -> list[tuple[str, np.ndarray]]:
-    """The same heads by the finest level, and at each cost by the best setting of every kind of method near it."""
+    """The same heads by the finest level, and by the best setting of each kind of method near each cost."""
     kinds = {
         "finest network alone": (*SINGLE[sde], DDIM),
         "independent coins": INDEPENDENT,
@@ -173,7 +173,7 @@ def sheet(rows: list[Row], kept: list[Method], batch: Batch, *, sde: bool) -> li
     found = [("fine solution of the finest network", batch.reference)]
     for cost in SHEET_COSTS:
         for label, names in kinds.items():
-            near = [r for r in rows if r["method"] in names and r["cost"] < 1.15 * cost]
+            near = [r for r in rows if r["method"] in names and r["cost"] < NEAR * cost]
             if near:
                 best = min(near, key=lambda row: row["error"])
                 end = run(kept[rows.index(best)], batch).end
@@ -241,7 +241,7 @@ def main() -> None:
     print(f"the finest level has been trained for {steps} steps", flush=True)
     studies, sheets = {}, {}
     for kind in ("matched", "independent"):
-        # Independent levels do not depend on how long the finest one was trained.
+        # Independent levels do not depend on the training of the finest level.
         teacher = f"_finest_{steps}" if kind == "matched" else ""
         folder = out / f"{kind}_{config.training.match_steps}{teacher}"
         ladder = with_smaller_levels(config, finest, images, held_out, folder, matched=kind == "matched")

@@ -1,19 +1,19 @@
-"""Study 2: images by the shipped ladder. Is ML-EM really cheaper than what one would take instead?
+"""Study 2: images by the shipped ladder. Is ML-EM cheaper than the alternatives?
 
 Run `python benchmarks/fashion_mnist.py --quick` (about an hour on two cores) or `--full` (hours), with `--ode` or
 `--sde` for one of the two; `--smoke` is for the tests. Writes `benchmarks/results/fashion_mnist_quick.json`, two
 `.csv` files, pictures of the curves, and a sheet of images for each (`fashion_mnist_full`). The distribution metrics
 need the Debian package dataset-fashion-mnist.
 
-Every method of `_image_methods.py` is tuned on one batch of images: of all its settings (steps, grid, time to switch
-at, interval, budget) those that no cheaper one beats are kept. They run again on fresh batches, from the same noise
-and on the same Brownian path, against a fine solution of the finest network. What is quoted are those fresh runs: the
-cost, in evaluations and in wall-clock seconds, at which a method reaches the error that Euler (DDIM) with 50, 100 or
-250 steps on the default grid has on the same images; median and range over batches. Seconds are without compilation,
-all methods in turn.
+All methods of `_image_methods.py` are tuned on one batch of images: of all settings (steps, grid, time of switching,
+interval, budget) those with a smaller error than all cheaper ones are kept. They run again on fresh batches, all from
+the same noise and on the same Brownian path, and are compared with a fine solution of the finest network. Reported are
+the costs, in evaluations and in wall-clock seconds, at which a method reaches the error of Euler (DDIM) with 50, 100 or
+250 steps on the default grid on the same images, with median and range over batches. Seconds are without compilation;
+the runs of all methods are interleaved.
 
-A small error path by path is not the only aim: the second table compares distributions of many images with held-out
-real ones, beside what real training images score.
+The second table compares distributions: distances of many images of each method to held-out real images, beside the
+distances of real training images.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from _image_methods import (
     DDIM,
     EFFORTS,
     image_problem,
+    INDEPENDENT,
     SINGLE,
 )
 from _image_report import bars, report
@@ -41,7 +42,7 @@ from mlem_jax.plot import samples, save_figure
 
 
 class Size(NamedTuple):
-    """How methods are compared; images for the distribution metrics, training steps of the classifier."""
+    """The comparison of methods; images for the distances of distributions; training steps of the classifier."""
 
     comparison: Comparison
     images: int
@@ -56,7 +57,7 @@ SIZES = {
 
 
 class Real(NamedTuple):
-    """Images and labels that methods' images are compared with, and the classifier is trained on."""
+    """Real images and labels: those that train the classifier, and held-out ones with which images are compared."""
 
     train: tuple[np.ndarray, np.ndarray]
     held_out: tuple[np.ndarray, np.ndarray]
@@ -68,7 +69,7 @@ def load_real() -> Real:
 
 
 def chosen(rows: list[Row], methods: list[Method], sde: bool) -> dict[str, Method]:
-    """The methods whose distributions are compared, each at the cost nearest to some evaluations."""
+    """The methods whose distributions are compared, each with the setting whose cost is nearest to a given one."""
     singles = [row for row in rows if row["method"] in SINGLE[sde]]
     finest = 0.05
     wanted: dict[str, tuple[list[Row], float]] = {}
@@ -84,7 +85,7 @@ def chosen(rows: list[Row], methods: list[Method], sde: bool) -> dict[str, Metho
             [min(near, key=lambda row: row["error"])] if near else [],
             cost,
         )
-        independent = [r for r in rows if r["method"].startswith("ML-EM, independent")]
+        independent = [r for r in rows if r["method"] in INDEPENDENT]
         wanted[f"ML-EM, independent coins, {cost:g}"] = (independent, cost)
     found: dict[str, Method] = {}
     for label, (choice, cost) in wanted.items():
@@ -97,7 +98,7 @@ def chosen(rows: list[Row], methods: list[Method], sde: bool) -> dict[str, Metho
 def distribution_table(
     problem: Shared, picked: dict[str, Method], data: Real, size: Size, seed: int
 ) -> tuple[list[Row], float]:
-    """Distances of many images of each method to held-out real ones, and the classifier's accuracy."""
+    """The distances of many images of each method to held-out real images, and the classifier's accuracy."""
     model = train_classifier(*data.train, steps=size.classifier_steps)
     correct = accuracy(model, *data.held_out)
     real, target = data.train[0], data.held_out[0][: size.images]

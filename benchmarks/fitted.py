@@ -1,15 +1,16 @@
-"""Study 9: what do several levels bring beside a single network whose steps are fitted just as hard?
+"""Study 8: are several levels cheaper than a single network, if the steps of both are fitted in the same way?
 
-Run `python benchmarks/fitted.py` (`--smoke` for a look: few images, nothing written).
-`--steps FILE` takes a catalogue that an earlier run wrote, `results/fitted_steps.npz`, instead of fitting a new one.
-Writes `benchmarks/results/fitted.json`, the table `fitted.csv` and a picture of the curves.
+Run `python benchmarks/fitted.py` (`--smoke` is a test with few images that writes nothing). `--steps FILE` uses the
+catalogue of an earlier run, `results/fitted_steps.npz`, instead of fitting a new one. Writes
+`benchmarks/results/fitted.json`, the table `fitted.csv` and a picture of the curves.
 
-`mlem_jax.fit_steps` makes the catalogue for the shipped ladder (probability flow) on 128 pilots. On fresh noise, three
-batches of 64 images, against DPM-Solver++(2M) with 128 steps: DPM-Solver++(2M), the finest network alone with fitted
-steps, several levels with fitted steps, two networks that take turns along the path (large then small, as T-Stitch;
-large, small, large, as FlowBlending) with fitted steps, and plans with coins of either order. Errors are the geometric
-mean of the images' own; RMS, which one or two images that end elsewhere decide, stands beside it. The costs of a method
-at a given error are those of its curve of error against cost, for each batch on its own; median and range over batches.
+`mlem_jax.fit_steps` makes the catalogue for the shipped ladder (probability flow) on 128 pilots. The study compares, with
+fitted steps: the finest network alone; several levels; two networks that alternate along the trajectory (large then
+small, as T-Stitch; large, small, large, as FlowBlending). Beside them are DPM-Solver++(2M) and plans with coins of both
+orders. The reference is DPM-Solver++(2M) with 128 steps, on fresh noise, three batches of 64 images. The error is the
+geometric mean over images of their RMS errors. The RMS error over all images is given too, but one or two images that
+end in another basin dominate it. The cost of a method at a given error is interpolated on its curve of error against
+cost, for each batch separately; reported are the median and the range over batches.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from _curves import draw_curves, Row
 from _fitted_report import compared, predictions, report, rivals_of
 from _harness import RESULTS, write_results, write_table
 from _image_methods import image_problem, planned
-from _methods import Batch, draw, marching, Method, run, Shared
+from _methods import Batch, draw, marching, Method, on_grids, run, Shared
 from _rivals import DPMSolver, Euler, march, Plain
 from _switching import LARGE_SMALL, LARGE_SMALL_LARGE, stepping, switching
 
@@ -74,11 +75,8 @@ def other_methods(
     problem: Shared, ladder: Ladder, steps: Sequence[int], budgets: Sequence[float]
 ) -> list[Method]:
     """DPM-Solver++(2M) on two grids, Euler, and plans with coins."""
-    process, rival, found = ladder.config.process, DPMSolver(Plain(problem.levels[-1], 1.0)), []
-    for spacing in ("karras", "log"):
-        for n in steps:
-            ts = np.asarray(process.grid(n, spacing=spacing))
-            found.append(marching(RIVAL, f"{n} steps, {spacing}", rival, ts))
+    process, rival = ladder.config.process, DPMSolver(Plain(problem.levels[-1], 1.0))
+    found = on_grids(RIVAL, rival, process, steps, ("karras", "log"))
     found.append(
         marching(
             EULER, f"{EULER_STEPS} steps", Euler(Plain(problem.levels[-1], 1.0)), process.grid(EULER_STEPS)
@@ -115,6 +113,9 @@ def measure(methods: Sequence[Fitted | Method], batches: Sequence[Batch]) -> lis
         row = {
             "method": method.name,
             "setting": method.setting,
+            "steps": method.steps,
+            "grid": method.grid,
+            "multilevel": method.multilevel,
             "cost": float(np.mean(costs)),
             "error": float(np.exp(np.mean(np.log(every)))),
             "error_sd": float(np.std(typical)),

@@ -1,15 +1,16 @@
-"""Study 6: is the multilevel method cheaper than DPM-Solver++(2M) on the finest network, in evaluations and in seconds?
+"""Study 7: is the multilevel method cheaper than DPM-Solver++(2M) on the finest network, in evaluations and in seconds?
 
 Run `python benchmarks/frontier.py` (about a quarter of an hour on two cores; `--smoke` for the tests, `--sde` for the
 reverse SDE). Writes `benchmarks/results/frontier_ode.json` (`_sde`) and a picture of the curves.
 
-At the errors that DPM-Solver++(2M) reaches with 6, 8, 10, 14 and 20 evaluations of the finest network, and Euler with
-50 and 100 steps, on fresh noise: how many finest evaluations (FLOPs) and seconds does a plan of the shipped
-calibrations need? Each rival takes the better of Karras' and the logarithmic grid at every step count, chosen after
-the fact. Plans are made beforehand: of first order (MLEM) and of second (MLAB2) with FLOPs as the levels' costs, and
-the better of the two with the calibrations' seconds. The costs of ours at a given error are those of its curve of
-error against cost over budgets, for each batch on its own; median and range over three batches of 64 images. Seconds
-are medians of interleaved runs on one batch, without compilation.
+Target errors are those of DPM-Solver++(2M) with 6, 8, 10, 14 and 20 evaluations of the finest network, and of Euler
+with 50 steps (100 for the SDE), on fresh noise. The study measures how many finest-level evaluations (FLOPs) and
+seconds the plans of the shipped calibrations need for them. Each rival has the better of Karras' and the logarithmic
+grid for each number of steps, chosen after the runs. Plans are made before the runs: of first order (MLEM) and of
+second order (MLAB2) with FLOPs as the levels' costs, and the better of the two with the calibrations' seconds. The cost
+of the plans at a given error is interpolated on their curve of error against cost over budgets, for each batch
+separately; reported are the median and the range over three batches of 64 images. Seconds are medians of interleaved
+runs on one batch, without compilation.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from typing import Any
 
 import jax.random as jr
 import numpy as np
-from _curves import costs_to_reach, draw_curves, markdown, Row, summary
+from _curves import best_grid, costs_to_reach, draw_curves, markdown, Row, summary
 from _harness import RESULTS, write_results
 from _image_methods import image_problem, planned, references
-from _methods import add_seconds, Batch, draw, marching, measure, Method, Shared
+from _methods import add_seconds, Batch, draw, measure, Method, on_grids, Shared
 from _rivals import DPMSolver, Euler, Plain, SDEDPMSolver
 
 import mlem_jax as ml
@@ -31,6 +32,7 @@ from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder
 from mlem_jax.diffusion._ladder import METHODS
 from mlem_jax.plot import save_figure
 
+GRIDS = ("karras", "log")
 RIVAL_STEPS = (6, 8, 10, 14, 20)
 EULER_STEPS = {False: (50,), True: (100,)}
 BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0)
@@ -40,24 +42,23 @@ MIDPOINT = ml.SystematicCoins(offset=0.5)
 
 def rivals(ladder: Ladder, problem: Shared, steps: Sequence[int]) -> list[Method]:
     """The finest network alone, on two grids."""
-    finest, sde = Plain(problem.levels[-1], 1.0), problem.diffusion is not None
+    finest, sde, process = (
+        Plain(problem.levels[-1], 1.0),
+        problem.diffusion is not None,
+        ladder.config.process,
+    )
     multistep = SDEDPMSolver(finest) if sde else DPMSolver(finest)
     name = "SDE-DPM-Solver++(2M)" if sde else "DPM-Solver++(2M)"
-    found = []
-    for spacing in ("karras", "log"):
-        for n in steps:
-            ts = np.asarray(ladder.config.process.grid(n, spacing=spacing))
-            found.append(marching(name, f"{n} steps, {spacing}", multistep, ts))
-        for n in EULER_STEPS[sde]:
-            ts = np.asarray(ladder.config.process.grid(n, spacing=spacing))
-            found.append(marching("Euler", f"{n} steps, {spacing}", Euler(finest, problem.diffusion), ts))
-    return found
+    return [
+        *on_grids(name, multistep, process, steps, GRIDS),
+        *on_grids("Euler", Euler(finest, problem.diffusion), process, EULER_STEPS[sde], GRIDS),
+    ]
 
 
 def ours(
     problem: Shared, ladder: Ladder, budgets: Sequence[float]
 ) -> tuple[list[Method], dict[str, ml.Plan]]:
-    """Plans of several budgets: of each order in FLOPs, and the better one in seconds."""
+    """Plans of several budgets: those of each order with FLOPs as costs, and the better of both with seconds."""
     sde = problem.diffusion is not None
     first, second = (ladder.calibration(sde=sde, method=method) for method in METHODS)
     planners = zip(
@@ -72,28 +73,18 @@ def ours(
                 plan = make(budget=budget)
             except ValueError:
                 continue
-            looks = ", ".join(
+            firings = ", ".join(
                 f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.table.sum(0), strict=True)
             )
-            setting = f"order {plan.method.order}, {len(plan.ts) - 1} steps, looks {looks}"
+            setting = f"order {plan.method.order}, {len(plan.ts) - 1} steps, firings {firings}"
             if f"{name}, {setting}" not in plans:
                 plans[f"{name}, {setting}"] = plan
                 methods.append(planned(problem, name, plan, MIDPOINT, setting, 1, random=False))
     return methods, plans
 
 
-def best_grid(rows: list[Row]) -> list[Row]:
-    """Of each rival's two grids the one with the smaller error, for each number of steps."""
-    found: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = (row["method"], row["setting"].split(",")[0])
-        if key not in found or row["error"] < found[key]["error"]:
-            found[key] = row
-    return list(found.values())
-
-
 def compared(rivals: list[Row], rows: list[Row]) -> list[dict[str, Any]]:
-    """For each rival's row what ours need for the same error, batch by batch."""
+    """The cost of the plans at the error of each rival, for each batch."""
     table = []
     for rival in rivals:
         targets = rival["batch_error"]
@@ -117,7 +108,7 @@ def compared(rivals: list[Row], rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def with_second_order(ladder: Ladder, sde: bool) -> Ladder:
-    """The ladder with a calibration of second order, measured now (five minutes) where none is shipped."""
+    """The ladder with a calibration of second order. If none is shipped, it is measured, which takes five minutes."""
     kind = "sde_2" if sde else "ode_2"
     if kind in ladder.calibrations:
         return ladder
@@ -140,7 +131,6 @@ def study(ladder: Ladder, *, sde: bool, size: int, batches: int, smoke: bool = F
     for row in rows:
         plan = plans.get(f"{row['method']}, {row['setting']}")
         row["predicted"] = None if plan is None else plan.error
-        row["steps"] = None if plan is None else len(plan.ts) - 1
         print(
             f"{row['method']:24s} cost {row['cost']:6.2f}  {row['seconds']:6.3f} s  error {row['error']:.4f} ± "
             f"{row['error_sd']:.4f}  ({row['setting']})",

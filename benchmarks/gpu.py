@@ -1,4 +1,4 @@
-"""Four networks on 64 x 64 colour images, trained, measured and compared on an accelerator in one go.
+"""Four networks on 64 x 64 colour images, trained, measured and compared on an accelerator by one command.
 
 Run `python benchmarks/gpu.py` on a machine with a GPU or TPU, within 25 minutes as estimated from FLOPs (it has not
 been run on one yet); `--smoke` is the same with tiny networks and 8 x 8 images, about a minute on a CPU. Writes
@@ -105,7 +105,7 @@ def colour_images(count: int, side: int, *, seed: int = 0) -> np.ndarray:
 
 
 def trained(size: Size, out: Path) -> Ladder:
-    """The ladder in `out`, trained there if need be."""
+    """The ladder in `out`, which is trained there if necessary."""
     config = ladder_of_flops((size.side, size.side, 3), size.mflops, name="shapes", training=size.training)
     out.mkdir(parents=True, exist_ok=True)
     described = out / "described.toml"
@@ -118,12 +118,12 @@ def trained(size: Size, out: Path) -> Ladder:
 def in_bfloat16(ladder: Ladder) -> Ladder:
     """The same networks, computing in bfloat16."""
     narrow = tuple(MixedPrecision(network, "bfloat16") for network in ladder.networks)
-    # Calibrations of other levels are no use to these.
+    # Calibrations belong to the levels that were measured.
     return dataclasses.replace(ladder, networks=narrow, calibrations={})
 
 
 def rounding(ladder: Ladder, fine: int, batch: Batch) -> float:
-    """How far the finest level's fine solutions in float32 and in bfloat16 are apart (RMS)."""
+    """The RMS distance between the finest level's fine solutions in float32 and in bfloat16."""
     problem = ladder_problem(ladder, fine)
     end = march(Heun(Plain(problem.levels[-1], 1.0)), np.asarray(problem.ts), batch.y0)[0]()
     return float(np.sqrt(np.mean((np.asarray(end) - batch.reference) ** 2)))

@@ -1,4 +1,4 @@
-"""Study 3: class-conditional images with classifier-free guidance. Does ML-EM still pay?
+"""Study 3: class-conditional images with classifier-free guidance. Is ML-EM cheaper there, too?
 
 Run `python benchmarks/guidance.py --quick` (or `--full`; `--smoke` for the tests). It trains the three networks of
 `benchmarks/guidance.toml` on Fashion-MNIST (Debian package dataset-fashion-mnist) in `--out`, where the same command
@@ -80,7 +80,7 @@ PILOTS, PICTURE_COST = 64, 8.0
 
 
 def ladder_at(out: Path, given: Path | None) -> Ladder:
-    """The ladder given, or the one in `out`, trained there if need be."""
+    """The given ladder, or the one in `out`, which is trained there if necessary."""
     if given is not None:
         return load_ladder(given)
     if (out / "ladder").is_dir() and (out / "config.toml").read_text() == CONFIG.read_text():
@@ -96,7 +96,8 @@ def ladder_at(out: Path, given: Path | None) -> Ladder:
 
 
 def calibration_at(out: Path, ladder: Ladder, method: ml.AbstractMethod) -> ml.Calibration:
-    """The calibration with guidance kept in a folder, or made and kept there if it is of another ladder."""
+    """The calibration with guidance from a folder; it is measured and stored there if it is missing or belongs to
+    another ladder."""
     path = out / f"calibration_guidance_{SCALE:g}_order_{method.order}.npz"
     if path.is_file():
         kept = ml.Calibration.load(path)
@@ -104,7 +105,7 @@ def calibration_at(out: Path, ladder: Ladder, method: ml.AbstractMethod) -> ml.C
             kept.require(ladder.term(guidance=SCALE).levels, jnp.zeros(ladder.config.shape))
             return kept
         except ValueError as error:
-            print(f"{path} is made anew: {error}")
+            print(f"{path} is measured again: {error}")
     made = calibrate_ladder(ladder, pilots=PILOTS, guidance=SCALE, method=method)
     made.save(path)
     return made
@@ -113,7 +114,7 @@ def calibration_at(out: Path, ladder: Ladder, method: ml.AbstractMethod) -> ml.C
 def study(
     ladder: Ladder, calibrations: Sequence[ml.Calibration], effort: Effort
 ) -> tuple[dict[str, Any], Figure]:
-    """The comparison, and the same images by every method at about the same cost."""
+    """The comparison, and the same images by all methods at about the same cost."""
     labels = np.arange(effort.images, dtype=np.int32) % 10
     problem = ladder_problem(ladder, effort.fine, guidance=SCALE, labels=labels)
     found, methods, batches = compare(problem, ladder, calibrations, effort, seed=8200)

@@ -1,4 +1,4 @@
-"""A synthetic colour data set: cartoon faces as PNG files, to try training on a folder of pictures.
+"""A synthetic colour data set: cartoon faces as PNG files, for tests of training on a folder of images.
 
 Run `python benchmarks/make_colour_set.py --out faces` (seconds). Face number i depends on the seed and i only: skin,
 hair, eyes, mouth, shirt and background vary, and nothing else is in it. It is no substitute for photographs; results on
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-# Drawn larger and made smaller, for smooth edges.
+# Images are drawn at four times their size and reduced, for smooth edges.
 _FINE = 4
 
 
@@ -51,10 +51,10 @@ def face(seed: int, number: int, size: int) -> Image.Image:
     box = [whole * z for z in (x - width, y - height - 0.02, x + width, y + 0.1)]
     draw.chord(box, 200 + tilt, 340 + tilt, fill=hair)
     apart, iris = rng.uniform(0.08, 0.11), _colour(rng.uniform(0.05, 0.65), 0.7, rng.uniform(0.2, 0.7))
-    look = rng.normal(0, 0.008)
+    gaze = rng.normal(0, 0.008)
     for side in (-1, 1):
         ellipse(x + side * apart, y - 0.02, 0.05, 0.033, (255, 255, 255))
-        ellipse(x + side * apart + look, y - 0.02, 0.024, 0.026, iris)
+        ellipse(x + side * apart + gaze, y - 0.02, 0.024, 0.026, iris)
     # From sad to glad.
     smile = rng.uniform(-0.5, 1)
     points = []

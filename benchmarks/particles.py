@@ -145,7 +145,7 @@ def reach(rows: list[Row], targets: tuple[int, ...]) -> list[Row]:
     """What each method costs at the error of Euler on all pairs with a given number of steps, batch by batch."""
     table = []
     for row in by_method(rows).get(BASELINE, []):
-        steps = int(row["setting"].split()[0])
+        steps = row["steps"]
         if steps not in targets:
             continue
         evaluations = costs_to_reach(rows, row["batch_error"])

@@ -1,11 +1,11 @@
-"""Do plans keep what they promise? Predicted against measured error, on fresh states, noise and coins.
+"""Predicted and measured errors of plans, on fresh states, noise and coins.
 
 Run `python benchmarks/prediction.py` (about ten minutes on two cores), or with `--quick` the random-feature
 hierarchies only (about two). Writes `benchmarks/results/prediction.json` (`prediction_quick.json`).
 
-Each problem is calibrated once; then each policy and budget is planned as a user would, solved on fresh
-initial states (and fresh Brownian paths, and fresh coins), and its distance to an accurate solution of the finest level
-is measured. Plans that answer "one level alone" are rows too. Random coins are averaged over coin seeds.
+Each problem is calibrated once. Then a plan for each policy and budget is solved on fresh initial states, Brownian
+paths and coins, and the distance to an accurate solution of the finest level is measured. Plans with a single level are
+included. Random coins are averaged over coin seeds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _harness import write_results
-from _problems import ends, images, Kept, Problem, random_features
+from _problems import ends, images, PlannedTerms, Problem, random_features
 
 import mlem_jax as ml
 from mlem_jax.diffusion import load_ladder
@@ -48,7 +48,7 @@ def study(problem: Problem, *, pilots: int, fresh: int, coin_seeds: int) -> list
     ys, noise = problem.draw(keys[2], fresh), jr.split(keys[3], fresh)
     fine, _ = solve(problem.make_terms, diffrax.Euler(), problem.ts, ys, noise)
     half, _ = solve(problem.make_terms, diffrax.Euler(), problem.ts[::2], ys, noise)
-    # Richardson's extrapolation: both problems converge at first order on a path.
+    # Richardson extrapolation: both problems converge at first order along a path.
     reference = 2 * fine - half
     rows = []
     for name, coins in POLICIES.items():
@@ -58,8 +58,9 @@ def study(problem: Problem, *, pilots: int, fresh: int, coin_seeds: int) -> list
             except ValueError as error:
                 print(f"  {name} {budget}: {error}")
                 continue
-            errors, costs, kept = [], [], Kept(problem.make_terms, plan.levels, tuple(plan.costs.tolist()))
-            for seed in range(1 if name == "midpoint" or len(plan.levels) == 1 else coin_seeds):
+            errors, costs = [], []
+            kept = PlannedTerms(problem.make_terms, plan.levels, tuple(plan.costs.tolist()))
+            for seed in range(1 if plan.deterministic else coin_seeds):
                 end, state = solve(kept, plan.solver(key=jr.key(seed)), plan.ts, ys, noise)
                 errors.append(float(jnp.sqrt(jnp.mean((end - reference) ** 2))))
                 costs.append(plan.cost if state is None else ml.evaluation_report(state).finest_evaluations)

@@ -1,4 +1,4 @@
-"""Study 10: what does a picture cost? Distributions of many images at 0.8 to 8 evaluations of the finest network.
+"""Study 9: what does a picture cost? Distributions of many images at 0.8 to 8 evaluations of the finest network.
 
 Run `python benchmarks/quality.py --quick` (3,072 images of each method) or `--full` (10,000), with `--sde` for the
 reverse SDE; `--smoke` is for the tests. `--images N` sets the number, `--steps FILE` takes another catalogue of fitted

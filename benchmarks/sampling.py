@@ -1,4 +1,4 @@
-"""What `mlem_jax.diffusion.sample` costs beside its networks, and how it scales over processes.
+"""The overhead of `mlem_jax.diffusion.sample` beside its networks, and its scaling over processes.
 
 Run `python benchmarks/sampling.py` (about two minutes on two cores, nothing else running; `--smoke` for the tests).
 Writes `benchmarks/results/sampling.json`. Compilation is left out.
@@ -38,7 +38,7 @@ def all_levels_plan(ladder: Ladder) -> ml.Plan:
 
 
 def counted(ladder: Ladder, plan: ml.Plan) -> list[int]:
-    """Evaluations of each level in one batch; the default coins are the same in all."""
+    """The evaluations of each level in one batch. With default coins they are the same in all batches."""
     solution = diffrax.diffeqsolve(
         plan.terms(ladder.term()),
         plan.solver(key=jr.key(0)),
@@ -53,7 +53,7 @@ def counted(ladder: Ladder, plan: ml.Plan) -> list[int]:
 
 
 def throughput(batches: int, rounds: int) -> dict[str, Any]:
-    """Seconds promised by the evaluations over seconds taken."""
+    """The promised seconds, from the numbers of evaluations, over the measured ones."""
     ladder = load_ladder()
     plan = all_levels_plan(ladder)
     y0 = ladder.config.process.s_max * jr.normal(jr.key(1), (BATCH, *ladder.config.shape))
@@ -107,7 +107,7 @@ def images_per_second(cores: list[str], images: int, rounds: int) -> float:
     outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise RuntimeError(f"A process of {len(cores)} failed; its message is above.")
-    # A round is over when the slowest process is.
+    # A round ends with its slowest process.
     slowest = map(max, zip(*map(json.loads, outputs), strict=True))
     return images / min(slowest)
 

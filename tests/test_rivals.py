@@ -154,7 +154,7 @@ def test_reverse_sde_solvers_on_one_path(size):
 
 
 def test_held_and_switched_drifts():
-    """Held at every step, or switched before the start, is the fine level alone; costs are those of the looks."""
+    """Held at every step, or switched before the start, is the fine level alone; costs are those of the evaluations."""
     cheap, fine = (lambda t, y, args: -y), (lambda t, y, args: -1.3 * y + 0.2 * t)
     y0, ts = jnp.array([1.0, 2.0]), np.linspace(3.0, 1.0, 11)
     alone = march(Euler(Plain(fine, 1.0)), ts, y0)[0]()
@@ -165,7 +165,7 @@ def test_held_and_switched_drifts():
     np.testing.assert_allclose(late(), alone, rtol=1e-5)
     assert cost == pytest.approx(10.0)
 
-    # Every third step: 4 looks in 10 steps, and between them the correction as it was.
+    # Every third step: 4 evaluations in 10 steps, and between them the correction as it was.
     held, cost = march(Euler(Held(cheap, fine, (0.1, 1.0), 3)), ts, y0)
     y, correction = np.asarray(y0, float), 0.0
     for n, t in enumerate(ts[:-1]):
@@ -224,7 +224,7 @@ def test_tuning_keeps_the_lower_envelope_and_measures_on_other_noise():
 
 
 @pytest.mark.slow
-def test_a_split_plan_looks_as_often():
+def test_a_split_plan_fires_as_often():
     fine = np.asarray(PROCESS.grid(64), float)
     table = np.stack([np.ones(16), np.linspace(0.1, 1.0, 16)], axis=1)
 

@@ -16,11 +16,11 @@ import mlem_jax as ml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import _scaling_parts as scaling
 import curvature
 import fashion_mnist
 import gpu
 import guidance
-import scaling
 from _image_methods import DDIM, OURS, SINGLE
 from _ladder_study import best_grid, EULER, INDEPENDENT, MULTISTEP, tiny_ladder
 from _methods import measure
@@ -94,7 +94,7 @@ def test_second_differences_of_drifts_are_exact_for_squares():
         costs=np.array([0.1, 0.3, 1.0]),
     )
     calibration = dataclasses.replace(calibration, measurements=measured)
-    rows = curvature.bends(calibration)
+    rows = curvature.second_differences(calibration)
     assert [row["lag of log s"] for row in rows] == list(curvature.LAGS)
     for row in rows:
         whole = 2 * row["lag of log s"] ** 2
@@ -105,7 +105,7 @@ def test_second_differences_of_drifts_are_exact_for_squares():
 
 @pytest.mark.slow
 def test_scaling_by_hand_and_by_the_library_agree():
-    """Two levels in 8 steps, 4 looks: the scan written by hand gives the library's numbers."""
+    """Two levels in 8 steps, 4 firings: the plain scan written by hand gives the library's numbers."""
     ladder = tiny_ladder(2)
     term, y0 = ladder.term(), scaling.noise(ladder, 2)
     ts = ladder.config.process.grid(8)

@@ -9,6 +9,6 @@ from .fit_steps import fit_steps as fit_steps
 from .measurements import Measurements as Measurements
 from .plan import Plan as Plan
 from .planning import MIDPOINT as MIDPOINT, UnreachableError as UnreachableError
-from .report import Regression as Regression, regression as regression
+from .report import gamma_lines as gamma_lines, regression as regression
 from .steps_plan import steps_plan as steps_plan, StepsPlan as StepsPlan
 from .trials import Trials as Trials

@@ -56,7 +56,7 @@ def best_candidate(search: Search, budget: float | int) -> Candidate | None:
     found = [
         candidate
         for selection in _selections(search, budget)
-        if (candidate := _candidate(chooser, selection, budget, equal)) is not None
+        if (candidate := _candidate(chooser, selection, budget, equal, seeds=FEW_SEEDS)) is not None
     ]
     found.sort(key=lambda candidate: candidate.error)
     refined = [_refine(chooser, candidate, equal, budget) for candidate in found[:_REFINED]]
@@ -67,7 +67,7 @@ def best_candidate(search: Search, budget: float | int) -> Candidate | None:
 
 
 def _candidate(
-    search: Search, selection: Selection, budget: float | int, shares: np.ndarray, *, seeds: int = FEW_SEEDS
+    search: Search, selection: Selection, budget: float | int, shares: np.ndarray, *, seeds: int
 ) -> Candidate | None:
     measured, coins = search.measured, search.coins
     model = select(measured, selection)
@@ -100,7 +100,7 @@ def _refine(
                 while True:
                     moved = shares.copy()
                     moved[column] *= change
-                    found = _candidate(search, start.selection, budget, moved)
+                    found = _candidate(search, start.selection, budget, moved, seeds=FEW_SEEDS)
                     if found is None or found.error > _WORTHWHILE * best.error:
                         break
                     best, shares = found, moved

@@ -204,7 +204,7 @@ def calibration_report(measured: Measurements, trials: Trials) -> str:
         cells = ["-" if np.isnan(v[k]) else format(v[k], form) for _, _, v, form in columns]
         widths = [width for _, width, *_ in columns]
         lines.append(f"{k + 1:5d}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
-    lines += [*_LEGEND, *_gamma_lines(measured)]
+    lines += [*_LEGEND, *gamma_lines(measured)]
     finest = ", ".join(
         f"{error:.3g} ({steps})"
         for steps, error in zip(measured.single_steps, measured.single_error[-1], strict=True)
@@ -221,7 +221,7 @@ _LEGEND = (
 )
 
 
-def _gamma_lines(measured: Measurements) -> list[str]:
+def gamma_lines(measured: Measurements) -> list[str]:
     """Gamma, or the reason why there is none."""
     fit = regression(measured)
     if fit is None:
