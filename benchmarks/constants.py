@@ -26,6 +26,7 @@ from mlem_jax._calibration import allocation, candidates, trials
 from mlem_jax.diffusion import load_ladder
 
 BUDGETS = (4.0, 12.0)
+OF_ALLOCATION = ("_LEAST_MARGINAL_COST", "_LEAST_SHAPE", "_ROUNDS", "_WIDTH", "FEW_FIRINGS")
 
 
 class Constant(NamedTuple):
@@ -49,12 +50,15 @@ def all_constants() -> list[Constant]:
     2."""
     gain, factors = 1 - candidates._WORTHWHILE, np.array(candidates._FACTORS)
     return [
-        *(scaled(allocation, name) for name in ("_LEAST_MARGINAL_COST", "_LEAST_SHAPE", "_ROUNDS", "_WIDTH",
-        "FEW_FIRINGS")), *(scaled(candidates, name) for name in ("_REFINED", "FEW_SEEDS", "MANY_SEEDS")),
+        *(
+            scaled(allocation, name)
+            for name in ("_LEAST_MARGINAL_COST", "_LEAST_SHAPE", "_ROUNDS", "_WIDTH", "FEW_FIRINGS")
+        ),
+        *(scaled(candidates, name) for name in ("_REFINED", "FEW_SEEDS", "MANY_SEEDS")),
         Constant(candidates, "_WORTHWHILE", 1 - gain / 2, 1 - 2 * gain),
         Constant(candidates, "_FACTORS", tuple(factors**0.5), tuple(factors**2)),
         scaled(trials, "_LEAST_NONLINEAR"),
-    ]  # fmt: skip
+    ]
 
 
 @contextmanager
