@@ -4,13 +4,13 @@ Run `python benchmarks/fitted.py` (`--smoke` is a test with few images that writ
 catalogue of an earlier run, `results/fitted_steps.npz`, instead of fitting a new one. Writes
 `benchmarks/results/fitted.json`, the table `fitted.csv` and a picture of the curves.
 
-`mlem_jax.fit_steps` makes the catalogue for the shipped ladder (probability flow) on 128 pilots. The study compares, with
-fitted steps: the finest network alone; several levels; two networks that alternate along the trajectory (large then
-small, as T-Stitch; large, small, large, as FlowBlending). Beside them are DPM-Solver++(2M) and plans with coins of both
-orders. The reference is DPM-Solver++(2M) with 128 steps, on fresh noise, three batches of 64 images. The error is the
-geometric mean over images of their RMS errors. The RMS error over all images is given too, but one or two images that
-end in another basin dominate it. The cost of a method at a given error is interpolated on its curve of error against
-cost, for each batch separately; reported are the median and the range over batches.
+`mlem_jax.fit_steps` makes the catalogue for the shipped ladder (probability flow) on 128 pilots. The study compares,
+with fitted steps: the finest network alone; several levels; two networks that alternate along the trajectory (large
+then small, as T-Stitch; large, small, large, as FlowBlending). Beside them are DPM-Solver++(2M) and plans with coins of
+both orders. The reference is DPM-Solver++(2M) with 128 steps, on fresh noise, three batches of 64 images. The error is
+the geometric mean over images of their RMS errors. The RMS error over all images is given too, but one or two images
+that end in another basin dominate it. The cost of a method at a given error is interpolated on its curve of error
+against cost, for each batch separately; reported are the median and the range over batches.
 """
 
 import argparse
