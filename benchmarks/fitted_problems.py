@@ -1,6 +1,6 @@
-"""Study 11: fitted steps where there are no images, on few pilots.
+"""Study 10: fitted steps for problems other than images, on few pilots.
 
-Run `python benchmarks/fitted_problems.py` (`--smoke` for a look: nothing written). Writes
+Run `python benchmarks/fitted_problems.py` (`--smoke` is a test that writes nothing). Writes
 `benchmarks/results/fitted_problems.json` and `fitted_problems.csv`.
 
 Random-feature hierarchies (`_problems.py`; an ODE, and an SDE with additive noise) and charged particles with thermal
@@ -19,7 +19,7 @@ import jax.random as jr
 import numpy as np
 from _harness import write_results, write_table
 from _particles import initial_states, OneTrajectory, particles
-from _problems import ends, Kept, Problem, random_features
+from _problems import ends, PlannedTerms, Problem, random_features
 
 import mlem_jax as ml
 
@@ -73,7 +73,7 @@ def study(
     rows = []
     for budget in budgets:
         plan = steps.plan(budget=budget)
-        kept = Kept(problem.make_terms, plan.levels, tuple(plan.costs.tolist()))
+        kept = PlannedTerms(problem.make_terms, plan.levels, tuple(plan.costs.tolist()))
         row: dict[str, Any] = {
             "problem": problem.name,
             "budget": budget,
@@ -86,7 +86,7 @@ def study(
         }
         try:
             other = calibration.plan(budget=plan.cost, coins=COINS)
-            kept = Kept(problem.make_terms, other.levels, tuple(other.costs.tolist()))
+            kept = PlannedTerms(problem.make_terms, other.levels, tuple(other.costs.tolist()))
             row["coins"] = error(kept, other.solver(key=jr.key(0)), other.ts)
         except ValueError:
             row["coins"] = None

@@ -111,8 +111,8 @@ class AbstractPlan(abc.ABC):
         error is unknown. Raises `ValueError` for a start after the beginning of the last step, and for plans whose
         steps need the results of earlier steps."""
         raise ValueError(
-            f"A {self.kind} cannot start at {start:g}: its steps need the results of earlier steps. Use a plan from "
-            "Calibration.plan, or mlem_jax.steps_plan."
+            f"A {self.kind} cannot start at {start:g}: its steps need the results of earlier steps. Use a plan with "
+            "coins, calibration.plan(coins=...), or mlem_jax.steps_plan."
         )
 
     def _first_step(self, start: float) -> int:
