@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import mlem_jax as ml
+from mlem_jax._calibration.fit_law import Law
 from mlem_jax._calibration.fit_pilots import FitPilots
+from mlem_jax._calibration.fit_refine import refine
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import left_out
 from mlem_jax._calibration.search_steps import Searcher, single_level
@@ -27,7 +29,9 @@ TIMES, GROUPS, SEARCHED = 128, 4, 32
 _TABLE = ("ts", "drifts", "increments", "looks", "corrections", "repeats")
 # Grids that a search for the distribution begins with, by Karras' exponent, and by which fraction of the distance to
 # its neighbour it moves a time.
-_EXPONENTS, _SHIFTS = (3.0, 5.0, 7.0), (0.3,)
+_EXPONENTS, _SHIFT = (3.0, 5.0, 7.0), 0.3
+# Of the distribution in the objective of a fit, where it counts at all.
+SHARE = 0.8
 # A change stays if it lowers the mean logarithm of the measures by this much.
 _GAIN = 0.005
 # Switching: the small network's steps, and where they begin and end, in noise levels.
@@ -127,10 +131,15 @@ class Fits:
         apart = np.abs(np.log(self.ts)[None, :] - np.log(np.asarray(ts, float))[:, None])
         return tuple(np.unique(apart.argmin(axis=1)).tolist())
 
-    def coefficients(self, schedule: Schedule, pilots: FitPilots | None = None) -> ml.MultistepCoefficients:
-        """As `fit_steps` fits them: held-out pilots choose ridges and numbers of features."""
+    def coefficients(
+        self, schedule: Schedule, pilots: FitPilots | None = None, share: float = 0.0, *, final: bool = True
+    ) -> ml.MultistepCoefficients:
+        """As `fit_steps` fits them for a share of the distribution in the objective."""
         pilots = self.pilots if pilots is None else pilots
-        held_out = roll_out(pilots, schedule, Memory(), left_out(pilots.count, GROUPS))
+        law = Law.of(pilots.path[-1], share) if share else None
+        held_out = roll_out(pilots, schedule, Memory(), left_out(pilots.count, GROUPS), law=law)
+        if law is None and final:
+            held_out = refine(pilots, held_out, lambda what: None)
         return coefficients_of(held_out, pilots.ts)
 
     def alone(self, level: int, steps: int) -> ml.MultistepCoefficients:
@@ -147,9 +156,11 @@ class Fits:
     def judged(self, steps: int, path: np.ndarray, judge: Judge) -> ml.MultistepCoefficients:
         """The finest level alone, its grid searched for the distribution, from the one for the path and others."""
 
-        def tried(places: tuple[int, ...]) -> tuple[float, tuple[int, ...], ml.MultistepCoefficients]:
-            table = self.coefficients(Schedule(places, self.finest, ((),) * (len(places) - 1)))
-            return judge(table), places, table
+        Trial = tuple[float, tuple[int, ...], float]
+
+        def tried(places: tuple[int, ...], share: float) -> Trial:
+            schedule = Schedule(places, self.finest, ((),) * (len(places) - 1))
+            return judge(self.coefficients(schedule, share=share, final=False)), places, share
 
         def make() -> ml.MultistepCoefficients:
             process = self.ladder.config.process
@@ -158,15 +169,17 @@ class Fits:
             for power in _EXPONENTS:
                 starts.append(np.linspace(high ** (1 / power), low ** (1 / power), steps + 1) ** power)
             grids = dict.fromkeys(self.nearest(ts) for ts in starts)
-            best = min((tried(places) for places in grids if len(places) == steps + 1), key=lambda x: x[0])
-            for shift, i, sign in itertools.product(_SHIFTS, range(1, steps), (1, -1)):
+            trials = [tried(places, SHARE) for places in grids if len(places) == steps + 1]
+            best = min(trials, key=lambda trial: trial[0])
+            for i, sign in itertools.product(range(1, steps), (1, -1)):
                 places = list(best[1])
                 gap = abs(places[i + sign] - places[i])
-                places[i] += sign * max(1, round(shift * gap))
+                places[i] += sign * max(1, round(_SHIFT * gap))
                 if gap >= 2:
-                    found = tried(tuple(places))
+                    found = tried(tuple(places), SHARE)
                     best = found if found[0] < best[0] - _GAIN else best
-            return best[2]
+            best = min(best, tried(best[1], 0.0), key=lambda trial: trial[0])
+            return self.coefficients(Schedule(best[1], self.finest, ((),) * steps), share=best[2])
 
         return self.kept(f"finest alone, {steps} steps, for the distribution", make)
 

@@ -1,5 +1,6 @@
 """The methods whose images the study of quality compares, in every setting."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax.tree_util as jtu
@@ -121,35 +122,33 @@ def identity_of(table: ml.MultistepCoefficients) -> bytes:
 
 def single_networks(
     problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps | None, judge: Judge
-) -> list[Entry]:
-    """The finest level, searched for the path (as the catalogue has it, if there is one) and for the distribution; and
-    each smaller level."""
-    finest, found = fits.finest, []
+) -> Iterator[Entry]:
+    """Each smaller level; and the finest, searched for the distribution and for the path, as the catalogue has it, if
+    there is one."""
+    finest = fits.finest
+    for level, counts in effort.small.items():
+        for n in counts:
+            yield fitted(SMALL.format(level + 1), problem, (level,), fits.alone(level, n))
     known = {} if steps is None else {
         len(table.looks): table
         for levels, table in zip(steps.levels, steps.coefficients, strict=True)
         if levels == (finest,)
     }  # fmt: skip
-    for n in effort.path:
-        table = known.get(n) or fits.alone(finest, n)
-        found.append(fitted(PATH, problem, (finest,), table))
-        if n in effort.law:
-            found.append(fitted(LAW, problem, (finest,), fits.judged(n, np.asarray(table.ts), judge)))
-    for level, counts in effort.small.items():
-        kind = SMALL.format(level + 1)
-        found += [fitted(kind, problem, (level,), fits.alone(level, n)) for n in counts]
-    return found
+    for kind, counts in ((LAW, effort.law), (PATH, effort.path)):
+        for n in counts:
+            table = known.get(n) or fits.alone(finest, n)
+            if kind == LAW:
+                table = fits.judged(n, np.asarray(table.ts), judge)
+            yield fitted(kind, problem, (finest,), table)
 
 
-def switched(problem: Shared, fits: Fits, effort: Effort) -> list[Entry]:
+def switched(problem: Shared, fits: Fits, effort: Effort) -> Iterator[Entry]:
     """Two networks in turn, with fitted steps."""
-    found = []
     for family in FAMILIES:
         for large in effort.switched:
             way = fits.switched(family, large)
             if way is not None:
-                found.append(switched_entry(family, problem, fits.level_of(way[0]), *way))
-    return found
+                yield switched_entry(family, problem, fits.level_of(way[0]), *way)
 
 
 def switched_entry(

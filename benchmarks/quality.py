@@ -24,7 +24,7 @@ and, apart from that, for the distribution; each smaller network alone; one netw
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,24 +90,21 @@ class Study:
         self.reference = converged(self.problem, self.ladder, self.size.steps[sde])
         self._few: Views | None = None
 
-    def entries(self, steps: ml.FittedSteps | None) -> list[Entry]:
-        """All methods."""
-        found = [
-            *rivals(self.problem, self.ladder, self.effort),
-            *plans(self.ladder, self.problem, self.effort),
-        ]
+    def entries(self, steps: ml.FittedSteps | None) -> Iterator[Entry]:
+        """All methods; fits are made when their turn comes."""
+        yield from rivals(self.problem, self.ladder, self.effort)
+        yield from plans(self.ladder, self.problem, self.effort)
         if not self.sde:
-            found += single_networks(self.problem, self.fits, self.effort, steps, self._apart)
-            found += switched(self.problem, self.fits, self.effort)
+            yield from switched(self.problem, self.fits, self.effort)
+            yield from single_networks(self.problem, self.fits, self.effort, steps, self._apart)
         if steps is not None:
-            found += of_catalogue(self.problem, steps, MOST_COST)
-        return found
+            yield from of_catalogue(self.problem, steps, MOST_COST)
 
     def _apart(self, table: ml.MultistepCoefficients) -> float:
         """Mean logarithm of the measures of the finest level with these steps, on few images."""
         few = min(self.size.searched, self.count)
         if self._few is None:
-            self._few = self.eye.look(self.maker.images(self.reference, self.count, OTHER).images[:few])
+            self._few = self.eye.look(self.maker.images(self.reference, few, SEARCH).images)
         entry = fitted("search", self.problem, (self.fits.finest,), table)
         mine = self.eye.look(self.maker.images(entry, few, SEARCH).images)
         return float(np.mean(np.log(distances(mine, self._few))))

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from .._solver import adams_bashforth_weights, MultistepCoefficients
+from .fit_law import fit_features, Law
 from .fit_pilots import FitPilots
-from .fit_step import fit_step, Groups, kept, normal_equations, Subset
+from .fit_step import Groups, kept, Subset
 
 
 class Schedule(NamedTuple):
@@ -90,6 +91,7 @@ def roll_out(
     known: Rollout | None = None,
     given: Sequence[Fitted] | None = None,
     classical: bool = False,
+    law: Law | None = None,
 ) -> Rollout:
     """Rolls the pilots out and fits each step's coefficients on the way.
 
@@ -98,6 +100,7 @@ def roll_out(
     - `known`: an earlier roll-out with the same groups; the steps in which the schedules agree are not done again.
     - `given`: the coefficients of each step, which are then not fitted.
     - `classical`: keep the classical coefficients, with two drifts.
+    - `law`: fit the distribution of the states too.
     """
     done = 0 if known is None else _shared_steps(schedule, known.schedule)
     states = list(known.states[: done + 1]) if known is not None else [State(pilots.path[0])]
@@ -106,7 +109,7 @@ def roll_out(
     for n in range(done, len(schedule.looks)):
         known_step = None if given is None else given[n]
         state, step = _step(
-            pilots, schedule, memory, groups, n, weights[n], states[-1], known_step, classical
+            pilots, schedule, memory, groups, n, weights[n], states[-1], known_step, classical, law
         )
         states.append(state)
         fitted.append(step)
@@ -138,6 +141,7 @@ def _step(
     state: State,
     given: Fitted | None,
     classical: bool,
+    law: Law | None,
 ) -> tuple[State, Fitted]:
     place, stop, looked = schedule.places[n], schedule.places[n + 1], schedule.looks[n]
     y, found = state.y, dict(state.found)
@@ -153,15 +157,14 @@ def _step(
             move = given.move
         else:
             chosen = _move_subsets([len(part) for part in parts])
-            target = pilots.path[place] - y.astype(float)
-            move = _fit(features, target, chosen, groups, kept(chosen[0]) if classical else None)
+            same = kept(chosen[0]) if classical else None
+            move = fit_features(features, y.astype(float), pilots.path[place], chosen, groups, same, law)
         y = moved(y, move, features, groups)
         if schedule.repeats:
             drift = np.asarray(pilots.drift(schedule.base, place, y))
     drifts = (drift, *state.drifts[: memory.drifts - 1])
     noise = pilots.others(place, stop, state.y)
-    target = pilots.path[stop] - y.astype(float)
-    target = target if noise is None else target - np.asarray(noise, float)
+    start = y.astype(float) if noise is None else y.astype(float) + np.asarray(noise)
     length = float(pilots.ts[stop] - pilots.ts[place])
     above = sorted(found)
     features = step_features(drifts, found)
@@ -172,7 +175,7 @@ def _step(
         coefficients = given.coefficients
     else:
         same = kept(_classical(subsets, len(drifts))) if classical else None
-        coefficients = _fit(features, target, subsets, groups, same)
+        coefficients = fit_features(features, start, pilots.path[stop], subsets, groups, same, law)
     y = moved(y, coefficients, features, groups)
     if noise is not None:
         y = y + np.asarray(noise)
@@ -186,11 +189,6 @@ def step_features(
     of each higher level."""
     differences = [new - old for new, old in zip(drifts, drifts[1:], strict=False)]
     return [drifts[0], *differences, *[increment for level in sorted(found) for increment in found[level]]]
-
-
-def _fit(features, target, subsets, groups, choice):
-    stacked = np.stack([np.asarray(f, float) for f in features])
-    return fit_step(normal_equations(stacked, target), subsets, groups, choice)[0]
 
 
 def moved(y, coefficients, features, groups: Groups):
