@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from _fitted_methods import fitted_steps, SEVERAL_FITTED
 from _methods import Batch, marching, Method, multilevel, Shared, stochastic_runge_kutta
 from _rivals import (
     DPMSolver,
@@ -30,7 +31,7 @@ DDIM = "Euler (DDIM), default grid"
 OURS = "ML-EM, midpoint plan"
 OURS_SPLIT = "ML-EM, midpoint plan, steps split"
 OURS_SECOND = "ML-EM, second order, midpoint plan"
-ALL_OURS = (OURS, OURS_SPLIT, OURS_SECOND)
+ALL_OURS = (OURS, OURS_SPLIT, OURS_SECOND, SEVERAL_FITTED)
 INDEPENDENT_POWER_LAW = "ML-EM, independent coins, power law"
 INDEPENDENT_CALIBRATED = "ML-EM, independent coins, calibrated"
 INDEPENDENT = (INDEPENDENT_POWER_LAW, INDEPENDENT_CALIBRATED)
@@ -287,4 +288,5 @@ def all_methods(ladder: Ladder, problem: Shared, effort: Effort) -> list[Method]
         *single_model(problem, grid, effort),
         *two_models(problem, grid, effort),
         *multilevel_methods(problem, ladder, grid, effort),
+        *fitted_steps(problem, ladder),
     ]

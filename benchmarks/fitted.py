@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _curves import draw_curves, Row
+from _fitted_methods import ALONE_FITTED, LARGE_SMALL, LARGE_SMALL_LARGE, SEVERAL_FITTED, stepping, switching
 from _fitted_report import compared, predictions, report, rivals_of
 from _harness import RESULTS, write_results, write_table
 from _image_methods import image_problem, planned
 from _methods import Batch, draw, marching, Method, on_grids, run, Shared
 from _rivals import DPMSolver, Euler, march, Plain
-from _switching import LARGE_SMALL, LARGE_SMALL_LARGE, stepping, switching
 
 import mlem_jax as ml
 from mlem_jax.diffusion import Ladder, load_ladder
@@ -35,7 +35,7 @@ from mlem_jax.diffusion._ladder import METHODS
 from mlem_jax.plot import save_figure
 
 RIVAL = "DPM-Solver++(2M)"
-ALONE, SEVERAL = "finest alone, fitted", "several levels, fitted"
+ALONE, SEVERAL = ALONE_FITTED, SEVERAL_FITTED
 FIRST, SECOND = "MLEM, planned", "MLAB2, planned"
 RIVAL_STEPS = (6, 8, 10, 14)
 SINGLE_STEPS = (4, 5, 6, 8, 10)

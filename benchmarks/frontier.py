@@ -7,7 +7,8 @@ Target errors are those of DPM-Solver++(2M) with 6, 8, 10, 14 and 20 evaluations
 with 50 steps (100 for the SDE), on fresh noise. The study measures how many finest-level evaluations (FLOPs) and
 seconds the plans of the shipped calibrations need for them. Each rival has the better of Karras' and the logarithmic
 grid for each number of steps, chosen after the runs. Plans are made before the runs: of first order (MLEM) and of
-second order (MLAB2) with FLOPs as the levels' costs, and the better of the two with the calibrations' seconds. The cost
+second order (MLAB2) with FLOPs as the levels' costs, and the better of the two with the calibrations' seconds; likewise those
+of fitted steps, where the finest network alone with fitted steps is one of the rivals. The cost
 of the plans at a given error is interpolated on their curve of error against cost over budgets, for each batch
 separately; reported are the median and the range over three batches of 64 images. Seconds are medians of interleaved
 runs on one batch, without compilation.
@@ -15,13 +16,14 @@ runs on one batch, without compilation.
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax.random as jr
 import numpy as np
 from _curves import best_grid, costs_to_reach, draw_curves, markdown, Row, summary
+from _fitted_methods import ALONE_FITTED, fitted_steps, stepping
 from _harness import RESULTS, write_results
 from _image_methods import image_problem, planned, references
 from _methods import add_seconds, Batch, draw, measure, Method, on_grids, Shared
@@ -37,6 +39,7 @@ RIVAL_STEPS = (6, 8, 10, 14, 20)
 EULER_STEPS = {False: (50,), True: (100,)}
 BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0)
 OURS = ("MLEM, planned in FLOPs", "MLAB2, planned in FLOPs", "either, planned in seconds")
+FITTED = ("fitted, planned in FLOPs", "fitted, planned in seconds")
 MIDPOINT = ml.SystematicCoins(offset=0.5)
 
 
@@ -57,30 +60,46 @@ def rivals(ladder: Ladder, problem: Shared, steps: Sequence[int]) -> list[Method
 
 def ours(
     problem: Shared, ladder: Ladder, budgets: Sequence[float]
-) -> tuple[list[Method], dict[str, ml.Plan]]:
-    """Plans of several budgets: those of each order with FLOPs as costs, and the better of both with seconds."""
+) -> tuple[list[Method], dict[str, ml.Plan | ml.FittedPlan]]:
+    """Plans of several budgets: with coins, those of each order with FLOPs as costs and the better of both with seconds;
+    and fitted steps, where the ladder has them, with FLOPs and with seconds."""
     sde = problem.diffusion is not None
-    first, second = (ladder.calibration(sde=sde, method=method) for method in METHODS)
-    planners = zip(
-        OURS,
-        (first.plan, second.plan, partial(ladder.plan, sde=sde, in_seconds=True)),
-        strict=True,
+    first, second = (partial(ladder.calibration(sde=sde, method=m).plan, coins=MIDPOINT) for m in METHODS)
+    makers: dict[str, Callable[..., ml.Plan | ml.FittedPlan]] = dict(
+        zip(
+            OURS, (first, second, partial(ladder.plan, sde=sde, coins=MIDPOINT, in_seconds=True)), strict=True
+        )
     )
+    catalogue = ladder.calibration(sde=sde, method=METHODS[1]).fitted
+    if catalogue is not None:
+        makers |= {FITTED[0]: catalogue.plan, FITTED[1]: partial(catalogue.plan, in_seconds=True)}
     methods, plans = [], {}
-    for name, make in planners:
+    for name, make in makers.items():
         for budget in budgets:
             try:
                 plan = make(budget=budget)
             except ValueError:
                 continue
             firings = ", ".join(
-                f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.table.sum(0), strict=True)
+                f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.expected_looks, strict=True)
             )
-            setting = f"order {plan.method.order}, {len(plan.ts) - 1} steps, firings {firings}"
-            if f"{name}, {setting}" not in plans:
-                plans[f"{name}, {setting}"] = plan
+            setting = f"{len(plan.ts) - 1} steps, firings {firings}"
+            if isinstance(plan, ml.Plan):
+                setting = f"order {plan.method.order}, {setting}"
+            if f"{name}, {setting}" in plans:
+                continue
+            plans[f"{name}, {setting}"] = plan
+            if isinstance(plan, ml.Plan):
                 methods.append(planned(problem, name, plan, MIDPOINT, setting, 1, random=False))
+            else:
+                method = stepping(problem, name, plan.levels, plan.coefficients)
+                methods.append(method._replace(setting=setting))
     return methods, plans
+
+
+def alone(problem: Shared, ladder: Ladder) -> list[Method]:
+    """The finest network alone with fitted steps, where the ladder has them."""
+    return [method for method in fitted_steps(problem, ladder) if method.name == ALONE_FITTED]
 
 
 def compared(rivals: list[Row], rows: list[Row]) -> list[dict[str, Any]]:
@@ -125,7 +144,8 @@ def study(ladder: Ladder, *, sde: bool, size: int, batches: int, smoke: bool = F
 
     drawn = [draw(problem, jr.key(7100 + i), size, reference) for i in range(batches)]
     multilevel, plans = ours(problem, ladder, BUDGETS[4:5] if smoke else BUDGETS)
-    methods = [*rivals(ladder, problem, RIVAL_STEPS[:1] if smoke else RIVAL_STEPS), *multilevel]
+    single = rivals(ladder, problem, RIVAL_STEPS[:1] if smoke else RIVAL_STEPS)
+    methods = [*single, *alone(problem, ladder)[: 1 if smoke else None], *multilevel]
     rows = measure(methods, drawn, coin_seeds=1)
     add_seconds(rows, methods, drawn[0], repeats=1 if smoke else 5)
     for row in rows:
@@ -136,13 +156,13 @@ def study(ladder: Ladder, *, sde: bool, size: int, batches: int, smoke: bool = F
             f"{row['error_sd']:.4f}  ({row['setting']})",
             flush=True,
         )
-    alone = [row for row in rows if row["method"] not in OURS]
-    mine = [row for row in rows if row["method"] in OURS]
+    theirs = [row for row in rows if row["method"] not in OURS + FITTED]
+    mine = [row for row in rows if row["method"] in OURS + FITTED]
     return {
         "problem": problem.name,
         "images": size,
         "rows": rows,
-        "compared": compared(best_grid(alone), mine),
+        "compared": compared(best_grid(theirs), mine),
     }
 
 
@@ -184,8 +204,8 @@ def main() -> None:
     if arguments.smoke:
         return
     stem = f"frontier_{'sde' if arguments.sde else 'ode'}"
-    mine = [row for row in found["rows"] if row["method"] in OURS]
-    rows = [*best_grid([row for row in found["rows"] if row["method"] not in OURS]), *mine]
+    mine = [row for row in found["rows"] if row["method"] in OURS + FITTED]
+    rows = [*best_grid([row for row in found["rows"] if row["method"] not in OURS + FITTED]), *mine]
     for unit, label in (("cost", "evaluations of the finest network (FLOPs)"), ("seconds", "seconds")):
         figure = draw_curves(
             [(found["problem"], rows)], x=unit, x_label=label, y_label="RMS error of a pixel"

@@ -1,4 +1,5 @@
-"""Rivals that switch between a large and a small network along the trajectory, with fitted steps.
+"""Methods with fitted steps: those of a catalogue, and rivals that switch between a large and a small network along
+the trajectory.
 
 T-Stitch (Pan et al. 2024) switches once; FlowBlending (2025) evaluates the large network at both ends. With fitted
 coefficients, both are schedules that evaluate the large network in each step of a part of the trajectory. The small one
@@ -18,6 +19,7 @@ from mlem_jax._calibration.fit_step import left_out
 from mlem_jax._term import FixedTerms
 from mlem_jax.diffusion import Ladder
 
+ALONE_FITTED, SEVERAL_FITTED = "finest alone, fitted", "several levels, fitted"
 LARGE_SMALL, LARGE_SMALL_LARGE = "large, small, fitted", "large, small, large, fitted"
 # Steps of the grids, those of the finest network alone, and the pilots on which the split is chosen.
 STEPS, PILOTS, FINE, GROUPS = (6, 8, 10), 32, 128, 4
@@ -33,6 +35,21 @@ def stepping(
     setting = f"{len(coefficients.ts) - 1} steps, evaluations {counts}"
     solver = ml.LinearMultistep(coefficients)
     return multilevel(problem, name, setting, lambda key: solver, coefficients.ts, levels, random=False)
+
+
+def fitted_steps(problem: Shared, ladder: Ladder) -> list[Method]:
+    """Of the finest level alone and of several, as the ladder's calibration of the probability flow has them."""
+    kept = ladder.calibrations.get("ode_2")
+    if problem.diffusion is not None or kept is None or kept.fitted is None:
+        return []
+    finest = len(problem.levels) - 1
+    return [
+        stepping(
+            problem, ALONE_FITTED if len(plan.levels) == 1 else SEVERAL_FITTED, plan.levels, plan.coefficients
+        )
+        for plan in kept.fitted.plans()
+        if plan.levels[-1] == finest
+    ]
 
 
 def switching(
