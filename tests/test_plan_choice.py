@@ -1,6 +1,7 @@
 """Calibrations with a catalogue of fitted steps: which kind of plan wins, files, and sampling with fitted plans."""
 
 import dataclasses
+import sys
 
 import diffrax
 import jax.numpy as jnp
@@ -158,3 +159,27 @@ def test_dpm_solver_of_one_data_point_is_exact_and_else_is_the_papers_recursion(
     )
     with as_user(), pytest.raises(ValueError, match="decreasing positive"):
         dpm_solver(TS[::-1])
+
+
+@pytest.mark.slow
+def test_calibrate_fits_on_its_own_pilots_if_asked(monkeypatch):
+    asked = []
+
+    def pretend(terms, ts, y0s, args, **settings):
+        asked.append((y0s, settings))
+        measured = ml.Calibration(found.measurements, found.trials)
+        return catalogue(measured, ENTRIES)
+
+    monkeypatch.setattr(sys.modules["mlem_jax._calibration.calibrate"], "fit_steps", pretend)
+    term = ml.MultilevelTerm(lambda t, y, args: -y, lambda t, y, args: -y - 0.1 * y**3, costs=(0.1, 1.0))
+    y0s = jr.normal(jr.key(0), (8, 2))
+    settings = {"key": jr.key(1), "trials": (), "progress": False}
+    method = ml.AdamsBashforth("log")
+    found = ml.calibrate(term, np.geomspace(1, 2, 9), y0s, method=method, **settings)
+    assert found.fitted is None and not asked
+    fitted = ml.calibrate(
+        term, np.geomspace(1, 2, 9), y0s, method=method, costs=[1.0, 10.0], fit=True, **settings
+    )
+    ((pilots, passed),) = asked
+    assert pilots is y0s and passed["time_variable"] == "log" and passed["costs"] == [1.0, 10.0]
+    assert fitted.fitted.levels_id == found.measurements.levels_id

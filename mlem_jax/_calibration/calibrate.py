@@ -1,7 +1,7 @@
 """Measurements of levels along pilot trajectories, and trial runs of the multilevel method on them."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.random as jr
@@ -16,6 +16,7 @@ from .._progress import show_progress
 from .._solver import AbstractMethod, EulerMaruyama
 from .calibration import Calibration
 from .costs import check_costs, relative_costs, time_levels
+from .fit_steps import fit_steps
 from .inputs import check_finite, make_pilots
 from .measurements import Measurements
 from .pilots import LevelSubsetTerms, Pilots, ReportProgress
@@ -43,6 +44,7 @@ def calibrate(
     sensitivity_level: int = -2,
     batch_size: int = 32,
     trials: Sequence[AbstractCoins] = _TRIED,
+    fit: bool = False,
     progress: bool = True,
 ) -> Calibration:
     """Measures, along trajectories of the finest level, the sizes of the levels' increments, their effects on the end
@@ -73,6 +75,9 @@ def calibrate(
     - `sensitivity_level`: index of the level whose derivative is used; by default the second finest.
     - `batch_size`: number of pilot trajectories in a batch; it bounds the memory.
     - `trials`: coin policies for trial runs on the pilots. For other policies, plans use the linear model alone.
+    - `fit`: whether steps of all costs are fitted too, on the same pilots, by [`mlem_jax.fit_steps`][]; plans then
+        choose among them. Needs at least 8 pilots and takes longer than the measurement; for settings of its own call
+        `fit_steps` and [`mlem_jax.Calibration.with_fitted`][].
     - `progress`: whether to show a progress bar.
 
     The measurement takes about `5 N` evaluations of the finest level per pilot.
@@ -122,7 +127,18 @@ def calibrate(
             method=method,
         )
         tried = run_trials(measured, trials, pilots, single, keys[2], report_progress)
-    return Calibration(measured, tried)
+    found = Calibration(measured, tried)
+    if not fit:
+        return found
+    settings: dict[str, Any] = {
+        "time_variable": method.time_variable,
+        "costs": costs,
+        "batch_size": batch_size,
+    }
+    steps = fit_steps(
+        terms, ts, y0s, args, labels=labels, key=jr.fold_in(key, 3), progress=progress, **settings
+    )
+    return found.with_fitted(steps)
 
 
 def _sweep(

@@ -28,8 +28,10 @@ class AbstractMethod(eqx.Module):
         step's length.
     - `whole_windows`: whether plans adjust the probabilities of a deterministic pattern such that the solve ends at the
         end of a window. A fraction of a window at the end leaves an error of first order in the window.
+    - `time_variable`: in which drifts are extrapolated, `"time"` or `"log"`; a class variable or a field.
     """
 
+    time_variable: eqx.AbstractVar[TimeVariable]
     order: eqx.AbstractClassVar[int]
     name: eqx.AbstractClassVar[str]
     single_level_name: eqx.AbstractClassVar[str]
@@ -74,6 +76,7 @@ class AbstractMethod(eqx.Module):
 class EulerMaruyama(AbstractMethod):
     """The Euler-Maruyama method, of first order: [`mlem_jax.MLEM`][], and [`diffrax.Euler`][] on a single level."""
 
+    time_variable: ClassVar[TimeVariable] = "time"
     order: ClassVar[int] = 1
     name: ClassVar[str] = "MLEM"
     single_level_name: ClassVar[str] = "Euler"
