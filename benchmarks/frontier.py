@@ -7,11 +7,11 @@ Target errors are those of DPM-Solver++(2M) with 6, 8, 10, 14 and 20 evaluations
 with 50 steps (100 for the SDE), on fresh noise. The study measures how many finest-level evaluations (FLOPs) and
 seconds the plans of the shipped calibrations need for them. Each rival has the better of Karras' and the logarithmic
 grid for each number of steps, chosen after the runs. Plans are made before the runs: of first order (MLEM) and of
-second order (MLAB2) with FLOPs as the levels' costs, and the better of the two with the calibrations' seconds; likewise those
-of fitted steps, where the finest network alone with fitted steps is one of the rivals. The cost
-of the plans at a given error is interpolated on their curve of error against cost over budgets, for each batch
-separately; reported are the median and the range over three batches of 64 images. Seconds are medians of interleaved
-runs on one batch, without compilation.
+second order (MLAB2) with FLOPs as the levels' costs, and the better of the two with the calibrations' seconds; likewise
+those of fitted steps, where the finest network alone with fitted steps is one of the rivals. The cost of the plans at a
+given error is interpolated on their curve of error against cost over budgets, for each batch separately; reported are
+the median and the range over three batches of 64 images. Seconds are medians of interleaved runs on one batch, without
+compilation.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def rivals(ladder: Ladder, problem: Shared, steps: Sequence[int]) -> list[Method
 def ours(
     problem: Shared, ladder: Ladder, budgets: Sequence[float]
 ) -> tuple[list[Method], dict[str, ml.Plan | ml.FittedPlan]]:
-    """Plans of several budgets: with coins, those of each order with FLOPs as costs and the better of both with seconds;
-    and fitted steps, where the ladder has them, with FLOPs and with seconds."""
+    """Plans of several budgets. With coins: those of each order with FLOPs as costs, and the better of both with
+    seconds. Fitted steps, where the ladder has them: with FLOPs and with seconds."""
     sde = problem.diffusion is not None
     first, second = (partial(ladder.calibration(sde=sde, method=m).plan, coins=MIDPOINT) for m in METHODS)
     makers: dict[str, Callable[..., ml.Plan | ml.FittedPlan]] = dict(
