@@ -1,5 +1,6 @@
 """Settings of the whole test run: run-time type checks, strict promotion, one CPU device."""
 
+import ctypes
 import gc
 import os
 
@@ -36,10 +37,14 @@ def same_flags_in_other_processes(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def caches_of_one_file_only():
-    """Compiled functions are shared within a file; kept over all files they would take gigabytes."""
+    """Compiled functions are shared within a file; kept over all files they would take gigabytes. The C library keeps
+    what is freed unless it is told to return it to the system."""
     yield
     jax.clear_caches()
     gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture
