@@ -7,21 +7,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from mlem_jax._calibration.envelope import cost_to_reach, envelope
+
 Row = dict[str, Any]
 
 
 def cost_at(costs: Sequence[float], errors: Sequence[float], error: float) -> float:
     """The cost at which a method reaches an error, interpolated along the lower envelope of its points on logarithmic
     axes. Infinite if no point reaches the error; the cost of the cheapest point if that reaches it."""
-    order = np.lexsort((errors, costs))
-    x, y = [], []
-    for cost, reached in zip(np.asarray(costs, float)[order], np.asarray(errors, float)[order], strict=True):
-        if np.isfinite(reached) and (not y or reached < y[-1]):
-            x.append(cost)
-            y.append(reached)
-    if not y or y[-1] > error:
-        return float("inf")
-    return float(np.exp(np.interp(-np.log(error), -np.log(y), np.log(x))))
+    x, y = np.asarray(costs, float), np.asarray(errors, float)
+    return cost_to_reach(*envelope(x[np.isfinite(y)], y[np.isfinite(y)]), error)
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -171,7 +171,7 @@ def test_plan_file_round_trip(calibration, tmp_path):
         (dict(), "one of them; got None and None"),
         (dict(budget=1.0, error=1.0), "one of them"),
         (dict(budget=-1.0), "budget=-1.0; a positive number is expected"),
-        (dict(budget=8.0, coins="midpoint"), "an object such as"),
+        (dict(budget=8.0, coins="midpoint"), "an object is expected"),
         (dict(budget=8.0, steps=7), "must divide the calibration's 32 steps"),
         (dict(budget=8.0, levels=(0, 1)), "the last 2"),
         (dict(budget=1e-3), "Give a larger budget"),

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from .._custom_types import Y
 from .._solver import MultistepCoefficients
+from .envelope import cost_to_reach, envelope
 from .files import decode_record, read_record, write_record
 from .fingerprints import mismatch
 from .fit_plan import FittedPlan
@@ -185,15 +186,6 @@ class FittedSteps:
         return "\n".join(lines)
 
 
-def envelope(
-    cost: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Those that nothing as cheap beats, by increasing cost."""
-    order = np.lexsort((error, cost))
-    kept = [i for n, i in enumerate(order) if n == 0 or error[i] < error[order[:n]].min()]
-    return cost[kept], error[kept]
-
-
 def _equal(
     cost: Float[np.ndarray, " n"],
     error: Float[np.ndarray, " n"],
@@ -209,10 +201,3 @@ def _equal(
 
 def _dominated(cost: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"], i: int) -> bool:
     return bool(np.any((cost < cost[i]) & (error <= error[i])))
-
-
-def cost_to_reach(cost: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"], target: float) -> float:
-    """Between the points of an envelope by straight lines in logarithms; beyond its end infinite."""
-    if target < error[-1]:
-        return np.inf
-    return float(np.exp(np.interp(-np.log(target), -np.log(error), np.log(cost))))

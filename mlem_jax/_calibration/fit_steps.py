@@ -16,7 +16,8 @@ from .._progress import show_progress
 from .._solver import MultistepCoefficients
 from .._term import as_terms_of_key, find_multilevel_term
 from .costs import check_costs, relative_costs, time_levels
-from .fit_catalogue import cost_to_reach, envelope, FittedSteps
+from .envelope import cost_to_reach, envelope
+from .fit_catalogue import FittedSteps
 from .fit_law import Law
 from .fit_pilots import FitPilots
 from .fit_refine import refine

@@ -1,13 +1,12 @@
 """The choice between a multilevel plan and a single level, for a budget or a target error."""
 
 import dataclasses
-import numbers
-from typing import Any
 
 import numpy as np
 
 from .._bisection import bisect
-from .._coins import AbstractCoins, SystematicCoins
+from .._checks import as_int, as_positive
+from .._coins import AbstractCoins, as_coins, SystematicCoins
 from .allocation import FEW_FIRINGS
 from .candidates import best_candidate, Candidate, Search
 from .measurements import Measurements
@@ -16,6 +15,7 @@ from .single_level import best_alone, single_level_plan, speedups
 from .trials import Trials
 
 MIDPOINT = SystematicCoins(offset=0.5)
+_CALLER = "A plan"
 # The search for a target error determines the budget to 2%, well below the uncertainty of a predicted error.
 _BRACKET = 0.02
 # It starts from four times the cost of the finest level in all measured steps, more than any plan can use.
@@ -57,11 +57,14 @@ def choose_plan(
     """The plan for a budget or a target error; arguments and errors as for `Calibration.plan`."""
     if (budget is None) == (error is None):
         raise ValueError(f"A plan needs budget=... or error=..., one of them; got {budget} and {error}.")
-    wanted = _positive("budget", budget) if error is None else _positive("error", error)
-    steps = None if steps is None else _whole("steps", steps)
-    levels = None if levels is None else tuple(_whole("levels", level) for level in levels)
-    if not isinstance(coins, AbstractCoins):
-        raise ValueError(f"coins={coins!r}: an object such as mlem_jax.StratifiedCoins() is expected.")
+    if error is None:
+        wanted = as_positive(_CALLER, budget, name="budget", example="budget=8")
+    else:
+        wanted = as_positive(_CALLER, error, name="error", example="error=0.05")
+    steps = None if steps is None else as_int(_CALLER, steps, name="steps")
+    if levels is not None:
+        levels = tuple(as_int(_CALLER, level, name="levels", least=0) for level in levels)
+    coins = as_coins(_CALLER, coins)
     search = Search(measured.in_seconds() if in_seconds else measured, trials, coins, steps, levels)
     if error is None:
         plan = _plan_for_budget(search, wanted)
@@ -71,21 +74,6 @@ def choose_plan(
         return plan
     unit = f"Costs are wall-clock seconds of batches of {measured.batch} on {measured.device}."
     return dataclasses.replace(plan, advice=(*plan.advice, unit))
-
-
-def _positive(name: str, value: Any) -> float:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and 0 < float(value) < np.inf):
-        raise ValueError(
-            f"A plan was given {name}={value!r}; a positive number is expected, such as {name}=8."
-        )
-    return float(value)
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"A plan was given {value!r} in {name}=...; whole numbers are expected.")
-    return int(value)
 
 
 def _plan_for_error(search: Search, error: float | int) -> Plan:

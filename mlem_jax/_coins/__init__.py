@@ -2,6 +2,7 @@
 
 from .base import (
     AbstractCoins as AbstractCoins,
+    as_coins as as_coins,
     level_coefficients as level_coefficients,
     next_finer as next_finer,
     simulate_counts as simulate_counts,

@@ -82,6 +82,16 @@ class AbstractCoins(eqx.Module):
         )
 
 
+def as_coins(caller: str, coins: Any) -> AbstractCoins:
+    """A coin policy. Raises `ValueError` for anything else, such as the class of a policy."""
+    if not isinstance(coins, AbstractCoins):
+        raise ValueError(
+            f"{caller} needs coins such as mlem_jax.IndependentCoins() and was given {coins!r}. "
+            "Write the parentheses: an object is expected, not a class."
+        )
+    return coins
+
+
 def next_finer(p: Any) -> Any:
     """For each level the value of the next finer level, and 0 for the finest: `(..., levels)`."""
     xp = p.__array_namespace__()

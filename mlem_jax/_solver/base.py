@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._batching import across_batch, from_current, furthest, refuse_batch, refuse_gradient
 from .._checks import as_int, as_key
-from .._coins import AbstractCoins, level_coefficients
+from .._coins import AbstractCoins, as_coins, level_coefficients
 from .._custom_types import Args, Numbers, RealScalarLike, Y
 from .._probabilities import AbstractProbabilities, as_probabilities
 from .._term import find_multilevel_term, MultilevelTerm
@@ -99,11 +99,7 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
         record: int,
     ) -> tuple[AbstractProbabilities, AbstractCoins, PRNGKeyArray | None, int]:
         name = type(self).__name__
-        if not isinstance(coins, AbstractCoins):
-            raise ValueError(
-                f"{name} needs coins such as mlem_jax.IndependentCoins() and was given {coins!r}. "
-                "Write the parentheses: an object is expected, not a class."
-            )
+        coins = as_coins(name, coins)
         if key is not None:
             # Folded, so that coins and noise are independent even if a user gives both the same key.
             key = jr.fold_in(as_key(name, key), _COINS)
