@@ -47,6 +47,15 @@ def test_the_smaller_error_wins_within_a_budget(calibration):
     assert isinstance(calibration.plan(budget=1.5), ml.Plan)
 
 
+def test_a_few_trajectories_do_not_decide_for_coins(calibration):
+    # Of coins an RMS error of about 1 is predicted. Seven of eight pilots err half as much, one ends elsewhere.
+    steps = catalogue(calibration, ENTRIES)
+    errors = np.where(np.arange(8) < 7, 0.5, 30.0) * np.ones((3, 1))
+    plan = calibration.with_fitted(dataclasses.replace(steps, errors=errors)).plan(budget=3)
+    coins = calibration.plan(budget=3, coins=MIDPOINT)
+    assert isinstance(plan, ml.FittedPlan) and plan.error > 10 * coins.error > 10 * plan.typical_error
+
+
 def test_the_smaller_cost_wins_for_an_error(calibration):
     assert calibration.plan(error=0.095).levels == (0, 1)
     assert calibration.plan(error=0.1).cost == pytest.approx(2.5)

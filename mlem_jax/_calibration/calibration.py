@@ -114,8 +114,9 @@ class Calibration:
         """Decides how to solve within a budget, or for a target error.
 
         Fitted steps, where the calibration has them, compete with plans with coins, unless `coins`, `steps` or `levels`
-        are given: the smaller error wins, or for a target error the smaller cost. The error of fitted steps is that of
-        held-out pilots, that of plans with coins is predicted.
+        are given: for a budget the more accurate ones win, for a target error the cheaper ones. The error of fitted
+        steps is that of held-out pilots, and for a budget their geometric mean counts; that of a plan with coins is a
+        predicted RMS.
 
         For a plan with coins, all sets of levels that keep the finest one and all step counts that the calibration has
         tried are compared. For coins that are independent over steps, probabilities are the optimum

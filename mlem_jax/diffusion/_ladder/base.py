@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..._calibration import Calibration, FittedPlan, Plan, UnreachableError
+from ..._calibration import best_of, Calibration, FittedPlan, Plan, UnreachableError
 from ..._io import make_writable
 from ..._solver import AbstractMethod
 from ..._term import MultilevelTerm
@@ -109,8 +109,8 @@ class AbstractLadder(abc.ABC):
         sde: bool = False,
         **settings: Any,
     ) -> Plan | FittedPlan:
-        """The best plan of all methods that the ladder has calibrations for, and of fitted steps: the one of the
-        smallest predicted error for a `budget`, the cheapest one for an `error`. Arguments and errors as for
+        """The best plan of all methods that the ladder has calibrations for, and of fitted steps: the most
+        accurate one for a `budget`, the cheapest one for an `error`. Arguments and errors as for
         [`mlem_jax.Calibration.plan`][]."""
         there = [
             method for method in METHODS if calibration_name(sde, method) in self.calibrations
@@ -127,7 +127,7 @@ class AbstractLadder(abc.ABC):
         if not found:
             unreachable = [refusal for refusal in refusals if isinstance(refusal, UnreachableError)]
             raise min(unreachable, key=lambda refusal: refusal.least, default=refusals[0])
-        return min(found, key=lambda plan: plan.error if error is None else plan.cost)
+        return best_of(found, for_error=error is not None)
 
     def save_calibrations(self, folder: str | Path) -> None:
         """Writes each calibration into a folder, as `calibration_ode.npz` and so on, which is made where it is missing.
