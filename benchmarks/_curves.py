@@ -1,4 +1,4 @@
-"""Curves of error against cost from the rows of `_methods.measure`: costs at a given error, tables, pictures."""
+"""Curves of error against cost from the rows of `_runs.measure`: costs at a given error, tables, pictures."""
 
 from collections.abc import Sequence
 from typing import Any

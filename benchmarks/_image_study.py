@@ -7,7 +7,8 @@ import jax.random as jr
 import numpy as np
 from _image_methods import all_methods, DDIM, Effort, references
 from _image_report import measured_gamma, reach_table
-from _methods import add_seconds, Batch, draw, measure, Method, Shared, tune
+from _methods import Batch, draw, Method, Shared
+from _runs import add_seconds, measure, tune
 
 from mlem_jax.diffusion import Ladder
 

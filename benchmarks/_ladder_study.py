@@ -9,8 +9,9 @@ import jax.random as jr
 import numpy as np
 from _curves import best_grid as best_of_grids, by_method, costs_to_reach, markdown, Row, summary
 from _image_methods import OURS, OURS_SECOND, planned, references
-from _methods import add_seconds, Batch, draw, measure, Method, on_grids, Shared
+from _methods import Batch, draw, Method, on_grids, Shared
 from _rivals import DPMSolver, Euler, Plain
+from _runs import add_seconds, measure
 from jaxtyping import Array, Int
 
 import mlem_jax as ml

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import jax.random as jr
 import numpy as np
-from _methods import Batch, draw, Method, run, Shared
+from _methods import Batch, draw, Method, Shared
+from _runs import run
 from jaxtyping import Float
 
 from mlem_jax._io import write_safely

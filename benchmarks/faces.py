@@ -32,7 +32,8 @@ from _image_methods import DDIM, Effort, EFFORTS, image_problem, INDEPENDENT, OU
 from _image_report import report
 from _image_study import compare_all, Comparison
 from _level_errors import gammas, in_words, level_errors, MEASURES
-from _methods import Batch, Method, run
+from _methods import Batch, Method
+from _runs import run
 from gpu import colour_images
 
 from mlem_jax.diffusion import Config, Ladder, Level, read_config, Training

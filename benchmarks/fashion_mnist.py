@@ -35,7 +35,8 @@ from _image_methods import (
 )
 from _image_report import bars, report
 from _image_study import compare_all, Comparison
-from _methods import draw, Method, run, Shared
+from _methods import draw, Method, Shared
+from _runs import run
 
 from mlem_jax.diffusion import Ladder, load_images, load_labels, load_ladder
 from mlem_jax.plot import samples, save_figure

@@ -26,8 +26,9 @@ from _fitted_methods import ALONE_FITTED, LARGE_SMALL, LARGE_SMALL_LARGE, SEVERA
 from _fitted_report import compared, predictions, report, rivals_of
 from _harness import RESULTS, write_results, write_table
 from _image_methods import image_problem, planned
-from _methods import Batch, draw, marching, Method, on_grids, run, Shared
+from _methods import Batch, draw, marching, Method, on_grids, Shared
 from _rivals import DPMSolver, Euler, march, Plain
+from _runs import run
 
 import mlem_jax as ml
 from mlem_jax.diffusion import Ladder, load_ladder

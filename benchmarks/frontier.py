@@ -26,8 +26,9 @@ from _curves import best_grid, costs_to_reach, draw_curves, markdown, Row, summa
 from _fitted_methods import ALONE_FITTED, fitted_steps, stepping
 from _harness import RESULTS, write_results
 from _image_methods import image_problem, planned, references
-from _methods import add_seconds, Batch, draw, measure, Method, on_grids, Shared
+from _methods import Batch, draw, Method, on_grids, Shared
 from _rivals import DPMSolver, Euler, Plain, SDEDPMSolver
+from _runs import add_seconds, measure
 
 import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder

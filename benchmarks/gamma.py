@@ -28,7 +28,8 @@ import numpy as np
 from _curves import by_method, cost_at, markdown
 from _harness import add_sizes, RESULTS, write_results, write_table
 from _hierarchies import accurate, hierarchy, methods, SECOND
-from _methods import draw, measure, tune
+from _methods import draw
+from _runs import measure, tune
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 

@@ -33,7 +33,7 @@ from _ladder_study import (
     report,
     tiny_ladder,
 )
-from _methods import run
+from _runs import run
 from matplotlib.figure import Figure
 
 import mlem_jax as ml

@@ -18,8 +18,9 @@ import jax.random as jr
 from _curves import by_method, costs_to_reach, draw_curves, markdown, Row, summary
 from _harness import add_sizes, RESULTS, write_results, write_table
 from _image_methods import planned
-from _methods import add_seconds, measure, Method, Shared, tune
+from _methods import Method, Shared
 from _particles import draw_particles, initial_states, OneTrajectory, particles, rivals
+from _runs import add_seconds, measure, tune
 
 import mlem_jax as ml
 from mlem_jax.plot import save_figure

@@ -152,7 +152,8 @@ def test_a_switched_method_is_charged_for_what_it_evaluates():
     problem = problem._replace(ts=jnp.asarray(ts))
     way, level = Switch((0, 1, 2, 3, 4, 5, 6), 0, 8.0, 2.0), Between(*problem.levels, 8.008, 2.002)
     entry = switched_entry("toy", problem, level, way, table)
-    from _methods import Batch, run
+    from _methods import Batch
+    from _runs import run
 
     found = run(entry.method, Batch(jnp.ones((2, 2, 2, 1)), None, None, np.zeros((2, 2, 2, 1))))
     assert found.cost == pytest.approx(3 + 3 * 0.1)

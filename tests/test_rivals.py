@@ -22,7 +22,7 @@ from _curves import cost_at, costs_to_reach
 from _distribution import frechet, kernel_discrepancy, sliced_wasserstein
 from _hierarchies import accurate, COINS, hierarchy, SECOND
 from _image_methods import ReverseNoise, split_plan
-from _methods import Batch, draw, measure, Method, Prepared, Shared, stochastic_runge_kutta, tune
+from _methods import Batch, draw, Method, Prepared, Shared, stochastic_runge_kutta
 from _rivals import (
     DPMSolver,
     Euler,
@@ -35,6 +35,7 @@ from _rivals import (
     SDEDPMSolver,
     Switched,
 )
+from _runs import measure, tune
 from gamma import exponent, SIZES, study
 
 PROCESS = VariancePreserving()

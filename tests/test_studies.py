@@ -23,7 +23,6 @@ import gpu
 import guidance
 from _image_methods import DDIM, OURS, SINGLE
 from _ladder_study import best_grid, EULER, INDEPENDENT, MULTISTEP, tiny_ladder
-from _methods import measure
 from _particles import (
     CHARGE,
     draw_particles,
@@ -34,6 +33,7 @@ from _particles import (
     SCREENING,
     THICKNESS,
 )
+from _runs import measure
 from particles import SIZES
 
 
