@@ -1,12 +1,14 @@
 """Cheaper levels for any network: what they learn, from data and from noise alone, and that a stopped run continues."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from diffusion_problems import stand_in
 from problems import as_user
 
 from mlem_jax.diffusion import distil, EDM, NoisePredictor, PredictorLadder, Training
@@ -19,7 +21,7 @@ SIZE = 0.5
 QUICK = Training(
     match_steps=300, batch_size=32, match_learning_rate=3e-3, match_log_normal=(0.0, 1.5), label_dropout=0.0
 )
-MFLOPS = [0.001, 0.003]
+MFLOPS = [0.002]
 
 
 class Denoiser(eqx.Module):
@@ -54,30 +56,39 @@ def test_a_teacher_answers_as_a_network_of_the_description():
     np.testing.assert_allclose(network(x[1], jnp.log(s)[1]), v[1], rtol=1e-4, atol=1e-5)
 
 
+SETTINGS = dict(shape=SHAPE, mflops=MFLOPS, samples=160, training=QUICK, progress=False)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distilled") / "levels"
-    return folder, distil(
-        teacher(), folder, shape=SHAPE, mflops=MFLOPS, samples=400, training=QUICK, pilots=0, progress=False
-    )
+    return folder, distil(teacher(), folder, pilots=0, **SETTINGS)
 
 
 @pytest.mark.slow
-def test_levels_learn_a_network_from_noise_alone(found):
-    """Its v has a mean square of about 1: after 300 steps a level is within a few per cent of that, and the larger one
-    is nearer. The samples that it learns from are those of the network: of deviation SIZE."""
+def test_a_level_learns_a_network_from_noise_alone(found):
+    """The network's v has a mean square of about 1: after 300 steps the level is within a few per cent of that. The
+    samples that it learns from are those of the network, of deviation SIZE."""
     folder, distilled = found
     near = distilled.levels.card["held_out_loss"]["to_finest"]
-    assert near[1] < near[0] < 0.05 and near[2] == 0
+    assert near[0] < 0.05 and near[1] == 0
     with np.load(folder / "samples" / "samples.npz") as file:
         images = file["images"]
-    assert images.shape == (400, *SHAPE)
-    # 6,400 normal numbers: a standard error of 0.9%.
-    assert abs(images.std() / SIZE - 1) < 0.05
+    assert images.shape == (160, *SHAPE)
+    # 2,560 normal numbers: a standard error of 1.4%.
+    assert abs(images.std() / SIZE - 1) < 0.07
     costs = distilled.ladder.level_costs()
-    assert np.allclose(np.asarray(costs[:2]) / 1e6, MFLOPS, rtol=0.3) and costs[2] > 10 * costs[1]
-    for text in ("on its own samples, 400 images", "beside 8,000 for its own samples", "9,600"):
+    assert abs(costs[0] / 1e6 / MFLOPS[0] - 1) < 0.3 and costs[1] > 10 * costs[0]
+    # In evaluations of the network: 160 samples of 20 steps, and 300 steps of 32 images.
+    for text in ("on its own samples, 160 images", "beside 3,200 for its own samples", "9,600"):
         assert text in str(distilled)
+
+
+def calibrated(ladder, **settings):
+    """Stands in for a calibration, which takes half a minute to compile."""
+    config = SimpleNamespace(process=ladder.process, shape=ladder.shape)
+    known = SimpleNamespace(networks=ladder.predictors(), config=config, term=ladder.term)
+    return ladder.with_calibrations({"ode": stand_in(known)})
 
 
 @pytest.mark.slow
@@ -85,22 +96,20 @@ def test_the_same_call_again_returns_what_is_there(found, monkeypatch):
     folder, distilled = found
     monkeypatch.setattr(_distil, "train_networks", None)
     monkeypatch.setattr(_distil, "sample", None)
-    settings = dict(shape=SHAPE, mflops=MFLOPS, samples=400, training=QUICK, progress=False)
-    again = distil(teacher(), folder, pilots=0, **settings)
+    monkeypatch.setattr(_distil, "calibrate_methods", calibrated)
+    again = distil(teacher(), folder, pilots=4, **SETTINGS)
     x, s = jr.normal(jr.key(0), SHAPE), jnp.asarray(0.5)
     for before, after in zip(distilled.ladder.predictors(), again.ladder.predictors(), strict=True):
         np.testing.assert_array_equal(before(x, s), after(x, s))
     # Calibrations are measured once, and belong to the levels.
-    calibrated = distil(teacher(), folder, pilots=4, **settings)
-    assert sorted(calibrated.ladder.calibrations) == ["ode", "ode_2"]
     monkeypatch.setattr(_distil, "calibrate_methods", None)
-    kept = distil(teacher(), folder, pilots=4, **settings)
-    assert kept.ladder.plan(budget=3).error == calibrated.ladder.plan(budget=3).error
+    kept = distil(teacher(), folder, pilots=4, **SETTINGS)
+    assert kept.ladder.plan(budget=3).error == again.ladder.plan(budget=3).error
     assert "plan at 4 evaluations" in str(kept)
     with pytest.raises(ValueError, match="was begun with other data"):
-        distil(teacher(2_001), folder, **settings)
+        distil(teacher(2_001), folder, **SETTINGS)
     with pytest.raises(ValueError, match="was begun with another configuration"):
-        distil(teacher(), folder, **{**settings, "mflops": [0.001, 0.004]})
+        distil(teacher(), folder, **{**SETTINGS, "mflops": [0.003]})
 
 
 class Stopped(Exception):
@@ -108,27 +117,24 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_continues_to_the_same_numbers(tmp_path, monkeypatch):
-    short = dataclasses.replace(QUICK, match_steps=60)
-    settings = dict(shape=SHAPE, mflops=MFLOPS[:1], samples=64, training=short, pilots=0, progress=False)
-    whole = distil(teacher(), tmp_path / "whole", **settings)
+def test_a_stopped_run_continues_to_the_same_numbers(found, tmp_path, monkeypatch):
     original = _distil.train_networks
 
     def stopping(config, *arguments, **named):
         def stop(done, networks):
             raise Stopped
 
-        watched = dataclasses.replace(config, training=dataclasses.replace(config.training, sheet_every=40))
-        return original(watched, *arguments, **named, watch=stop, save_every=20)
+        watched = dataclasses.replace(config, training=dataclasses.replace(config.training, sheet_every=140))
+        return original(watched, *arguments, **named, watch=stop, save_every=50)
 
     with monkeypatch.context() as patch:
         patch.setattr(_distil, "train_networks", stopping)
         with pytest.raises(Stopped):
-            distil(teacher(), tmp_path / "parts", **settings)
+            distil(teacher(), tmp_path / "parts", pilots=0, **SETTINGS)
     assert not (tmp_path / "parts" / "ladder").exists() and (tmp_path / "parts" / "smaller").is_dir()
-    continued = distil(teacher(), tmp_path / "parts", **settings)
+    continued = distil(teacher(), tmp_path / "parts", pilots=0, **SETTINGS)
     x, s = jr.normal(jr.key(0), SHAPE), jnp.asarray(0.5)
-    pair = [found.ladder.predictors()[0](x, s) for found in (whole, continued)]
+    pair = [whole.ladder.predictors()[0](x, s) for whole in (found[1], continued)]
     np.testing.assert_array_equal(*pair)
 
 
@@ -145,7 +151,7 @@ def test_levels_learn_labels_from_data(tmp_path):
         teacher(),
         tmp_path / "out",
         classes=2,
-        mflops=MFLOPS[1:],
+        mflops=MFLOPS,
         images=images,
         labels=labels,
         shape=SHAPE,

@@ -78,7 +78,7 @@ def test_the_readme_drop_in_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["own-sde", "own-network"])
+@pytest.mark.parametrize("page", ["own-sde", "own-network", "maxdiffusion"])
 def test_the_code_of_a_how_to_page_runs(page, capsys):
     code = code_of(DOCS / "how-to" / f"{page}.md")
     assert code.count("import") > 3
