@@ -210,7 +210,7 @@ def test_files_that_will_not_do_are_answered_in_a_sentence(files, tmp_path, dama
         ("--network small --label 1", "--label is for"),
         (
             "--network small",
-            "Networks of others come without a calibration. Measure one with .* calibrate --network",
+            "These levels come without a calibration. Measure one with .* calibrate --network",
         ),
     ],
 )

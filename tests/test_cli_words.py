@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from diffusion_problems import randomised, stand_in, TINY
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 
 import mlem_jax as ml
 from mlem_jax._cli import app as _cli
-from mlem_jax.diffusion import Ladder, save_ladder
+from mlem_jax.diffusion import Guided, Ladder, load_ladder, NoisePredictor, sample, save_ladder
 from mlem_jax.diffusion._ladder import as_stored
 
 
@@ -97,6 +99,12 @@ WRONG = {
     "decoder": ("--decoder {places}/nowhere", 2, "nowhere does not exist"),
     "label": ("--label 1", 2, "--label is for a ladder with classes"),
     "guidance": ("--guidance 2", 2, "--guidance is for a ladder with classes"),
+    "negative": ("--negative 1", 2, "--negative is for guidance; add --guidance"),
+    "negative out of range": (
+        "--checkpoint {places}/classes --guidance 2 --negative 4",
+        2,
+        "--negative 4: this ladder has 3 classes; 0 to 2",
+    ),
     "label out of range": (
         "--checkpoint {places}/classes --label 4 --calibration {places}/none.npz",
         2,
@@ -123,6 +131,28 @@ def test_a_wrong_command_is_answered_in_a_sentence(places, tmp_path, line, code,
     found, text = run(*common, *line.format(places=places).split())
     assert found == code and re.search(message, text), text
     assert "mlem_jax.calibrate(" not in text and not (tmp_path / "out").exists()
+
+
+def test_a_negative_label_takes_the_place_of_no_label(places, tmp_path):
+    """u + 2 (c - u) with u for label 1: two Euler steps of the finest network, as in Python."""
+    code, text = run(
+        *("sample", "--checkpoint", places / "classes", "--steps", 2, "--n", 2, "--label", 0),
+        *("--guidance", 2, "--negative", 1, "--out", tmp_path / "out"),
+    )
+    assert code == 0, text
+    ladder = load_ladder(places / "classes")
+    level = NoisePredictor(Guided(ladder.networks[-1], 2.0, 1), ladder.process)
+    found = sample(
+        [level],
+        n=2,
+        shape=ladder.shape,
+        plan=ml.steps_plan(ladder.process.grid(2)),
+        key=jr.key(0),
+        args=jnp.asarray(0),
+        progress=False,
+    )
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        np.testing.assert_allclose(file["images"], found.images, rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_calibrations_and_demos(places, tmp_path):

@@ -16,6 +16,8 @@ from mlem_jax.diffusion import (
     EDM,
     FlowMatching,
     Guided,
+    GuidedEach,
+    GuidedLabel,
     NoisePredictor,
     Preconditioned,
     ProbabilityFlow,
@@ -65,6 +67,22 @@ def test_guidance_is_the_papers_combination_of_noises(prediction, x64):
         np.testing.assert_allclose(noise(scale, y, label), expected, atol=1e-10)
     # One point alone.
     np.testing.assert_allclose(noise(scale, y[1], label[1]), expected[1], atol=1e-10)
+
+
+def test_each_sample_may_have_its_own_scale_and_negative_label(x64):
+    """Each is what `Guided` makes of it alone, with that scale, away from that label; in a batch and under vmap."""
+    y, s = 2 * jr.normal(jr.key(0), (3, 2)), jnp.asarray(0.7)
+    labels = GuidedLabel(jnp.array([0, 1, 0]), jnp.array([0.5, 3.0, 2.0]), jnp.array([NULL, 0, 1]))
+    level = ProbabilityFlow(NoisePredictor(GuidedEach(ConditionalNetwork()), PROCESS, "velocity", "time"))
+    found = jax.jit(level)(s, y, labels)
+    mapped = jax.vmap(lambda y, label: level(s, y, label))(y, labels)
+    for i, (label, scale, away) in enumerate(zip(*labels, strict=True)):
+        alone = NoisePredictor(Guided(ConditionalNetwork(), scale, away), PROCESS, "velocity", "time")
+        expected = ProbabilityFlow(alone)(s, y[i], label)
+        np.testing.assert_allclose(found[i], expected, atol=1e-10)
+        np.testing.assert_allclose(mapped[i], expected, atol=1e-10)
+    with pytest.raises(ValueError, match="needs a GuidedLabel.* and was given no label"):
+        level(s, y, None)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from .errors import check_place, errors_explained
 from .inputs import apply_scales, common_options
-from .networks import Family, network_options, Networks, Precision, read_levels
+from .networks import Family, Negative, network_options, Networks, Precision, read_levels
 from .options import BUDGET, Budget, Checkpoint, GuidanceScales, Sde
 from .screen import say
 
@@ -60,6 +60,7 @@ def calibrate(
     steps: Steps = None,
     order: Order = None,
     guidance: GuidanceScales = None,
+    negative: Negative = None,
     budget: Budget = None,
     fit_pilots: Annotated[
         int | None,
@@ -84,7 +85,7 @@ def calibrate(
             raise ValueError(f"--steps {steps}: a multiple of 4 is expected, such as {-(-steps // 4) * 4}.")
         if out.exists():
             raise FileExistsError(f"{out} exists already; choose another --out or move it away.")
-        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
+        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype, negative)
         check_place(out.parent, "--out")
         into_file = out.suffix == ".npz"
         if not into_file:
@@ -128,7 +129,7 @@ def calibrate(
         say(console, f"A plan with budget {wanted:g}:\n{plan}\n")
     except ValueError as error:
         say(console, f"No plan: {error}\n")
-    options = network_options(network, family, dtype) + common_options(checkpoint, sde, guidance)
+    options = network_options(network, family, dtype) + common_options(checkpoint, sde, guidance, negative)
     say(console, f"Written: {out}")
     say(
         console,

@@ -48,17 +48,24 @@ def read_scales(ladder: Any, guidance: list[float] | None) -> float | list[float
     return guidance[0] if len(guidance) == 1 else guidance
 
 
-def apply_scales(ladder: Any, scales: float | list[float] | None) -> Any:
-    """The ladder whose levels are guided."""
+def apply_scales(ladder: Any, scales: float | list[float] | None, negative: int | None = None) -> Any:
+    """The ladder whose levels are guided, away from a negative label or from none. Raises `ValueError`."""
     if scales is None:
         return ladder
-    from ..diffusion import PredictorLadder
+    from ..diffusion import Guided, PredictorLadder
 
+    levels = ladder.predictors(guidance=scales)
+    if negative is not None:
+        if negative > ladder.classes:
+            raise ValueError(
+                f"--negative {negative}: this ladder has {ladder.classes} classes; 0 to {ladder.classes - 1} are "
+                "expected."
+            )
+        each = scales if isinstance(scales, list) else [scales] * len(levels)
+        pairs = zip(ladder.networks, each, strict=True)
+        levels = [ladder.config.predictor(Guided(network, scale, negative)) for network, scale in pairs]
     return PredictorLadder(
-        ladder.predictors(guidance=scales),
-        shape=ladder.shape,
-        classes=ladder.classes,
-        costs=ladder.level_costs(guided=True),
+        levels, shape=ladder.shape, classes=ladder.classes, costs=ladder.level_costs(guided=True)
     )
 
 
@@ -105,7 +112,7 @@ def make_plan(
 
     if isinstance(ladder, PredictorLadder):
         raise ValueError(
-            f"Networks of others come without a calibration. Measure one with '{measure}', and add --calibration "
+            f"These levels come without a calibration. Measure one with '{measure}', and add --calibration "
             "FILE.npz; or write --steps N for steps of the finest network alone."
         )
     if scales is not None:
@@ -122,10 +129,14 @@ def make_plan(
     return ladder.plan(sde=sde, **settings)
 
 
-def common_options(checkpoint: Path | None, sde: bool, guidance: list[float] | None) -> str:
+def common_options(
+    checkpoint: Path | None, sde: bool, guidance: list[float] | None, negative: int | None
+) -> str:
     """The options that calibrate and sample have to agree in, as they are written."""
+    away = "" if negative is None else f" --negative {negative}"
     options = "" if checkpoint is None else f" --checkpoint {checkpoint}"
-    return options + (" --sde" if sde else "") + "".join(f" --guidance {scale}" for scale in guidance or ())
+    scales = "".join(f" --guidance {scale}" for scale in guidance or ())
+    return options + (" --sde" if sde else "") + scales + away
 
 
 def _read_calibration(

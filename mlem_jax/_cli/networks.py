@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from .inputs import ladder_folder, read_ladder, read_scales
+from .inputs import apply_scales, ladder_folder, read_ladder, read_scales
 
 Networks = Annotated[
     list[Path] | None,
@@ -29,6 +29,15 @@ Family = Annotated[
 Precision = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option("--dtype", metavar="TYPE", help="In which networks compute: float32 or bfloat16."),
+]
+Negative = Annotated[
+    int | None,
+    typer.Option(
+        "--negative",
+        min=0,
+        metavar="N",
+        help="With --guidance: the label that is steered away from, instead of no label.",
+    ),
 ]
 DecoderPath = Annotated[
     Path | None,
@@ -54,14 +63,18 @@ def read_levels(
     guidance: list[float] | None,
     family: str | None,
     dtype: str,
+    negative: int | None = None,
 ) -> tuple[Any, float | list[float] | None]:
     """The ladder; and the scales of guidance that it has yet to be given. Raises `ValueError` and what reading
     raises."""
+    if negative is not None and not guidance:
+        raise ValueError("--negative is for guidance; add --guidance SCALE, or leave it out.")
     if not networks:
         if family is not None or dtype != "float32":
             raise ValueError("--family and --dtype are for --network; a trained ladder knows its own.")
         ladder = read_ladder(checkpoint)
-        return ladder, read_scales(ladder, guidance)
+        scales = read_scales(ladder, guidance)
+        return (ladder, scales) if negative is None else (apply_scales(ladder, scales, negative), None)
     if checkpoint is not None:
         raise ValueError("Give --checkpoint, the folder of a ladder, or --network for each level; not both.")
     scales = guidance or [None]
@@ -77,7 +90,7 @@ def read_levels(
     for path, scale in zip(networks, each, strict=True):
         place = ladder_folder(path)
         if place is None:
-            levels.append(load_network(path, family=family, dtype=dtype, guidance=scale))
+            levels.append(load_network(path, family=family, dtype=dtype, guidance=scale, null=negative))
         else:
             levels += load_ladder(place).predictors()
     return PredictorLadder(levels), None

@@ -27,6 +27,7 @@ from .networks import (
     DecoderPath,
     Family,
     Latents,
+    Negative,
     network_options,
     Networks,
     Precision,
@@ -103,6 +104,7 @@ def sample(
     sde: Sde = False,
     label: Label = None,
     guidance: GuidanceScales = None,
+    negative: Negative = None,
     seed: Seed = 0,
     image_format: ImageFormat = "float32",
     png: Png = None,
@@ -133,7 +135,7 @@ def sample(
         planned = {"--budget": budget, "--error": error, "--calibration": calibration}
         check_by_hand(steps, {"--method": method, "--spacing": spacing, "--level": level}, planned)
         budget = one_of(budget, error)
-        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
+        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype, negative)
         labels = make_labels(ladder, label, n)
         given = read_given(ladder.shape, n, start_from, start_at, known, mask)
         decode = read_decoder(decoder, latents, dtype, ladder.shape)
@@ -142,7 +144,8 @@ def sample(
         else:
             plan = make_plan(
                 ladder,
-                options=network_options(network, family, dtype) + common_options(checkpoint, sde, guidance),
+                options=network_options(network, family, dtype)
+                + common_options(checkpoint, sde, guidance, negative),
                 file=calibration,
                 sde=sde,
                 scales=scales,

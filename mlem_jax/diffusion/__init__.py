@@ -45,6 +45,8 @@ from ._network import (
 )
 from ._predictor import (
     Guided as Guided,
+    GuidedEach as GuidedEach,
+    GuidedLabel as GuidedLabel,
     NoisePredictor as NoisePredictor,
     NoisyTerms as NoisyTerms,
     Preconditioned as Preconditioned,

@@ -15,4 +15,8 @@ from .drift import (
     sampling_terms as sampling_terms,
     StochasticDrift as StochasticDrift,
 )
-from .guidance import Guided as Guided
+from .guidance import (
+    Guided as Guided,
+    GuidedEach as GuidedEach,
+    GuidedLabel as GuidedLabel,
+)

@@ -10,6 +10,7 @@ Both branches are inside one level: they share its coins, and are one batched ca
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -59,10 +60,64 @@ class Guided(eqx.Module):
                 f"{self.null!r} has {jtu.tree_structure(self.null)}. Both must be what the network takes."
             )
 
-        def pair(given: ArrayLike, null: ArrayLike) -> Array:
-            given = jnp.asarray(given)
-            return jnp.stack([given, jnp.broadcast_to(jnp.asarray(null, given.dtype), given.shape)])
-
-        labels = jtu.tree_map(pair, label, self.null)
-        given, without = jax.vmap(lambda label: self.network(x, conditioning, label))(labels)
+        given, without = _branches(self.network, x, conditioning, label, self.null)
         return without + self.scale * (given - without)
+
+
+def _branches(
+    network: Callable[..., Array], x: Array, conditioning: Array, label: PyTree, null: PyTree
+) -> Float[Array, "two ..."]:
+    """The network's outputs with a label and with another, as one batched call."""
+
+    def pair(given: ArrayLike, null: ArrayLike) -> Array:
+        given = jnp.asarray(given)
+        return jnp.stack([given, jnp.broadcast_to(jnp.asarray(null, given.dtype), given.shape)])
+
+    labels = jtu.tree_map(pair, label, null)
+    return jax.vmap(lambda label: network(x, conditioning, label))(labels)
+
+
+class GuidedLabel(NamedTuple):
+    """What a [`mlem_jax.diffusion.GuidedEach`][] level takes as its label; with a leading axis, what all samples take.
+
+    - `label`: what is wanted.
+    - `scale`: how strongly, see [`mlem_jax.diffusion.Guided`][].
+    - `away`: what is steered away from: the label for "no label", or any other, a negative one.
+    """
+
+    label: PyTree
+    scale: ArrayLike
+    away: PyTree
+
+
+class GuidedEach(eqx.Module):
+    """A conditional network with guidance whose scale and negative label are each sample's own.
+
+    !!! example
+
+        ```python
+        level = NoisePredictor(GuidedEach(network), process, "eps")
+        labels = GuidedLabel(jnp.arange(n) % 10, jnp.linspace(1.0, 5.0, n), jnp.full(n, 10))
+        ladder = PredictorLadder([level], labels=labels)  # calibrated for such labels
+        sample(ladder, n=n, labels=labels, plan=plan, key=key)
+        ```
+
+    **Arguments:** `network`, as for [`mlem_jax.diffusion.Guided`][].
+
+    Raises, when called, `ValueError` for a label that is not a [`mlem_jax.diffusion.GuidedLabel`][].
+    """
+
+    network: Callable[..., Array]
+
+    def __call__(
+        self, x: Float[Array, "..."], conditioning: Float[Array, "..."], label: PyTree = None
+    ) -> Float[Array, "..."]:
+        if not isinstance(label, GuidedLabel):
+            raise ValueError(
+                f"A level with GuidedEach needs a GuidedLabel(label, scale, away) and was given "
+                f"{'no label' if label is None else type(label).__name__}."
+            )
+        given, without = _branches(self.network, x, conditioning, label.label, label.away)
+        scale = jnp.asarray(label.scale, x.dtype)
+        # One scale for each image of a batch.
+        return without + scale.reshape(*scale.shape, *[1] * (x.ndim - scale.ndim)) * (given - without)
