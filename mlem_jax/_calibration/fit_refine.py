@@ -16,9 +16,10 @@ from .fit_pilots import FitPilots
 from .fit_rollout import Fitted, moved, roll_out, Rollout, step_features, to_drifts
 
 # Steps at most, and those that lower the held-out error by less are the last.
-_ROUNDS, _GAIN = 2, 0.01
-# Ridges in units of the diagonal: the larger one where pilots are few or far from their path.
-_RIDGES = (0.03, 0.3)
+_ROUNDS, _GAIN = 3, 0.01
+# The ridge in units of the diagonal (Levenberg-Marquardt): at first, how many are tried, by which factor it is raised
+# after a step that was too long, and by which it is lowered after one that was not.
+_RIDGE, _TRIES, _RAISED, _LOWERED = 0.1, 3, 6.0, 3.0
 # Random directions at the end.
 _DIRECTIONS = 8
 # A level stands in for a costlier one's derivative if its own costs at most this fraction.
@@ -37,35 +38,35 @@ class _Problem(NamedTuple):
 
 def refine(pilots: FitPilots, rollout: Rollout, report: Callable[[str], None]) -> Rollout:
     """The roll-out after the steps that lower the error of its held-out pilots."""
-    best = rollout
+    best, ridge = rollout, _RIDGE
     for number in range(_ROUNDS):
-        problem = _linearised(pilots, best, seed=number)
-        tried = [
-            roll_out(pilots, best.schedule, best.memory, best.groups, given=_changed(best, change))
-            for change in _changes(problem, best)
-        ]
-        found = min(tried, key=lambda one: one.typical_error)
         report(f"refining, cost {best.schedule.cost(pilots.costs):.1f}")
-        gain = np.log(best.typical_error / found.typical_error)
-        best = found if gain > 0 else best
-        if not gain > _GAIN:
+        problem = _linearised(pilots, best, seed=number)
+        before = best
+        for _ in range(_TRIES):
+            given = _changed(before, _change(problem, before, ridge))
+            found = roll_out(pilots, before.schedule, before.memory, before.groups, given=given)
+            if found.typical_error < before.typical_error:
+                best, ridge = found, ridge / _LOWERED
+                break
+            ridge *= _RAISED
+        if not np.log(before.typical_error / best.typical_error) > _GAIN:
             break
     return best
 
 
-def _changes(problem: _Problem, rollout: Rollout) -> list[Float[np.ndarray, "groups parameters"]]:
-    """The step of each ridge, for each group from the pilots on which it is fitted."""
+def _change(problem: _Problem, rollout: Rollout, ridge: float) -> Float[np.ndarray, "groups parameters"]:
+    """The step of each group, from the pilots on which it is fitted."""
     errors, groups = rollout.errors, rollout.groups
     weights = np.maximum(errors / np.median(errors), _LEAST_SHARE) ** -2
     shares = groups.fits * weights
     matrix = np.tensordot(shares, problem.matrix, 1)
     side = (shares @ problem.gradient)[:, :, None]
+    # In units of the features' sizes, which may differ by orders of magnitude.
     scale = 1 / np.sqrt(np.diagonal(matrix, axis1=1, axis2=2) + 1e-300)
     scaled = matrix * scale[:, :, None] * scale[:, None, :]
-    eye = np.eye(matrix.shape[1])
-    return [
-        -scale * np.linalg.solve(scaled + ridge * eye, scale[:, :, None] * side)[:, :, 0] for ridge in _RIDGES
-    ]
+    solution = np.linalg.solve(scaled + ridge * np.eye(matrix.shape[1]), scale[:, :, None] * side)
+    return -scale * solution[:, :, 0]
 
 
 def _changed(rollout: Rollout, change: Float[np.ndarray, "groups parameters"]) -> list[Fitted]:
