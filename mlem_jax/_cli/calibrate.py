@@ -9,7 +9,7 @@ from rich.console import Console
 from .errors import check_place, errors_explained
 from .inputs import apply_scales, common_options
 from .networks import Family, Negative, network_options, Networks, Precision, read_levels
-from .options import BUDGET, Budget, Checkpoint, GuidanceScales, Sde
+from .options import Budget, BUDGETS, Checkpoint, GuidanceScales, Sde
 from .screen import say
 
 Out = Annotated[
@@ -120,7 +120,7 @@ def calibrate(
                 say(console, f"{calibration}\n")
     budget_given = "" if budget is None else f" --budget {budget:g}"
     try:
-        wanted = budget or BUDGET
+        wanted = budget or BUDGETS[sde]
         if into_file:
             (only,) = found.values()
             plan = only.plan(budget=wanted)

@@ -33,7 +33,7 @@ def demo(
     fitted steps, from the same noise, and compares error, evaluations and seconds. About a minute on two cores.
     """
     console = Console()
-    budget = one_of(budget, error)
+    budget = one_of(budget, error, sde)
     with errors_explained(console):
         if json_file is not None and json_file.is_dir():
             raise ValueError(f"--json {json_file} is a folder; name a file.")

@@ -134,7 +134,7 @@ def sample(
     with errors_explained(console):
         planned = {"--budget": budget, "--error": error, "--calibration": calibration}
         check_by_hand(steps, {"--method": method, "--spacing": spacing, "--level": level}, planned)
-        budget = one_of(budget, error)
+        budget = one_of(budget, error, sde)
         ladder, scales = read_levels(checkpoint, network, guidance, family, dtype, negative)
         labels = make_labels(ladder, label, n)
         given = read_given(ladder.shape, n, start_from, start_at, known, mask)
