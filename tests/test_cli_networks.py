@@ -1,4 +1,4 @@
-"""The commands `calibrate` and `sample` with networks of others: two commands from files to pictures, steps by hand,
+"""The commands `calibrate` and `sample` with networks of others: two commands from files to pictures, single steps,
 decoded latents, and a sentence for every file that will not do."""
 
 import json

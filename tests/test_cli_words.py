@@ -86,9 +86,9 @@ WRONG = {
         2,
         "without a calibration of the reverse SDE. Measure one with .* --sde --out FILE.npz'",
     ),
-    "steps and budget": ("--steps 4 --budget 3", 2, "--steps is a plan by itself; leave out --budget"),
+    "steps and budget": ("--steps 4 --budget 3", 2, "--steps N replaces the plan; leave out --budget"),
     "steps and calibration": ("--steps 4 --calibration {places}/x.npz", 2, "leave out --calibration"),
-    "method": ("--method ab2", 2, "--method is for steps by hand; add --steps N"),
+    "method": ("--method ab2", 2, "--method needs --steps N; add it"),
     "level": ("--steps 4 --level 3", 2, "--level 3: a number from 1 to 2 is expected"),
     "two ladders": (
         "--network {places}/file",

@@ -1,7 +1,7 @@
 """The command `calibrate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -44,6 +44,15 @@ Order = Annotated[
         "By default both in a folder, 1 in a file.",
     ),
 ]
+FitPilots = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Images on which steps of all costs are fitted; by default 128 for the probability flow, and 0, none, "
+        "for the reverse SDE.",
+    ),
+]
 
 # Enough for images: with fewer, held-out pilots reject much of what can be fitted (benchmarks/fitted.py).
 _FIT_PILOTS = 128
@@ -62,15 +71,7 @@ def calibrate(
     guidance: GuidanceScales = None,
     negative: Negative = None,
     budget: Budget = None,
-    fit_pilots: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Images on which steps of all costs are fitted; by default 128 for the probability flow, and 0, none, "
-            "for the reverse SDE.",
-        ),
-    ] = None,
+    fit_pilots: FitPilots = None,
 ) -> None:
     """Measures a ladder's levels along real trajectories, sizes of the increments, costs, trial runs, and fits steps
     of all costs.
@@ -90,37 +91,12 @@ def calibrate(
         into_file = out.suffix == ".npz"
         if not into_file:
             ladder, scales = apply_scales(ladder, scales), None
-        from .. import diffusion
-        from ..diffusion._ladder import calibration_name, METHODS
-
         if fit_pilots is None:
             fit_pilots = 0 if sde else _FIT_PILOTS
-        methods = METHODS[order - 1 : order] if order else METHODS[:1] if into_file else METHODS
-        found = {}
-        for method in methods:
-            calibration = diffusion.calibrate_ladder(
-                ladder,
-                sde=sde,
-                steps=steps,
-                pilots=pilots,
-                method=method,
-                guidance=scales,
-                # Fitted steps are of no method: once is enough.
-                fit_pilots=fit_pilots if method == methods[-1] else 0,
-            )
-            kind = calibration_name(sde, method)
-            found[kind] = calibration
-            try:
-                if into_file:
-                    calibration.save(out)
-                else:
-                    ladder.with_calibrations({kind: calibration}).save_calibrations(out)
-            finally:
-                # What was measured is shown even where the disk has become full.
-                say(console, f"{calibration}\n")
-    budget_given = "" if budget is None else f" --budget {budget:g}"
+        settings = {"sde": sde, "steps": steps, "pilots": pilots, "guidance": scales}
+        found = _measure(console, out, ladder, order, fit_pilots, settings)
+    wanted = budget or BUDGETS[sde]
     try:
-        wanted = budget or BUDGETS[sde]
         if into_file:
             (only,) = found.values()
             plan = only.plan(budget=wanted)
@@ -130,8 +106,36 @@ def calibrate(
     except ValueError as error:
         say(console, f"No plan: {error}\n")
     options = network_options(network, family, dtype) + common_options(checkpoint, sde, guidance, negative)
+    budget_given = "" if budget is None else f" --budget {budget:g}"
     say(console, f"Written: {out}")
     say(
         console,
         f"Draw with it: python -m mlem_jax sample{options} --calibration {out}{budget_given} --out FOLDER",
     )
+
+
+def _measure(
+    console: Console, out: Path, ladder: Any, order: int | None, fit_pilots: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The calibrations for all methods, or for that of `order`, by name; each is written and shown once it is there."""
+    from .. import diffusion
+    from ..diffusion._ladder import calibration_name, METHODS
+
+    into_file = out.suffix == ".npz"
+    methods = METHODS[order - 1 : order] if order else METHODS[:1] if into_file else METHODS
+    found = {}
+    for method in methods:
+        # Fitted steps do not depend on the method: fitting them once is enough.
+        fitted = fit_pilots if method == methods[-1] else 0
+        calibration = diffusion.calibrate_ladder(ladder, method=method, fit_pilots=fitted, **settings)
+        kind = calibration_name(settings["sde"], method)
+        found[kind] = calibration
+        try:
+            if into_file:
+                calibration.save(out)
+            else:
+                ladder.with_calibrations({kind: calibration}).save_calibrations(out)
+        finally:
+            # Shown even if the disk has become full.
+            say(console, f"{calibration}\n")
+    return found

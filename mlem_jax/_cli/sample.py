@@ -1,14 +1,13 @@
 """The command `sample`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
 from rich.console import Console
 
 from .._io import write_safely
-from .by_hand import check_by_hand, OnLevel, plan_by_hand, Spacing, StepMethod, Steps
 from .errors import errors_explained
 from .images import (
     cut_settings,
@@ -36,6 +35,7 @@ from .networks import (
 )
 from .options import Budget, Checkpoint, GuidanceScales, InSeconds, one_of, Sde, Seed, TargetError
 from .screen import say
+from .single_steps import check_single_steps, OnLevel, single_steps_plan, Spacing, StepMethod, Steps
 
 # On the sheet: ten rows of ten are still large enough to be seen.
 _SHOWN = 100
@@ -133,14 +133,14 @@ def sample(
     console = Console()
     with errors_explained(console):
         planned = {"--budget": budget, "--error": error, "--calibration": calibration}
-        check_by_hand(steps, {"--method": method, "--spacing": spacing, "--level": level}, planned)
+        check_single_steps(steps, {"--method": method, "--spacing": spacing, "--level": level}, planned)
         budget = one_of(budget, error, sde)
         ladder, scales = read_levels(checkpoint, network, guidance, family, dtype, negative)
         labels = make_labels(ladder, label, n)
         given = read_given(ladder.shape, n, start_from, start_at, known, mask)
         decode = read_decoder(decoder, latents, dtype, ladder.shape)
         if steps is not None:
-            plan = plan_by_hand(ladder, steps, method, spacing, level)
+            plan = single_steps_plan(ladder, steps, method, spacing, level)
         else:
             plan = make_plan(
                 ladder,
@@ -174,33 +174,47 @@ def sample(
             save_at=times,
             **given,
         )
-        written = [out / "samples.npz"]
+        _finish(console, found, out, png, decode, batch_size, image_format == "uint8", times)
 
-        def finished(images: np.ndarray, as_bytes: bool) -> np.ndarray:
-            return images if decode is None else decode_images(decode, images, batch_size, as_bytes=as_bytes)
 
-        images = finished(found.images, image_format == "uint8")
-        if decode is not None:
-            written.append(out / "decoded.npz")
-            write_safely(written[-1], lambda file: np.savez(file, images=images))
-        if images.shape[-1] not in _CHANNELS:
-            say(
-                console,
-                f"{n} samples of {' x '.join(map(str, images.shape[1:]))}: {written[0]}. No pictures are made of them; "
-                "if they are latents, write --decoder FOLDER.",
-            )
-            return
-        if times is not None and found.trajectories is not None:
-            written.append(out / "previews.png")
-            sheet = finished(preview_rows(found.trajectories, times), False)
-            diffusion.save_grid(written[-1], sheet, columns=len(times))
-        _write_pictures(console, images, out, png, written)
+def _finish(
+    console: Console,
+    found: Any,
+    out: Path,
+    png: Path | None,
+    decode: Any,
+    batch_size: int,
+    as_bytes: bool,
+    times: Any,
+) -> None:
+    """Decodes samples that are latents, and writes the sheets of images and of previews."""
+    from .. import diffusion
+
+    def finished(images: np.ndarray, as_bytes: bool) -> np.ndarray:
+        return images if decode is None else decode_images(decode, images, batch_size, as_bytes=as_bytes)
+
+    written, images = [out / "samples.npz"], finished(found.images, as_bytes)
+    if decode is not None:
+        written.append(out / "decoded.npz")
+        write_safely(written[-1], lambda file: np.savez(file, images=images))
+    if images.shape[-1] not in _CHANNELS:
+        say(
+            console,
+            f"{len(images)} samples of {' x '.join(map(str, images.shape[1:]))}: {written[0]}. No pictures are made of "
+            "them; if they are latents, write --decoder FOLDER.",
+        )
+        return
+    if times is not None and found.trajectories is not None:
+        written.append(out / "previews.png")
+        sheet = finished(preview_rows(found.trajectories, times), False)
+        diffusion.save_grid(written[-1], sheet, columns=len(times))
+    _write_pictures(console, images, out, png, written)
 
 
 def _write_pictures(
     console: Console, images: np.ndarray, out: Path, png: Path | None, written: list[Path]
 ) -> None:
-    """Makes pictures of images, and says where all is."""
+    """Writes images as a sheet and as single files, and names the files written."""
     from .. import diffusion
 
     written = [*written, out / "samples.png"]

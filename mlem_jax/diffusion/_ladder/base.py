@@ -27,38 +27,38 @@ class AbstractLadder(abc.ABC):
     trained here, [`mlem_jax.diffusion.PredictorLadder`][] of any others.
 
     - `calibrations`: of the probability flow (`"ode"`) and of the reverse SDE (`"sde"`) for
-        [`mlem_jax.EulerMaruyama`][], and for [`mlem_jax.AdamsBashforth`][] (`"ode_2"`, `"sde_2"`); those that there
-        are.
+        [`mlem_jax.EulerMaruyama`][], and for [`mlem_jax.AdamsBashforth`][] (`"ode_2"`, `"sde_2"`); as far as
+        they were measured.
     """
 
     calibrations: dict[str, Calibration]
-    # What a reader of its calibrations should know, in sentences.
+    # Sentences that are printed with its calibrations.
     remarks: tuple[str, ...] = ()
 
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """Shape of one image."""
 
     @property
     @abc.abstractmethod
     def process(self) -> AbstractProcess:
-        """Whose range of `s` is sampled, and whose grids are used."""
+        """The process that defines the range of `s` and the grids of sampling."""
 
     @property
     @abc.abstractmethod
     def classes(self) -> int | None:
-        """How many labels there are, if they are integers from 0 to `classes - 1`."""
+        """Number of classes, if labels are integers from 0 to `classes - 1`."""
 
     @property
     @abc.abstractmethod
     def labels(self) -> PyTree:
-        """From which the labels of pilots are drawn: arrays with a leading axis; `None` if levels take none."""
+        """Labels from which those of pilots are drawn: arrays with a leading axis; `None` if levels take none."""
 
     @property
     @abc.abstractmethod
     def seed(self) -> int:
-        """From which that of the pilots is made."""
+        """Seed from which that of the pilots is derived."""
 
     @abc.abstractmethod
     def predictors(self, *, guidance: Guidance | None = None) -> tuple[NoisePredictor, ...]:

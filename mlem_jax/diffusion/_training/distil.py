@@ -40,9 +40,9 @@ from .train import train_networks
 
 # Noise levels where the levels' differences move images most, as for the ladder that is shipped.
 DISTILLING = Training(match_learning_rate=1e-3, match_log_normal=(0.5, 1.6), label_dropout=0.0)
-# Of the network's own samples: second-order steps, beyond which the images hardly change (benchmarks/frontier.py).
+# Second-order steps of the network's own samples; with more the images hardly change (benchmarks/frontier.py).
 _SAMPLE_STEPS = 20
-# The part of the training's evaluations of the network that its samples may take.
+# Evaluations for samples, as a share of those for training.
 _SAMPLE_SHARE = 0.25
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 1000
 _CALIBRATIONS, _SAMPLES = "calibrations", "samples"
@@ -73,14 +73,15 @@ def distil(
         ```python
         large = load_network("ddpm-large")
         found = distil(large, "ddpm-small", mflops=[1, 6])
-        print(found)  # what each level cost, and how near it comes
+        print(found)  # cost of each level, and its distance to the network
         plan = found.ladder.plan(budget=4)
         sample(found.ladder, n=64, plan=plan, key=jr.key(0))
         ```
 
     Everything is kept in `out`: the network's samples, checkpoints every half minute and on SIGINT and SIGTERM, the
     finished levels as a ladder in `out/ladder`, their calibrations with the network in `out/calibrations`. The same
-    call after an interruption continues, and later returns what is there. `load_ladder(out / "ladder").predictors()`
+    call continues after an interruption, and afterwards returns the finished result. `load_ladder(out /
+    "ladder").predictors()`
     are the levels alone.
 
     **Arguments:**
@@ -89,15 +90,15 @@ def distil(
     - `mflops`: million FLOPs of each level for one image, increasing, less than the network's. Levels want to be 4 to 8
         times cheaper than the next.
     - `images`, `labels`: data as it was trained on, bytes or numbers in `[-1, 1]` (latents as they are), of which a
-        tenth is held out. Without, its own samples; labels are then drawn in turn.
+        tenth is held out. By default the network's own samples, with one label after another.
     - `shape`, `classes`: of a network that does not know them, see [`mlem_jax.diffusion.PredictorLadder`][].
-    - `samples`: how many images the network draws; by default as many as take a quarter of the evaluations that the
-        training takes.
+    - `samples`: number of images that the network draws; by default their evaluations are a quarter of those of the
+        training.
     - `training`: its `match_steps`, `match_learning_rate`, `match_log_normal`, batch size and so on; the finest level's
         settings are not used.
     - `pilots`: images on which the levels are calibrated at the end; 0 leaves that out.
 
-    Raises `ValueError` for sizes that cannot be had, images or labels that do not fit the network, a network whose
+    Raises `ValueError` for sizes that cannot be built, images or labels that do not fit the network, a network whose
     labels are not integers, or a folder that was begun with another network, data or settings; later what
     [`mlem_jax.diffusion.train_ladder`][] raises.
     """

@@ -1,4 +1,5 @@
-"""Plans by hand: any number of steps of one method on one network, without a calibration."""
+"""The options of `sample` that replace a plan: any number of steps of one method on one network, without a
+calibration."""
 
 from typing import Annotated, Any, Literal
 
@@ -44,23 +45,25 @@ OnLevel = Annotated[
 ]
 
 
-def check_by_hand(steps: int | None, details: dict[str, Any], planned: dict[str, Any]) -> None:
-    """Raises `ValueError` for options that do nothing with, or without, `--steps`."""
+def check_single_steps(steps: int | None, details: dict[str, Any], planned: dict[str, Any]) -> None:
+    """Raises `ValueError` for options that have no effect with, or without, `--steps`."""
     useless = planned if steps is not None else details
     given = [name for name, value in useless.items() if value is not None]
     if given and steps is None:
-        raise ValueError(f"{', '.join(given)} is for steps by hand; add --steps N, or leave it out.")
+        raise ValueError(f"{', '.join(given)} needs --steps N; add it, or leave {', '.join(given)} out.")
     if given:
-        raise ValueError(f"--steps is a plan by itself; leave out {', '.join(given)}.")
+        raise ValueError(f"--steps N replaces the plan; leave out {', '.join(given)}.")
 
 
-def plan_by_hand(
+def single_steps_plan(
     ladder: Any, steps: int, method: str | None, spacing: str | None, level: int | None
 ) -> StepsPlan:
-    """The plan that these options describe. Raises `ValueError` for a level that there is not."""
+    """The plan that these options describe. Raises `ValueError` for a level that does not exist."""
     count = len(ladder.level_costs())
     if level is not None and level > count:
-        raise ValueError(f"--level {level}: a number from 1 to {count} is expected, of as many networks.")
+        raise ValueError(
+            f"--level {level}: there are {count} networks; a number from 1 to {count} is expected."
+        )
     return steps_plan(
         ladder.process.grid(steps, spacing=spacing or "karras"),
         method=AdamsBashforth("log") if method == "ab2" else EulerMaruyama(),
