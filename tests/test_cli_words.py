@@ -89,7 +89,7 @@ WRONG = {
     "steps and budget": ("--steps 4 --budget 3", 2, "--steps N replaces the plan; leave out --budget"),
     "steps and calibration": ("--steps 4 --calibration {places}/x.npz", 2, "leave out --calibration"),
     "method": ("--method ab2", 2, "--method needs --steps N; add it"),
-    "level": ("--steps 4 --level 3", 2, "--level 3: a number from 1 to 2 is expected"),
+    "level": ("--steps 4 --level 3", 2, "--level 3: there are 2 networks; a number from 1 to 2 is expected"),
     "two ladders": (
         "--network {places}/file",
         2,
