@@ -26,7 +26,7 @@ from mlem_jax._term import FixedTerms
 from mlem_jax.diffusion import Ladder
 
 TIMES, GROUPS, SEARCHED = 128, 4, 32
-_TABLE = ("ts", "drifts", "increments", "looks", "corrections", "repeats")
+_TABLE = ("ts", "drifts", "increments", "evaluated", "corrections", "repeats")
 # Grids that a search for the distribution begins with, by Karras' exponent, and by which fraction of the distance to
 # its neighbour it moves a time.
 _EXPONENTS, _SHIFT = (3.0, 5.0, 7.0), 0.3

@@ -130,7 +130,7 @@ def single_networks(
         for n in counts:
             yield fitted(SMALL.format(level + 1), problem, (level,), fits.alone(level, n))
     known = {} if steps is None else {
-        len(table.looks): table
+        len(table.evaluated): table
         for levels, table in zip(steps.levels, steps.coefficients, strict=True)
         if levels == (finest,)
     }  # fmt: skip

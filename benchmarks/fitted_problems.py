@@ -36,10 +36,10 @@ def particle_problem(steps: int) -> Problem:
 
 
 def classical(table: ml.MultistepCoefficients) -> ml.MultistepCoefficients:
-    """The classical coefficients of the same steps and looks."""
-    looks = [np.flatnonzero(column).tolist() for column in np.asarray(table.looks).T]
+    """The classical coefficients of the same steps and evaluations."""
+    evaluated = [np.flatnonzero(column).tolist() for column in np.asarray(table.evaluated).T]
     return ml.MultistepCoefficients.adams_bashforth(
-        np.asarray(table.ts), num_levels=table.num_levels, looks=looks
+        np.asarray(table.ts), num_levels=table.num_levels, evaluated=evaluated
     )
 
 

@@ -77,14 +77,20 @@ def as_grid(caller: str, ts: Numbers, *, name: str = "ts", fewest: int = 1) -> F
     array = jnp.asarray(ts)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
-    if array.ndim != 1 or len(array) < fewest + 1:
+    check_grid(caller, ts, name=name, fewest=fewest)
+    return array
+
+
+def check_grid(caller: str, ts: Numbers, *, name: str = "ts", fewest: int = 1) -> None:
+    """Raises `ValueError` unless times `(N + 1,)` increase or decrease strictly, with `N` at least `fewest`."""
+    shape = np.shape(ts)
+    if len(shape) != 1 or shape[0] < fewest + 1:
         least = "" if fewest == 1 else f", at least {fewest + 1} of them"
         raise ValueError(
-            f"{caller} was given {name} of shape {array.shape}; times of shape (N + 1,) are expected{least}, for "
+            f"{caller} was given {name} of shape {shape}; times of shape (N + 1,) are expected{least}, for "
             "example jnp.linspace(t0, t1, 65)."
         )
     check_monotone(caller, ts, name=name)
-    return array
 
 
 def check_monotone(caller: str, ts: Numbers, *, name: str = "ts") -> None:

@@ -1,8 +1,8 @@
-"""What tells levels, plans and arguments apart: short texts that are the same in every process.
+"""Short texts that identify levels, plans and arguments, and are the same in every process.
 
-`level_id` says what a calibration belongs to, `fingerprint` what a folder of samples belongs to. Both look at types,
-settings, numbers and random keys, and into functions: their code and whatever they capture. `fingerprint` also looks at
-shapes, dtypes and the code of the user's classes.
+`level_id` identifies the levels of a calibration, `fingerprint` the arguments of a folder of samples. Both depend on
+types, settings, numbers and random keys, and on functions: their code and the values that they capture. `fingerprint`
+also depends on shapes, dtypes and the code of the user's classes.
 """
 
 import dataclasses
@@ -57,10 +57,10 @@ def state_id(y0: PyTree) -> str:
 
 
 class _Walk:
-    """A walk through an object that yields what identifies it.
+    """A walk through an object that yields the parts that identify it.
 
-    Static fields of equinox modules that have their default or are `None` say nothing, so that a field added to a
-    module in a later version leaves the calibrations of older ones valid.
+    Static fields of equinox modules that have their default or are `None` are skipped, so that calibrations remain
+    valid if a later version adds a field to a module.
     """
 
     def __init__(self, *, thorough: bool):
@@ -132,8 +132,8 @@ class _Walk:
                             yield from self._inside(value)
 
     def _inside(self, node: Any) -> Iterator[bytes]:
-        """The code of a function and what it captures. One of an installed package is known by its name, but for what
-        it captures."""
+        """The code of a function and the values that it captures. The code of an installed package is identified by its
+        name."""
         if isinstance(node, functools.partial):
             yield from self.parts((node.func, node.args, node.keywords))
         elif isinstance(node, types.MethodType):
@@ -197,14 +197,15 @@ class _Walk:
 
 
 def _text(value: Any) -> str:
-    """What a setting prints as, but for the addresses of objects, which differ from run to run."""
+    """The printed form of a setting without the addresses of objects, which differ between runs."""
     if callable(value) and hasattr(value, "__qualname__"):
         return str(value.__qualname__)
     return _ADDRESS.sub("", repr(value))
 
 
 def _is_installed(module: str) -> bool:
-    """Whether a module is mlem_jax's, Python's or of an installed package: what it defines is known by its name."""
+    """Whether a module belongs to mlem_jax, Python or an installed package, whose objects are identified by their
+    names."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return module in sys.builtin_module_names or module == "builtins"
@@ -212,7 +213,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Names that a function looks up, its inner functions included."""
+    """The global names that a function and its inner functions use."""
     inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*inner)
 

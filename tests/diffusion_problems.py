@@ -85,11 +85,11 @@ def catalogue(calibration, entries):
     levels, counts, errors = zip(*entries, strict=True)
     tables = []
     for kept, evaluations in zip(levels, counts, strict=True):
-        looks = tuple(tuple(range(n)) for n in evaluations[1:])
+        evaluated = tuple(tuple(range(n)) for n in evaluations[1:])
         ts = np.geomspace(80.0, 0.01, max(evaluations) + 1)
         tables.append(
             ml.MultistepCoefficients.adams_bashforth(
-                ts, time_variable="log", num_levels=len(kept), looks=looks
+                ts, time_variable="log", num_levels=len(kept), evaluated=evaluated
             )
         )
     measured = calibration.measurements

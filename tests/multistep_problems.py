@@ -10,7 +10,7 @@ import mlem_jax as ml
 
 Y0 = np.array([1.0, 0.5])
 GRADED = 0.5 + 2 * np.linspace(0, 1, 13) ** 1.5  # unequal steps from 0.5 to 2.5
-LOOKS = ((0, 3, 4, 9), (0, 4, 8))  # of the two higher levels, in 12 steps
+EVALUATED = ((0, 3, 4, 9), (0, 4, 8))  # of the two higher levels, in 12 steps
 
 
 def cheap(t, y, args):
@@ -43,10 +43,10 @@ def on_grid(term, coefficients, y0, saveat=WITH_STATE, **settings):
     )
 
 
-def random_coefficients(seed=0, ts=GRADED, looks=LOOKS, drifts=3, held=2):
+def random_coefficients(seed=0, ts=GRADED, evaluated=EVALUATED, drifts=3, held=2):
     """Any numbers at all, about as large as classical ones."""
     classical = ml.MultistepCoefficients.adams_bashforth(
-        ts, drifts=drifts, num_levels=len(looks) + 1, looks=looks, held=held, repeats=True
+        ts, drifts=drifts, num_levels=len(evaluated) + 1, evaluated=evaluated, held=held, repeats=True
     )
     draw = np.random.default_rng(seed)
 
@@ -71,10 +71,10 @@ def by_hand(levels, coefficients, y):
     y, drifts, found = np.asarray(y, float), [], [[] for _ in levels[1:]]
     for n, t in enumerate(ts[:-1]):
         drift = np.asarray(levels[0](t, y, None))
-        looked = np.flatnonzero(table.looks[n])
-        for k in looked:
+        higher = np.flatnonzero(table.evaluated[n])
+        for k in higher:
             found[k].insert(0, np.asarray(levels[k + 1](t, y, None)) - drift)
-        for k in looked:
+        for k in higher:
             y = y + sum(c * d for c, d in zip(table.corrections[n, k], found[k], strict=False))
         if table.repeats[n]:
             drift = np.asarray(levels[0](t, y, None))

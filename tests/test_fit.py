@@ -145,7 +145,7 @@ def test_rollout_with_noise_is_what_the_solver_does():
 
 def test_cost_is_that_of_the_evaluations(fitted):
     coefficients = coefficients_of(fitted, TS)
-    # Of the looks in steps 1, 3, 4 and 5 the first finds an exact state, and any may leave its state where it is.
+    # Of the evaluations in steps 1, 3, 4 and 5 the first finds an exact state, and any may leave its state where it is.
     assert not coefficients.repeats[[0, 1, 5]].any()
     spared = 0.05 * (3 - coefficients.repeats.sum())
     assert TWO_LEVELS.cost(COSTS) == pytest.approx(float(coefficients.evaluations @ COSTS) + spared)
@@ -207,7 +207,7 @@ def test_refined_errs_less_than_fitted_on_fresh_states(pilots, held_out):
 
 
 def test_rollout_from_a_known_one_is_a_rollout_from_the_start(pilots, held_out):
-    changed = TWO_LEVELS._replace(looks=(*TWO_LEVELS.looks[:4], (), (2,)))
+    changed = TWO_LEVELS._replace(evaluated=(*TWO_LEVELS.evaluated[:4], (), (2,)))
     again = roll_out(pilots, changed, Memory(3, 2), left_out(24, 4), known=held_out)
     afresh = roll_out(pilots, changed, Memory(3, 2), left_out(24, 4))
     np.testing.assert_array_equal(again.errors, afresh.errors)
@@ -272,7 +272,7 @@ def test_errors_say_what_to_write():
     with as_user():
         with pytest.raises(ValueError, match="at least 8 initial states"):
             ml.fit_steps(term, ts, y0s[:4], key=jr.key(0))
-        with pytest.raises(ValueError, match="increasing or decreasing"):
+        with pytest.raises(ValueError, match="strictly increasing or strictly decreasing"):
             ml.fit_steps(term, np.zeros(33), y0s, key=jr.key(0))
         with pytest.raises(ValueError, match="at least 2 evaluations"):
             ml.fit_steps(term, ts, y0s, key=jr.key(0), most=1)

@@ -246,10 +246,12 @@ def test_errors_say_what_to_write():
             on_grid(diffrax.ODETerm(fine), random_coefficients(), jnp.asarray(Y0))
         with pytest.raises(ValueError, match="one side of 0"):
             ml.MultistepCoefficients.adams_bashforth(np.linspace(-1, 1, 4), time_variable="log")
-        with pytest.raises(ValueError, match="strictly increasing or decreasing"):
+        with pytest.raises(ValueError, match="strictly increasing or strictly decreasing"):
             ml.MultistepCoefficients.adams_bashforth(np.array([0.0, 1.0, 1.0]))
-        with pytest.raises(ValueError, match=r"looks of shape \(11, 2\)"):
-            eqx.tree_at(lambda c: c.looks, random_coefficients(), np.zeros((11, 2), bool)).__check_init__()
+        with pytest.raises(ValueError, match=r"evaluated of shape \(11, 2\)"):
+            eqx.tree_at(
+                lambda c: c.evaluated, random_coefficients(), np.zeros((11, 2), bool)
+            ).__check_init__()
     tables = jax.tree.map(lambda *x: jnp.stack(x), random_coefficients(0), random_coefficients(1))
     with pytest.raises(ValueError, match="Keep the solver out of the vmap"):
         jax.vmap(lambda c: on_grid(TERM, eqx.tree_at(lambda c: c.ts, c, GRADED), jnp.asarray(Y0)).ys)(tables)

@@ -82,7 +82,7 @@ def _entry(problem, factor=1.0):
         ts=table.ts,
         drifts=factor * table.drifts,
         increments=table.increments,
-        looks=table.looks,
+        evaluated=table.evaluated,
         corrections=table.corrections,
         repeats=table.repeats,
     )

@@ -34,9 +34,9 @@ def steps():
 def table(evaluations):
     """Coefficients with so many evaluations of each level."""
     steps = max(evaluations)
-    looks = tuple(tuple(range(n)) for n in evaluations[1:])
+    evaluated = tuple(tuple(range(n)) for n in evaluations[1:])
     return ml.MultistepCoefficients.adams_bashforth(
-        np.linspace(0, 1, steps + 1), num_levels=len(evaluations), looks=looks
+        np.linspace(0, 1, steps + 1), num_levels=len(evaluations), evaluated=evaluated
     )
 
 

@@ -1,7 +1,7 @@
-"""Records of arrays and settings as one `.npz` file that says its kind and version.
+"""Records of arrays and settings as one `.npz` file with its kind and version.
 
-Reading ignores what it does not know and takes defaults for what is not there, so that a field can be added to a record
-without a new version. A version changes when the meaning of a field does.
+Reading ignores unknown fields and uses defaults for missing ones, so that a field can be added to a record without a
+new version. The version changes if the meaning of a field changes.
 """
 
 import dataclasses
@@ -17,13 +17,15 @@ from .._solver import AbstractMethod, method_from_dict
 
 _SETTINGS = "settings"
 _Record = TypeVar("_Record")
+# Fields that had another name in earlier files.
+_RENAMED = {"looks": "evaluated"}
 # Fields of records that are objects, by name.
 _DECODERS = {"coins": coins_from_dict, "method": method_from_dict}
 
 
 def write_record(path: str | Path, kind: str, version: int, record: Any) -> None:
-    """Writes a dataclass of arrays, JSON values, policies and further dataclasses, atomically. Raises `OSError` that
-    says so where the disk is full."""
+    """Writes a dataclass of arrays, JSON values, coin policies, methods and further dataclasses, atomically. Raises
+    `OSError` if the disk is full."""
     arrays: dict[str, np.ndarray] = {}
     values = _encode_record(record, "", arrays)
     arrays["header"] = np.array(json.dumps({"kind": kind, "version": version, _SETTINGS: values}))
@@ -34,10 +36,10 @@ def write_record(path: str | Path, kind: str, version: int, record: Any) -> None
 def read_record(
     path: str | Path, versions: dict[str, int], what: str, remedy: str
 ) -> tuple[str, dict[str, Any]]:
-    """The kind of record in a file and its values, nested as they were.
+    """The kind of record in a file and its values, nested as in the record.
 
-    Raises `FileNotFoundError`, or `ValueError` for a damaged file, a kind that is not in `versions`, or a version other
-    than the one there.
+    Raises `FileNotFoundError`, or `ValueError` for a damaged file, for a kind that is not in `versions`, and for
+    another version than the one in `versions`.
     """
     arrays = read_npz(path, what, remedy)
     try:
@@ -56,12 +58,12 @@ def read_record(
         place = values
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = array
+        place[_RENAMED.get(last, last)] = array
     return kind, values
 
 
 def decode_record(cls: type[_Record], values: dict[str, Any], path: str | Path) -> _Record:
-    """The record of a class from what `read_record` found. Raises `ValueError` where a field is missing."""
+    """The record of a class from the values of `read_record`. Raises `ValueError` if a field is missing."""
     fields: tuple[dataclasses.Field, ...] = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     known = {field.name for field in fields}
     required = {

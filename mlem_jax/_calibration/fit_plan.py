@@ -51,8 +51,8 @@ class FittedPlan(AbstractPlan):
     def firing_pattern(self, *, key: PRNGKeyArray | None = None) -> Bool[np.ndarray, "steps levels"]:
         """In which steps each kept level is evaluated, `(N, K)`: the same for all keys."""
         del key
-        looks = np.asarray(self.coefficients.looks)
-        return np.concatenate([np.ones((len(looks), 1), bool), looks], axis=1)
+        higher = np.asarray(self.coefficients.evaluated)
+        return np.concatenate([np.ones((len(higher), 1), bool), higher], axis=1)
 
     def solver(self, *, key: PRNGKeyArray | None = None, **settings: Any) -> LinearMultistep:
         """The solver for `plan.terms(terms)`, to which settings are passed. It has no randomness: `key` is ignored, and

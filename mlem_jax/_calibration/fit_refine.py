@@ -1,9 +1,9 @@
 """Coefficients of all steps together: a few Gauss-Newton steps on the logarithm of the pilots' errors at the end.
 
-The fit in closed loop looks one step ahead: each step goes where the reference path is next. What counts is the end,
-and later steps may well make up for earlier ones. The gradient is that of the levels themselves, by one sweep
-backwards. The matrix of second derivatives is that of a sketch (random directions at the end; Pilanci & Wainwright
-2016), through the derivative of a cheap level: it decides how fast the minimum is found and not where it is.
+The fit in closed loop considers one step at a time: each step ends near the reference. Only the end of the solve
+matters, though, and later steps may compensate for earlier ones. The gradient is that of the levels themselves, by one
+sweep backwards. The matrix of second derivatives is that of a sketch (random directions at the end; Pilanci &
+Wainwright 2016), through the derivative of a cheap level: it decides how fast the minimum is found and not where it is.
 """
 
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def _linearised(pilots: FitPilots, rollout: Rollout, seed: int) -> _Problem:
     drifts: dict[int, np.ndarray] = {}
     increments: dict[tuple[int, int], np.ndarray] = {}
     blocks = []
-    for n in reversed(range(len(schedule.looks))):
+    for n in reversed(range(len(schedule.evaluated))):
         before, after, fitted = rollout.states[n], rollout.states[n + 1], rollout.fitted[n]
         features = step_features(after.drifts, after.found)
         row = fitted.coefficients[of].astype(end.dtype)
@@ -106,8 +106,8 @@ def _linearised(pilots: FitPilots, rollout: Rollout, seed: int) -> _Problem:
             _add(drifts, n - i, state * weights[:, i, None])
         _add_increments(increments, schedule, n, after.found, row[:, known:], state)
         y, evaluated = before.y, before.y
-        looked = schedule.looks[n]
-        found = [d for level in looked for d in after.found[level]]
+        higher = schedule.evaluated[n]
+        found = [d for level in higher for d in after.found[level]]
         if fitted.move is not None and schedule.repeats:
             evaluated = moved(y, fitted.move, found, rollout.groups)
         at_drift = _pulled(pilots, (schedule.base, stand_in), schedule.places[n], evaluated, drifts.pop(n))
@@ -118,10 +118,10 @@ def _linearised(pilots: FitPilots, rollout: Rollout, seed: int) -> _Problem:
             state = state + at_drift if schedule.repeats else state
             blocks.append(_products(state, found))
             move = fitted.move[of].astype(end.dtype)
-            moves = {level: after.found[level] for level in looked}
+            moves = {level: after.found[level] for level in higher}
             _add_increments(increments, schedule, n, moves, move, state)
             state = state if schedule.repeats else state + at_drift
-        for level in looked:
+        for level in higher:
             # Increments are taken where the state was before it moved. Of random directions they are held fixed.
             given = increments.pop((n, level), None)
             if given is not None:
@@ -177,10 +177,10 @@ def _add(total: dict, place: int | tuple[int, int], part: np.ndarray) -> None:
 def _add_increments(
     increments: dict, schedule, n: int, found: dict, row: np.ndarray, state: np.ndarray
 ) -> None:
-    """Adds the cotangents of the increments used in a step to those of the looks where they were found."""
+    """Adds the cotangents of the increments used in a step to those of the steps in which they were evaluated."""
     start = 0
     for level in sorted(found):
-        steps = [m for m in range(n + 1) if level in schedule.looks[m]][::-1]
+        steps = [m for m in range(n + 1) if level in schedule.evaluated[m]][::-1]
         for i in range(len(found[level])):
             _add(increments, (steps[i], level), state * row[:, start + i, None])
         start += len(found[level])

@@ -1,4 +1,5 @@
-"""Coefficients fitted in closed loop: pilots are rolled out with the coefficients found so far, step after step."""
+"""Coefficients fitted in closed loop: each step is fitted on pilots that are rolled out with the earlier steps'
+fits."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,23 +14,23 @@ from .fit_step import Groups, kept, Subset
 
 
 class Schedule(NamedTuple):
-    """Which steps are taken and what is evaluated in each.
+    """The steps of a solve and the levels that are evaluated in each of them.
 
     - `places`: indices of the steps' times among the pilots' times, `N + 1` of them.
     - `base`: the level that is evaluated in every step.
-    - `looks`: for each step, the higher levels that are evaluated at its start, in increasing order.
-    - `repeats`: whether the base is evaluated again once a look has moved the state.
+    - `evaluated`: for each step, the higher levels that are evaluated at its start, in increasing order.
+    - `repeats`: whether the base is evaluated again after a correction has moved the state.
     """
 
     places: tuple[int, ...]
     base: int
-    looks: tuple[tuple[int, ...], ...]
+    evaluated: tuple[tuple[int, ...], ...]
     repeats: bool = True
 
     @property
     def above(self) -> tuple[int, ...]:
-        """The higher levels that are looked at at all."""
-        return tuple(sorted({level for looked in self.looks for level in looked}))
+        """All higher levels that are evaluated in some step."""
+        return tuple(sorted({level for levels in self.evaluated for level in levels}))
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -37,14 +38,14 @@ class Schedule(NamedTuple):
         return (self.base, *self.above)
 
     def cost(self, costs: Float[np.ndarray, " levels"]) -> float:
-        """Of a solve. At the first step the state is exact, so no look moves it."""
-        again = sum(bool(looked) for looked in self.looks[1:]) if self.repeats else 0
-        looks = sum(float(costs[level]) for looked in self.looks for level in looked)
-        return float(costs[self.base]) * (len(self.looks) + again) + looks
+        """The cost of a solve. In the first step the state is exact and is not moved."""
+        again = sum(bool(levels) for levels in self.evaluated[1:]) if self.repeats else 0
+        higher = sum(float(costs[level]) for levels in self.evaluated for level in levels)
+        return float(costs[self.base]) * (len(self.evaluated) + again) + higher
 
 
 class Memory(NamedTuple):
-    """How much a step may use: the number of drifts of the base and of increments of each higher level."""
+    """The largest numbers of drifts of the base, and of increments of each higher level, that a step uses."""
 
     drifts: int = 4
     held: int = 3
@@ -59,15 +60,16 @@ class State(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Of one step: multiples of features in their order, `(J, F)`; and the same of the move at a look, or `None`."""
+    """The fit of one step: the coefficients of the features, `(J, F)`, and those of the move of the state before it, or
+    `None`."""
 
     coefficients: np.ndarray
     move: np.ndarray | None = None
 
 
 class Rollout(NamedTuple):
-    """A roll-out of all pilots: the states before each step and at the end, what was fitted in each step, and the RMS
-    distance of each pilot's end state to its reference, `(P,)`."""
+    """A roll-out of all pilots: the states before each step and at the end, the fit of each step, and the RMS distance
+    of each pilot's end state to its reference, `(P,)`."""
 
     schedule: Schedule
     memory: Memory
@@ -93,20 +95,20 @@ def roll_out(
     classical: bool = False,
     law: Law | None = None,
 ) -> Rollout:
-    """Rolls the pilots out and fits each step's coefficients on the way.
+    """Rolls out the pilots and fits the coefficients of each step.
 
     **Arguments:**
 
-    - `known`: an earlier roll-out with the same groups; the steps in which the schedules agree are not done again.
+    - `known`: an earlier roll-out with the same groups, whose first steps are reused as far as the schedules agree.
     - `given`: the coefficients of each step, which are then not fitted.
-    - `classical`: keep the classical coefficients, with two drifts.
-    - `law`: fit the distribution of the states too.
+    - `classical`: use the classical coefficients, with two drifts.
+    - `law`: also fit the distribution of the states.
     """
     done = 0 if known is None else _shared_steps(schedule, known.schedule)
     states = list(known.states[: done + 1]) if known is not None else [State(pilots.path[0])]
     fitted = list(known.fitted[:done]) if known is not None else []
     weights = adams_bashforth_weights(pilots.ts[list(schedule.places)], memory.drifts, pilots.time_variable)
-    for n in range(done, len(schedule.looks)):
+    for n in range(done, len(schedule.evaluated)):
         known_step = None if given is None else given[n]
         state, step = _step(
             pilots, schedule, memory, groups, n, weights[n], states[-1], known_step, classical, law
@@ -120,12 +122,12 @@ def roll_out(
 
 
 def _shared_steps(one: Schedule, other: Schedule) -> int:
-    """In how many steps from the start two schedules do the same."""
+    """The number of steps from the start that two schedules share."""
     if (one.base, one.repeats) != (other.base, other.repeats):
         return 0
     count = 0
-    for n in range(min(len(one.looks), len(other.looks))):
-        if one.places[n : n + 2] != other.places[n : n + 2] or one.looks[n] != other.looks[n]:
+    for n in range(min(len(one.evaluated), len(other.evaluated))):
+        if one.places[n : n + 2] != other.places[n : n + 2] or one.evaluated[n] != other.evaluated[n]:
             break
         count += 1
     return count
@@ -143,15 +145,15 @@ def _step(
     classical: bool,
     law: Law | None,
 ) -> tuple[State, Fitted]:
-    place, stop, looked = schedule.places[n], schedule.places[n + 1], schedule.looks[n]
+    place, stop, higher = schedule.places[n], schedule.places[n + 1], schedule.evaluated[n]
     y, found = state.y, dict(state.found)
     drift = np.asarray(pilots.drift(schedule.base, place, y))
-    for level in looked:
+    for level in higher:
         increment = np.asarray(pilots.drift(level, place, y)) - drift
         found[level] = (increment, *found.get(level, ())[: memory.held - 1])
     move = None
-    if n and looked:
-        parts = [found[level] for level in looked]
+    if n and higher:
+        parts = [found[level] for level in higher]
         features = [increment for part in parts for increment in part]
         if given is not None and given.move is not None:
             move = given.move
@@ -205,7 +207,7 @@ def _classical(subsets: list[Subset], known: int) -> Subset:
 
 
 def _move_subsets(counts: list[int]) -> list[Subset]:
-    """At a look: nothing, the increments just found, or also those before them. The classical move is none."""
+    """The features of the move of a state: none, the new increments, or also older ones. The classical move is none."""
     found = []
     for used in range(0, max(counts) + 1):
         chosen, start = [], 0
@@ -252,13 +254,13 @@ def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> Multis
     """The groups' mean coefficients, for the levels of the roll-out's schedule."""
     schedule, memory = rollout.schedule, rollout.memory
     above = schedule.above
-    steps = len(schedule.looks)
+    steps = len(schedule.evaluated)
     drifts = np.zeros((steps, memory.drifts))
     increments = np.zeros((steps, len(above), memory.held))
     corrections = np.zeros((steps, len(above), memory.held))
-    looks = np.array([[level in looked for level in above] for looked in schedule.looks], bool).reshape(
-        steps, -1
-    )
+    evaluated = np.array(
+        [[level in levels for level in above] for levels in schedule.evaluated], bool
+    ).reshape(steps, -1)
     repeats = np.zeros(steps, bool)
     for n, (state, fitted) in enumerate(zip(rollout.states[1:], rollout.fitted, strict=True)):
         known = len(state.drifts)
@@ -273,7 +275,7 @@ def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> Multis
             # A state that is not moved has the base's drift already.
             move, start = np.mean(fitted.move, axis=0), 0
             repeats[n] = schedule.repeats and bool(np.any(move))
-            for level in schedule.looks[n]:
+            for level in schedule.evaluated[n]:
                 count = len(state.found[level])
                 corrections[n, above.index(level), :count] = move[start : start + count]
                 start += count
@@ -281,7 +283,7 @@ def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> Multis
         ts=ts[list(schedule.places)],
         drifts=drifts,
         increments=increments,
-        looks=looks,
+        evaluated=evaluated,
         corrections=corrections,
         repeats=repeats,
     )

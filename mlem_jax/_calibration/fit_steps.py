@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
+from .._checks import check_grid
 from .._custom_types import Args, TimeVariable, Y
 from .._fingerprint import level_id, state_id
 from .._progress import show_progress
@@ -29,20 +30,24 @@ from .search_steps import Found, multilevel, Searcher, single_level
 
 _MEMORY = Memory()
 _FEWEST_PILOTS, _FEWEST_STEPS = 8, 8
-# Steps are chosen among at most this many times: as many as the ODEs at hand need for a reference.
+# Steps are chosen among at most this number of times. It is the number of steps with which a second-order reference of
+# the shipped diffusion models is accurate.
 _MOST_TIMES = 128
-# The search rolls out this many pilots; the steps that it finds are then fitted on all of them.
+# The search uses this number of pilots. The steps that it finds are then fitted on all pilots.
 _SEARCHED = 40
-# Groups of pilots, each held out in turn.
+# Groups of pilots in the cross-validation; each is held out once.
 _GROUPS = 4
-# Numbers of steps of a single level, as far as their cost is wanted.
+# Numbers of steps of the finest level alone, up to the wanted cost.
 _SINGLE = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 32)
-# Looks at the finest level are searched up to this number.
-_MOST_LOOKS = 10
-# The search ends once so many numbers of looks in turn do worse than the finest level alone.
+# Schedules are searched for up to this number of evaluations of the finest level.
+_MOST_EVALUATIONS = 10
+# The search ends after this number of consecutive schedules that are worse than the finest level alone.
 _USELESS = 2
-# Numbers of steps for cheaper levels alone.
+# Numbers of steps of cheaper levels alone.
 _CHEAP = (8, 16)
+# A schedule is beaten by one that is as cheap if its error is above this fraction of the other's. Closer errors are
+# within the noise of the pilots.
+_BEATEN = 0.95
 
 
 def fit_steps(
@@ -60,16 +65,17 @@ def fit_steps(
     batch_size: int = 32,
     progress: bool = True,
 ) -> FittedSteps:
-    """Fits steps of all costs for a ladder of levels, or for one: their times, which levels are evaluated in which
-    step, and the multiples of these drifts.
+    """Fits the steps of solves of different costs, for a ladder of levels or for a single level: the times of the
+    steps, the levels that are evaluated in each step, and the coefficients of their drifts.
 
-    The coefficients of a step are those that bring the pilots nearest to the reference path at its end, where each
-    pilot is rolled out with the coefficients found so far (least squares, with a ridge towards the classical
-    coefficients and less weight for pilots that are far off). Pilots held out choose the ridge and how many drifts and
-    increments are used. Then a few Gauss-Newton steps lower the error at the end in all coefficients together, as long
-    as that of held-out pilots falls. No network is trained. The steps' times and the looks are searched
-    by such roll-outs, on the first 40 pilots. Related: S4S, LD3, BNS and generalised linear multistep solvers for one
-    network.
+    The coefficients of a step minimise the distance of the pilots to the reference trajectory at the end of the step.
+    Each pilot has been rolled out with the coefficients of the earlier steps. The fit is a least-squares problem with a
+    ridge towards the classical coefficients, in which pilots far from the reference have a smaller weight. Held-out
+    pilots choose the ridge and the number of drifts and increments. Afterwards a few Gauss-Newton steps reduce the
+    error at the end in all coefficients together, as long as the error of held-out pilots decreases. No network is
+    trained. The times of the steps and the evaluations of higher levels are found by a search with such roll-outs on
+    the first 40 pilots. Related methods for a single network are S4S, LD3, BNS and generalised linear multistep
+    solvers.
 
     !!! example
 
@@ -85,46 +91,35 @@ def fit_steps(
 
     **Arguments:**
 
-    - `terms`: one [`mlem_jax.MultilevelTerm`][], or a `MultiTerm` of it and terms of additive noise; or a function of a
-        key that returns them, to give each pilot noise of its own.
-    - `ts`: times of the reference solution, `(N + 1,)`: a second-order solution of the finest level with these steps
-        has to be accurate. Steps are chosen among at most 128 of these times, evenly spaced in the sequence.
-    - `y0s`: initial states of the pilots, with a leading axis of `P`, at least 8. 64 to 128 are enough for images, 32
-        for small states.
+    - `terms`: a [`mlem_jax.MultilevelTerm`][], or a `MultiTerm` of it and terms of additive noise; or a function of a
+        key that returns them, which gives each pilot its own noise.
+    - `ts`: times of the reference solution, `(N + 1,)`. A second-order solution of the finest level with these steps
+        must be accurate. Steps are chosen among at most 128 of these times, evenly spaced in the sequence.
+    - `y0s`: initial states of the pilots, with a leading axis of `P`, at least 8. For images 64 to 128 pilots suffice,
+        for small states 32.
     - `args`, `labels`: as for [`mlem_jax.calibrate`][].
     - `key`: for the noise; keyword-only.
-    - `time_variable`: of the classical coefficients, `"time"` or `"log"`; `"log"` for diffusion models.
-    - `costs`: of one evaluation of each level, as for [`mlem_jax.calibrate`][].
+    - `time_variable`: that of the classical coefficients, `"time"` or `"log"`; use `"log"` for diffusion models.
+    - `costs`: cost of one evaluation of each level, as for [`mlem_jax.calibrate`][].
     - `most`: the largest cost of a catalogue entry, in evaluations of the finest level.
-    - `distribution`: share of the objective, from 0 to below 1, that compares the pilots' states as a set with the
-        reference's (means and spreads) rather than each pilot with its own path. For pictures 0.8: coefficients
-        fitted for the path alone lose spread, which makes images of few evaluations blurred.
-    - `batch_size`: pilots evaluated at a time; bounds the memory.
+    - `distribution`: the weight in the objective, from 0 to below 1, of the distance between the distributions of the
+        pilots' states and of the reference (means and standard deviations). The remaining weight is that of the
+        distance of each pilot to its own reference. For images 0.8 is a good value: a fit to the trajectories alone
+        reduces standard deviations, which makes images with few evaluations blurred.
+    - `batch_size`: number of pilots evaluated together; it bounds the memory.
     - `progress`: whether to show a progress bar.
 
     Raises `ValueError` for terms without a `MultilevelTerm`, fewer than 8 pilots, times that are not monotone, a `most`
-    below 2, a `distribution` that is no share, labels beside `args` or of another number than the pilots, or a wrong
-    number of costs.
+    below 2, a `distribution` outside `[0, 1)`, labels beside `args` or of another number than the pilots, and invalid
+    costs.
     """
     make_terms = as_terms_of_key(terms)
     example = make_terms(key)
     _, term = find_multilevel_term(example)
-    fine = _checked_times(ts)
+    check_grid("fit_steps", ts, fewest=_FEWEST_STEPS)
+    fine = np.asarray(ts, float)
     count = jtu.tree_leaves(y0s)[0].shape[0]
-    if count < _FEWEST_PILOTS:
-        raise ValueError(
-            f"fit_steps was given {count} pilots; at least {_FEWEST_PILOTS} initial states are expected."
-        )
-    if not most >= _SINGLE[0]:
-        raise ValueError(
-            f"fit_steps was given most={most!r}; the cost of at least {_SINGLE[0]} evaluations of the finest level is "
-            "expected, for example most=16."
-        )
-    if not 0 <= distribution < 1:
-        raise ValueError(
-            f"fit_steps was given distribution={distribution!r}; a share of the objective, from 0 to below 1, is "
-            "expected, for example distribution=0.8."
-        )
+    _check_settings(count, most, distribution)
     check_labels(labels, args, count)
     labels = jtu.tree_map(jnp.asarray, labels)
     y0 = jtu.tree_map(lambda leaf: leaf[0], y0s)
@@ -152,31 +147,53 @@ def fit_steps(
         )
         display.advance(1, "reference path")
         found = list(_search(pilots, float(most), display.advance))
-        levels, tables, errors, fitted = [], [], [], []
-        # Errors are those of pilots that took no part in the search, where these are the most.
-        judged = slice(_SEARCHED if count >= 2 * _SEARCHED else 0, None)
-        for entry in _worth_it(found):
-            table, apart, better = _final(
-                pilots, entry.schedule, float(distribution), lambda what: display.advance(0, what)
-            )
-            levels.append(entry.schedule.levels)
-            tables.append(table)
-            errors.append(apart[judged])
-            fitted.append(better)
-            display.advance(1, f"all pilots, cost {entry.cost:.1f}")
+        entries = _entries(pilots, found, float(distribution), display.advance)
         display.update(work)
+    levels, tables, errors, fitted = zip(*entries, strict=True)
     return FittedSteps(
         costs=relative,
         seconds=seconds,
         batch=min(batch_size, count),
         device=jax.devices()[0].device_kind,
-        levels=tuple(levels),
-        coefficients=tuple(tables),
+        levels=levels,
+        coefficients=tables,
         errors=np.stack(errors),
-        fitted=tuple(fitted),
+        fitted=fitted,
         levels_id=tuple(level_id(level) for level in term.levels),
         state_id=state_id(y0),
     )
+
+
+def _check_settings(pilots: int, most: float | int, distribution: float | int) -> None:
+    """Raises `ValueError` for settings out of range."""
+    if pilots < _FEWEST_PILOTS:
+        raise ValueError(
+            f"fit_steps was given {pilots} pilots; at least {_FEWEST_PILOTS} initial states are expected."
+        )
+    if not most >= _SINGLE[0]:
+        raise ValueError(
+            f"fit_steps was given most={most!r}; the cost of at least {_SINGLE[0]} evaluations of the finest level is "
+            "expected, for example most=16."
+        )
+    if not 0 <= distribution < 1:
+        raise ValueError(
+            f"fit_steps was given distribution={distribution!r}; a share of the objective, from 0 to below 1, is "
+            "expected, for example distribution=0.8."
+        )
+
+
+def _entries(
+    pilots: FitPilots, found: list[Found], distribution: float, advance: Callable[[int, str], None]
+) -> list[tuple[tuple[int, ...], MultistepCoefficients, np.ndarray, bool]]:
+    """The entries of the catalogue: levels, coefficients, errors of held-out pilots, and whether they are fitted."""
+    # Where there are enough pilots, errors are those of pilots that were not used in the search.
+    unused = slice(_SEARCHED if pilots.count >= 2 * _SEARCHED else 0, None)
+    entries = []
+    for one in _worth_it(found):
+        table, errors, better = _final(pilots, one.schedule, distribution, lambda what: advance(0, what))
+        entries.append((one.schedule.levels, table, errors[unused], better))
+        advance(1, f"all pilots, cost {one.cost:.1f}")
+    return entries
 
 
 def _search(pilots: FitPilots, most: float, report: Callable[[int, str], None]) -> Iterator[Found]:
@@ -187,17 +204,17 @@ def _search(pilots: FitPilots, most: float, report: Callable[[int, str], None]) 
     counts = _counts(_SINGLE, 1.0, most, searcher.times)
     alone = []
     for found in single_level(searcher, finest, counts):
-        report(1, f"finest level alone, {len(found.schedule.looks)} steps")
+        report(1, f"finest level alone, {len(found.schedule.evaluated)} steps")
         alone.append(found)
         yield found
     for level in range(finest):
         counts = _counts(_CHEAP, float(pilots.costs[level]), most, searcher.times)
         for found in single_level(searcher, level, counts):
-            report(1, f"level {level + 1} alone, {len(found.schedule.looks)} steps")
+            report(1, f"level {level + 1} alone, {len(found.schedule.evaluated)} steps")
             yield found
     if finest:
         useless = 0
-        for found in multilevel(searcher, finest, min(_MOST_LOOKS, int(most))):
+        for found in multilevel(searcher, finest, min(_MOST_EVALUATIONS, int(most))):
             report(1, f"several levels, cost {found.cost:.1f}")
             yield found
             cost, error = envelope(
@@ -205,17 +222,17 @@ def _search(pilots: FitPilots, most: float, report: Callable[[int, str], None]) 
             )
             worse = cost_to_reach(cost, error, found.rollout.typical_error) < found.cost
             useless = useless + 1 if worse else 0
-            # With more looks the finest level alone only comes nearer.
+            # With more evaluations the finest level alone has even smaller errors in comparison.
             if useless == _USELESS:
                 return
 
 
 def _worth_it(found: list[Found]) -> list[Found]:
-    """Those that nothing of the search beats at a smaller cost, and all of one level, with which they are compared."""
+    """The schedules that no cheaper one beats, and all of the finest level alone, with which they are compared."""
 
     def beaten(one: Found) -> bool:
         return any(
-            other.cost <= one.cost and other.rollout.typical_error < 0.95 * one.rollout.typical_error
+            other.cost <= one.cost and other.rollout.typical_error < _BEATEN * one.rollout.typical_error
             for other in found
         )
 
@@ -226,14 +243,14 @@ def _worth_it(found: list[Found]) -> list[Found]:
 def _final(
     pilots: FitPilots, schedule: Schedule, distribution: float, report: Callable[[str], None]
 ) -> tuple[MultistepCoefficients, np.ndarray, bool]:
-    """A schedule's coefficients from all pilots, the errors of pilots held out, and whether these prefer the fitted
-    coefficients to the classical ones.
+    """The coefficients of a schedule from all pilots, the errors of held-out pilots, and whether these errors are
+    smaller than with the classical coefficients.
 
-    Each group of pilots is held out of a fit of its own. The coefficients are the mean of these fits, which all pilots
-    take part in alike."""
+    Each group of pilots is held out of one fit. The coefficients are the mean of these fits, in which all pilots have
+    the same weight."""
     law = Law.of(pilots.path[-1], distribution) if distribution else None
     held_out = roll_out(pilots, schedule, _MEMORY, left_out(pilots.count, _GROUPS), law=law)
-    # What is refined is the distance to each pilot's own path.
+    # The refinement reduces the distances to the pilots' own references.
     held_out = held_out if law is not None else refine(pilots, held_out, report)
     classical = roll_out(pilots, schedule, _MEMORY, everyone(pilots.count), classical=True)
     better = held_out.typical_error < classical.typical_error
@@ -241,25 +258,18 @@ def _final(
     return coefficients_of(chosen, pilots.ts), chosen.errors, better
 
 
-def _checked_times(ts: ArrayLike) -> Float[np.ndarray, " times"]:
-    times = np.asarray(ts, float)
-    lengths = np.diff(times) if times.ndim == 1 else np.zeros(1)
-    if len(lengths) < _FEWEST_STEPS or not (np.all(lengths > 0) or np.all(lengths < 0)):
-        raise ValueError(
-            f"fit_steps was given times of shape {times.shape}; an increasing or decreasing sequence of at least "
-            f"{_FEWEST_STEPS + 1} is expected, for example np.linspace(t0, t1, 129)."
-        )
-    return times
-
-
 def _units_of_work(costs: Float[np.ndarray, " levels"], most: float, times: int) -> int:
-    """How often progress is reported at most: once for each schedule that is searched and for each that is fitted."""
+    """The largest number of progress reports: one for each schedule that is searched, and one for each that is
+    fitted."""
     finest = len(costs) - 1
-    single, looks = len(_counts(_SINGLE, 1.0, most, times)), min(_MOST_LOOKS, int(most)) if finest else 0
+    single, several = (
+        len(_counts(_SINGLE, 1.0, most, times)),
+        min(_MOST_EVALUATIONS, int(most)) if finest else 0,
+    )
     cheap = sum(len(_counts(_CHEAP, float(cost), most, times)) for cost in costs[:-1])
-    return 2 * (single + looks + cheap) + 1
+    return 2 * (single + several + cheap) + 1
 
 
 def _counts(wanted: Sequence[int], cost: float, most: float, times: int) -> list[int]:
-    """Those numbers of steps of a level that are affordable."""
+    """The numbers of steps of a level whose cost is at most `most`."""
     return [n for n in wanted if n <= min(most / cost, times)]

@@ -1,8 +1,8 @@
-"""The search for steps: their times, the level evaluated in each, and the looks at higher levels, on pilots.
+"""The search for the times of the steps and for the levels that are evaluated in each of them, on pilots.
 
-Every choice is judged by a roll-out of the pilots with coefficients fitted in closed loop and held out. The search is
-greedy: one number is changed at a time, and a change stays if it lowers the pilots' typical error. A roll-out starts
-at the first step that a change touches.
+Each candidate is judged by a roll-out of the pilots with cross-validated coefficients. The search is greedy: one number
+is changed at a time, and a change is kept if it reduces the typical error of the pilots. A roll-out starts at the first
+step that differs from a known one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,23 +15,28 @@ from .fit_pilots import FitPilots
 from .fit_rollout import Memory, roll_out, Rollout, Schedule
 from .fit_step import Groups
 
-# A change has to lower the logarithm of the typical error by this much: less may be the pilots' luck.
+# A change is kept if it reduces the logarithm of the typical error by at least this much. A smaller gain is within the
+# noise of the pilots.
 _GAIN = 0.004
-# What a cost is worth where a change alters it too: fitted steps err about as this power of one over their cost.
+# Errors at different costs are compared as if errors were proportional to cost**-2.5, about the exponent of fitted
+# steps.
 _EXCHANGE = 2.5
-# Logarithms of the density of steps at equally spaced fractions of the pilots' times, and by how much they are moved.
+# The density of steps is the exponential of a piecewise linear function with five knots, whose values are changed by
+# these amounts.
 _KNOTS, _MOVES = 5, (0.6, 0.3)
-# By which fraction of the distance to its neighbour a time is moved, and up to how many steps that is worth its while:
-# beyond, the times of fewer steps are resampled.
+# A time is moved by these fractions of the distance to its neighbour, in grids of at most ten steps. For larger numbers
+# of steps the grid of the next smaller number is resampled.
 _SHIFTS, _MOST_MOVED = (0.4, 0.2), 10
-# Steps for which the first density is searched.
+# The number of steps for which the density is searched first.
 _FIRST_STEPS = 6
-# Steps of the base at first, and more for each look; and the factor by which their number is changed.
-_STEPS_AT_FIRST, _STEPS_PER_LOOK, _STEPS_FACTOR = 8, 4, 1.3
+# An evaluation of a higher level is moved by these numbers of steps.
+_DISTANCES = (3, 1)
+# Steps of the base to begin with, additional ones per evaluation of the finest level, and the factor of a change.
+_STEPS_AT_FIRST, _STEPS_PER_EVALUATION, _STEPS_FACTOR = 8, 4, 1.3
 
 
 class Found(NamedTuple):
-    """A schedule and what its roll-out gave."""
+    """A schedule, its roll-out and its cost."""
 
     schedule: Schedule
     rollout: Rollout
@@ -39,19 +44,19 @@ class Found(NamedTuple):
 
     @property
     def merit(self) -> float:
-        """Small is good: the logarithm of the typical error, at equal cost."""
+        """The logarithm of the typical error, corrected to equal cost; smaller is better."""
         return float(np.log(self.rollout.typical_error)) + _EXCHANGE * float(np.log(self.cost))
 
 
 class Searcher:
-    """Rolls pilots out for schedules that are like the last ones."""
+    """Rolls out pilots, starting from known roll-outs of similar schedules."""
 
     def __init__(self, pilots: FitPilots, memory: Memory, groups: Groups):
         self.pilots, self.memory, self.groups = pilots, memory, groups
         self.times = len(pilots.ts) - 1
 
     def try_out(self, schedule: Schedule, like: Found | None = None) -> Found:
-        """The schedule's roll-out, started where it departs from a known one."""
+        """The roll-out of a schedule, from the first step that differs from a known one."""
         known = None if like is None else like.rollout
         rollout = roll_out(self.pilots, schedule, self.memory, self.groups, known=known)
         return Found(schedule, rollout, schedule.cost(self.pilots.costs))
@@ -147,7 +152,7 @@ def _moved_times(searcher: Searcher, best: Found, level: int) -> Found:
     """Moves one time after another at which a level is evaluated, by a part of the distance to its neighbour."""
     for shift in _SHIFTS:
         for i in range(1, len(best.schedule.places) - 1):
-            if level not in (best.schedule.base, *best.schedule.looks[i]):
+            if level not in (best.schedule.base, *best.schedule.evaluated[i]):
                 continue
             for sign in (1, -1):
                 places = list(best.schedule.places)
@@ -163,77 +168,84 @@ def _moved_times(searcher: Searcher, best: Found, level: int) -> Found:
     return best
 
 
-def multilevel(searcher: Searcher, finest: int, most_looks: int) -> Iterator[Found]:
-    """The best steps found with each number of looks at the finest level."""
+def multilevel(searcher: Searcher, finest: int, most_evaluations: int) -> Iterator[Found]:
+    """The best schedule for each number of evaluations of the finest level."""
 
-    def fresh(base: int, density: np.ndarray, looks: int) -> Schedule:
-        steps = min(_STEPS_AT_FIRST + looks * _STEPS_PER_LOOK, searcher.times)
+    def fresh(base: int, density: np.ndarray, number: int) -> Schedule:
+        steps = min(_STEPS_AT_FIRST + number * _STEPS_PER_EVALUATION, searcher.times)
         places = grid_of(density, steps, searcher.times)
-        wanted = [places[int((i + 0.5) / looks * steps)] for i in range(looks)]
-        return _with_looks(places, base, finest, wanted)
+        wanted = [places[int((i + 0.5) / number * steps)] for i in range(number)]
+        return _with_evaluations(places, base, finest, wanted)
 
     densities = first_densities(searcher)
     tried = [searcher.try_out(fresh(base, density, 2)) for base in range(finest) for density in densities]
     base = min(tried, key=lambda found: found.merit).schedule.base
     _, density = _density(searcher, lambda density: fresh(base, density, 2))
     best = None
-    for looks in range(1, most_looks + 1):
-        # Afresh, and the last one with a further look: either may end in a poor place.
-        starts = [searcher.try_out(fresh(base, density, looks)) for base in range(finest)]
+    for number in range(1, most_evaluations + 1):
+        # The search starts from a new schedule and from the last one with one more evaluation. Either may end in a
+        # local minimum.
+        starts = [searcher.try_out(fresh(base, density, number)) for base in range(finest)]
         starts = [min(starts, key=lambda found: found.merit)]
         if best is not None:
-            starts.append(_one_look_more(searcher, best, finest))
-        best = min((_moved_looks(searcher, start, finest) for start in starts), key=lambda found: found.merit)
+            starts.append(_one_evaluation_more(searcher, best, finest))
+        best = min(
+            (_moved_evaluations(searcher, start, finest) for start in starts), key=lambda found: found.merit
+        )
         best = _other_steps(searcher, best, finest)
-        best = _middle_looks(searcher, best, finest)
-        best = _moved_looks(searcher, best, finest)
+        best = _middle_evaluations(searcher, best, finest)
+        best = _moved_evaluations(searcher, best, finest)
         best = _moved_times(searcher, best, finest)
         yield best
 
 
-def _with_looks(
+def _with_evaluations(
     places: tuple[int, ...], base: int, level: int, wanted: Sequence[float | int] | np.ndarray
 ) -> Schedule:
-    """A schedule whose looks are in the steps that begin nearest to some times."""
+    """A schedule that evaluates a level in the steps whose starts are nearest to some times."""
     starts = np.asarray(places[:-1])
     steps = {int(np.argmin(np.abs(starts - time))) for time in wanted}
     return Schedule(places, base, tuple((level,) if n in steps else () for n in range(len(starts))))
 
 
-def _look_steps(schedule: Schedule, level: int) -> list[int]:
-    return [n for n, looked in enumerate(schedule.looks) if level in looked]
+def _evaluation_steps(schedule: Schedule, level: int) -> list[int]:
+    """The steps in which a level is evaluated."""
+    return [n for n, levels in enumerate(schedule.evaluated) if level in levels]
 
 
-def _changed_looks(schedule: Schedule, level: int, less: int | None, more: int | None) -> Schedule | None:
-    """With one look of a level less in one step and one more in another; `None` if it is there already."""
-    looks = [set(looked) for looked in schedule.looks]
+def _changed_evaluations(
+    schedule: Schedule, level: int, less: int | None, more: int | None
+) -> Schedule | None:
+    """The schedule with an evaluation of a level removed from one step and added to another; `None` if the level is
+    already evaluated there."""
+    evaluated = [set(levels) for levels in schedule.evaluated]
     if more is not None:
-        if not 0 <= more < len(looks) or level in looks[more]:
+        if not 0 <= more < len(evaluated) or level in evaluated[more]:
             return None
-        looks[more].add(level)
+        evaluated[more].add(level)
     if less is not None:
-        looks[less].discard(level)
-    return schedule._replace(looks=tuple(tuple(sorted(looked)) for looked in looks))
+        evaluated[less].discard(level)
+    return schedule._replace(evaluated=tuple(tuple(sorted(levels)) for levels in evaluated))
 
 
-def _one_look_more(searcher: Searcher, best: Found, level: int) -> Found:
-    """With a further look, in the middle of that gap between looks where it helps most."""
-    steps = _look_steps(best.schedule, level)
-    edges = [0, *steps, len(best.schedule.looks)]
+def _one_evaluation_more(searcher: Searcher, best: Found, level: int) -> Found:
+    """With one more evaluation, in the middle of the gap between two evaluations in which the error is smallest."""
+    steps = _evaluation_steps(best.schedule, level)
+    edges = [0, *steps, len(best.schedule.evaluated)]
     middles = sorted({(a + b) // 2 for a, b in zip(edges, edges[1:], strict=False)})
-    changed = [_changed_looks(best.schedule, level, None, middle) for middle in middles]
+    changed = [_changed_evaluations(best.schedule, level, None, middle) for middle in middles]
     tried = [searcher.try_out(schedule, best) for schedule in changed if schedule is not None]
     return min(tried, key=lambda found: found.rollout.typical_error) if tried else best
 
 
-def _moved_looks(searcher: Searcher, best: Found, level: int) -> Found:
-    """Moves one look after another to a step nearby."""
-    for distance in (3, 1):
-        for i in range(len(_look_steps(best.schedule, level))):
+def _moved_evaluations(searcher: Searcher, best: Found, level: int) -> Found:
+    """Moves the evaluations of a level to nearby steps, one after the other."""
+    for distance in _DISTANCES:
+        for i in range(len(_evaluation_steps(best.schedule, level))):
             for sign in (1, -1):
                 while True:
-                    step = _look_steps(best.schedule, level)[i]
-                    schedule = _changed_looks(best.schedule, level, step, step + sign * distance)
+                    step = _evaluation_steps(best.schedule, level)[i]
+                    schedule = _changed_evaluations(best.schedule, level, step, step + sign * distance)
                     found = None if schedule is None else searcher.try_out(schedule, best)
                     if found is None or found.merit >= best.merit - _GAIN:
                         break
@@ -242,21 +254,21 @@ def _moved_looks(searcher: Searcher, best: Found, level: int) -> Found:
 
 
 def _other_steps(searcher: Searcher, best: Found, level: int) -> Found:
-    """With more or fewer steps of the base, the looks at about the same times."""
+    """With more or fewer steps of the base, and the other evaluations at about the same times."""
     for factor in (_STEPS_FACTOR, 1 / _STEPS_FACTOR):
         while True:
             schedule = best.schedule
-            count = round(len(schedule.looks) * factor)
+            count = round(len(schedule.evaluated) * factor)
             if not 2 <= count <= searcher.times:
                 break
             places = resampled(schedule.places, count)
             changed = Schedule(places, schedule.base, ((),) * count, schedule.repeats)
             for kind in schedule.above:
-                wanted = [schedule.places[n] for n in _look_steps(schedule, kind)]
-                extra = _with_looks(places, schedule.base, kind, wanted)
-                looks = [tuple(sorted({*a, *b})) for a, b in zip(changed.looks, extra.looks, strict=True)]
-                changed = changed._replace(looks=tuple(looks))
-            if len(_look_steps(changed, level)) < len(_look_steps(schedule, level)):
+                wanted = [schedule.places[n] for n in _evaluation_steps(schedule, kind)]
+                extra = _with_evaluations(places, schedule.base, kind, wanted)
+                pairs = zip(changed.evaluated, extra.evaluated, strict=True)
+                changed = changed._replace(evaluated=tuple(tuple(sorted({*a, *b})) for a, b in pairs))
+            if len(_evaluation_steps(changed, level)) < len(_evaluation_steps(schedule, level)):
                 break
             found = searcher.try_out(changed)
             if found.merit >= best.merit - _GAIN:
@@ -265,13 +277,13 @@ def _other_steps(searcher: Searcher, best: Found, level: int) -> Found:
     return best
 
 
-def _middle_looks(searcher: Searcher, best: Found, finest: int) -> Found:
-    """With looks at levels between the base and the finest in those steps where they pay."""
+def _middle_evaluations(searcher: Searcher, best: Found, finest: int) -> Found:
+    """With evaluations of levels between the base and the finest, in the steps in which they reduce the error."""
     for level in range(best.schedule.base + 1, finest):
-        for step in range(len(best.schedule.looks)):
-            there = level in best.schedule.looks[step]
+        for step in range(len(best.schedule.evaluated)):
+            there = level in best.schedule.evaluated[step]
             less, more = (step, None) if there else (None, step)
-            schedule = _changed_looks(best.schedule, level, less, more)
+            schedule = _changed_evaluations(best.schedule, level, less, more)
             found = None if schedule is None else searcher.try_out(schedule, best)
             if found is not None and found.merit < best.merit - _GAIN:
                 best = found

@@ -8,7 +8,7 @@ import diffrax
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
-from .._checks import as_grid
+from .._checks import check_grid
 from .._custom_types import Numbers
 from .._solver import AbstractMethod, EulerMaruyama
 from .abstract_plan import AbstractPlan
@@ -84,7 +84,7 @@ def steps_plan(
 
     Raises `ValueError` for times that are not monotone.
     """
-    as_grid("steps_plan", ts)
+    check_grid("steps_plan", ts)
     times = np.asarray(ts, float)
     return StepsPlan(
         ts=times,

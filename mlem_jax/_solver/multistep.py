@@ -26,18 +26,19 @@ _OFF_GRID = (
     "LinearMultistep was given a step that is not the next one of its grid. Its coefficients hold for one grid only: "
     "write stepsize_controller=diffrax.StepTo(coefficients.ts) with t0=coefficients.ts[0] and t1=coefficients.ts[-1]."
 )
-# A step may begin and end beside its grid point by this fraction of its length: times are rounded to float32.
+# The start and end of a step may differ from the grid by this fraction of its length, because times are rounded to
+# float32.
 _TOLERANCE = 1e-2
 
 
 class MultistepState(eqx.Module):
-    """The state that [`mlem_jax.LinearMultistep`][] carries from step to step; pass it back to continue a solve.
+    """The solver state of [`mlem_jax.LinearMultistep`][]. Pass it to `diffeqsolve` to continue a solve.
 
     - `step`: number of steps taken.
-    - `drifts`: the base's last `M - 1` drifts, like the state with a leading axis, newest first.
-    - `increments`: the last `L` increments found of each higher level, like the state with leading axes
-        `(K - 1, L)`; zeros before the first.
-    - `evaluations`: how often each level was evaluated, `(K,)`.
+    - `drifts`: the last `M - 1` drifts of the base, like the state with a leading axis, newest first.
+    - `increments`: the last `L` increments of each higher level, like the state with leading axes `(K - 1, L)`, newest
+        first; zeros before the first one.
+    - `evaluations`: number of evaluations of each level, `(K,)`.
     - `costs`: the term's costs, `(K,)`, or `None`.
     """
 
@@ -51,16 +52,17 @@ class MultistepState(eqx.Module):
 class LinearMultistep(diffrax.AbstractItoSolver):
     r"""A linear multistep method for a drift at several levels, with any coefficients.
 
-    $$\hat x_n = x_n + \sum_{k \in \text{looks}_n} \sum_{l < L} \gamma_{n,k,l} D_k^{(l)},\quad
+    $$\hat x_n = x_n + \sum_{k \in E_n} \sum_{l < L} \gamma_{n,k,l} D_k^{(l)},\quad
       x_{n+1} = \hat x_n + \sum_{i < M} \beta_{n,i} f^1(t_{n-i}, \hat x_{n-i})
         + \sum_{k > 1} \sum_{l < L} \delta_{n,k,l} D_k^{(l)} + g(t_n, x_n) \Delta W_n$$
 
-    The base `f^1`, the term's cheapest level, is evaluated in every step. A higher level is evaluated in the steps
-    that `looks` names, where the increment `D_k^{(0)} = f^k - f^1` is found; `D_k^{(1)}, ...` are those found before.
-    At a look the state may first be moved, to catch up with what the increments held since the last look have missed;
-    where `repeats` says so the base is then evaluated again. With one level it is an explicit linear multistep method.
+    The base `f^1`, the cheapest level of the term, is evaluated in every step. In step `n` the levels `k` in the set
+    `E_n` (`coefficients.evaluated`) are evaluated too, which gives the new increments `D_k^{(0)} = f^k - f^1`; the
+    earlier ones are `D_k^{(1)}, ...`. The state is then moved first, to correct the error of the increments that were
+    held since the last evaluation. If `coefficients.repeats` is true, the base is evaluated again at the moved state.
+    With a single level this is an explicit linear multistep method.
 
-    Noise of other terms enters as in Euler's method, so for additive noise the strong order is 1 at most.
+    Noise of other terms is added as in Euler's method, so for additive noise the strong order is at most 1.
 
     !!! example
 
@@ -76,9 +78,9 @@ class LinearMultistep(diffrax.AbstractItoSolver):
     - `coefficients`: [`mlem_jax.MultistepCoefficients`][], for example the classical ones.
     - `check_finite`: stop a trajectory with an unsuccessful `result` as soon as its state is not finite.
 
-    Only on the grid of the coefficients. Raises `ValueError` for terms without a `MultilevelTerm` or with another
-    number of levels than the coefficients have, and for coefficients that a `vmap` batches; at run time for a step off
-    the grid.
+    Solves must use the grid of the coefficients. Raises `ValueError` for terms without a `MultilevelTerm` or with
+    another number of levels than the coefficients, and for coefficients that a `vmap` batches; at run time, an error
+    for a step off the grid.
     """
 
     term_structure: ClassVar = diffrax.AbstractTerm
@@ -90,7 +92,7 @@ class LinearMultistep(diffrax.AbstractItoSolver):
     check_finite: bool = eqx.field(static=True, default=True)
 
     def order(self, terms: PyTree) -> None:
-        """Unknown: coefficients may be anything."""
+        """Unknown, since the coefficients are arbitrary."""
         return None
 
     def strong_order(self, terms: PyTree) -> None:
@@ -147,12 +149,12 @@ class LinearMultistep(diffrax.AbstractItoSolver):
         base = (numbers == 0).astype(float)
         drift = evaluate(y0, numbers == 0, base)
         y, increments = y0, solver_state.increments
-        counts = jnp.append(jnp.ones((), jnp.int32), row.looks.astype(jnp.int32))
+        counts = jnp.append(jnp.ones((), jnp.int32), row.evaluated.astype(jnp.int32))
         if len(term.levels) > 1:
-            active = jnp.append(jnp.zeros((), bool), row.looks)
+            active = jnp.append(jnp.zeros((), bool), row.evaluated)
             found = evaluate(y0, active, jnp.eye(len(term.levels))[1:])
             found = jtu.tree_map(lambda fine, coarse: fine - coarse, found, _repeated(drift, found))
-            increments = _remember(row.looks, found, increments)
+            increments = _remember(row.evaluated, found, increments)
             y = _add(y0, row.corrections, increments)
             again = evaluate(y, (numbers == 0) & row.repeats, base)
             drift = jtu.tree_map(lambda new, old: jnp.where(row.repeats, new, old), again, drift)
@@ -173,23 +175,23 @@ class LinearMultistep(diffrax.AbstractItoSolver):
         return y1, None, dict(y0=y0, y1=y1), state, result
 
     def _row(self, t0: RealScalarLike, t1: RealScalarLike, dt: RealScalarLike, step: Array) -> "_Row":
-        """The coefficients of one step, whose number is the same for all trajectories of a batch."""
+        """The coefficients of a step, whose index is the same for all trajectories of a batch."""
         table = jtu.tree_map(jnp.asarray, self.coefficients)
         current = furthest(step)
         (number,), _ = across_batch(step[None], current)
-        last = len(self.coefficients.looks) - 1
+        last = len(self.coefficients.evaluated) - 1
         # diffeqsolve runs backward solves in the time -t.
         sign = jnp.where(jnp.asarray(dt) >= 0, 1, -1)
         start, end = table.ts[number], table.ts[number + 1]
         t0, t1 = (jnp.asarray(t).astype(start.dtype) * sign.astype(start.dtype) for t in (t0, t1))
         slack = _TOLERANCE * jnp.abs(end - start)
         off = (number > last) | (jnp.abs(t0 - start) > slack) | (jnp.abs(t1 - end) > slack)
-        # A trajectory of a batch that has finished steps on the spot while the others go on.
+        # A trajectory of a batch that has finished takes steps of length zero while the others continue.
         number = eqx.error_if(number, off & (t0 != t1) & current, _OFF_GRID)
         number = refuse_batch(jnp.minimum(number, last), _BATCHED)
-        looks, repeats = (refuse_batch(x[number], _BATCHED) for x in (table.looks, table.repeats))
-        corrections = table.corrections[number] * looks[:, None].astype(table.corrections.dtype)
-        return _Row(table.drifts[number], table.increments[number], looks, corrections, repeats)
+        evaluated, repeats = (refuse_batch(x[number], _BATCHED) for x in (table.evaluated, table.repeats))
+        corrections = table.corrections[number] * evaluated[:, None].astype(table.corrections.dtype)
+        return _Row(table.drifts[number], table.increments[number], evaluated, corrections, repeats)
 
     def func(self, terms: PyTree, t0: RealScalarLike, y0: Y, args: Args) -> Any:
         """The finest level's drift."""
@@ -201,28 +203,28 @@ class _Row(eqx.Module):
 
     drifts: Float[Array, " drifts"]
     increments: Float[Array, "levels_above held"]
-    looks: Bool[Array, " levels_above"]
+    evaluated: Bool[Array, " levels_above"]
     corrections: Float[Array, "levels_above held"]
     repeats: Bool[Array, ""]
 
 
 def _repeated(y: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
-    """A state with a leading axis, by which it fits `like`."""
+    """A state repeated along a leading axis, with the shape of `like`."""
     return jtu.tree_map(lambda x, target: jnp.broadcast_to(x[None], target.shape), y, like)
 
 
-def _remember(looks: Bool[Array, " levels_above"], found: PyTree, old: PyTree) -> PyTree:
-    """The increments of each level, newest first, where those of levels just looked at move back by one."""
+def _remember(evaluated: Bool[Array, " levels_above"], found: PyTree, old: PyTree) -> PyTree:
+    """The increments of each level, newest first. Those of the evaluated levels are shifted by one."""
 
     def leaf(new: Array, old: Array) -> Array:
         moved = jnp.concatenate([new[:, None], old[:, :-1]], axis=1)
-        return jnp.where(looks.reshape(-1, *[1] * (old.ndim - 1)), moved, old)
+        return jnp.where(evaluated.reshape(-1, *[1] * (old.ndim - 1)), moved, old)
 
     return jtu.tree_map(leaf, found, old)
 
 
 def _add(y: Y, coefficients: Array, parts: PyTree) -> Y:
-    """The state plus the parts times their coefficients, which run over the parts' leading axes."""
+    """The state plus the parts times their coefficients, summed over the parts' leading axes."""
 
     def leaf(y: Array, part: Array) -> Array:
         return y + jnp.tensordot(coefficients.astype(y.dtype), part, axes=coefficients.ndim)

@@ -53,7 +53,7 @@ def dpm_solver(ts: Numbers) -> MultistepCoefficients:
         ts=s,
         drifts=drifts,
         increments=np.zeros((steps, 0, 1)),
-        looks=np.zeros((steps, 0), bool),
+        evaluated=np.zeros((steps, 0), bool),
         corrections=np.zeros((steps, 0, 1)),
         repeats=np.zeros(steps, bool),
     )
