@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from .calibrate import calibrate
 from .demo import demo
+from .distance import distance
 from .distil import distil
 from .sample import sample
 from .train import train
@@ -63,5 +64,5 @@ def _about(
 
 
 # In the order in which a user meets them.
-for command in (demo, train, distil, calibrate, sample):
+for command in (demo, train, distil, calibrate, sample, distance):
     app.command()(command)

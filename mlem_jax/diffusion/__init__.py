@@ -80,6 +80,7 @@ from ._process import (
 )
 from ._sampling import (
     dpm_solver as dpm_solver,
+    frechet_distance as frechet_distance,
     Samples as Samples,
     save_grid as save_grid,
     save_images as save_images,
