@@ -68,8 +68,8 @@ def write(name, widths, seed):
     save_file(weights, folder / name / "diffusion_pytorch_model.safetensors")
 
 
-write("small", [4, 8], seed=0)
-write("large", [16, 32], seed=1)
+write("small", [4], seed=0)
+write("large", [16], seed=1)
 
 # %% [markdown]
 # ## Two files are a ladder
@@ -96,7 +96,7 @@ except ValueError as error:
 # the last lines: these networks neither denoise nor belong together.
 
 # %%
-calibration = calibrate_ladder(ladder, steps=32, pilots=8, progress=False)
+calibration = calibrate_ladder(ladder, steps=16, pilots=4, progress=False)
 print(calibration)
 
 # %% [markdown]

@@ -5,7 +5,7 @@ import pytest
 from diffusion_problems import arrays, tiny_config, tiny_images
 from problems import as_user
 
-from mlem_jax.diffusion import Training
+from mlem_jax.diffusion import load_ladder, train_ladder, Training
 from mlem_jax.diffusion._training import train_networks
 from mlem_jax.diffusion._training.batches import mirrored
 
@@ -50,12 +50,29 @@ def test_a_batch_in_parts_is_the_same_step(tmp_path):
     np.testing.assert_allclose(parts, whole, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_snapshots_are_the_networks_on_the_way(tmp_path):
+    """That of the last step is the ladder's own level, rounded as it is; those before differ."""
+    config = tiny_config(steps=4, match_steps=4, sheet_every=2, snapshots=True)
+    images = tiny_images()
+    ladder = train_ladder(config, tmp_path / "run", images, images[:4], pilots=0, progress=False)
+    folder = tmp_path / "run" / "snapshots"
+    names = [f"{stage}-{step:08d}" for stage in ("finest", "smaller") for step in (2, 4)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name, own in zip(names, [ladder.networks[-1:]] * 2 + [ladder.networks[:-1]] * 2, strict=True):
+        kept = load_ladder(folder / name)
+        assert len(kept.networks) == 1
+        same = np.array_equal(arrays(kept.networks), arrays(own))
+        assert same == name.endswith("4"), name
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"accumulate": 3}, "accumulate = 3 does not divide batch_size = 64"),
         ({"accumulate": 0}, "accumulate = 0; an integer of at least 1"),
         ({"flip": 1}, "flip = 1; true or false"),
+        ({"snapshots": True}, "write sheet_every = 1000"),
     ],
 )
 def test_bad_options_are_refused(settings, message):

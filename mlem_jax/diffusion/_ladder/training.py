@@ -35,7 +35,8 @@ class Training:
     `batch_size` has to be a multiple of `k` for.
 
     Every `sheet_every` steps (0 for never) a picture is drawn with the networks as they are and their held-out
-    loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; the training does not depend on it.
+    loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; with `snapshots` the networks are kept, too. The
+    training does not depend on it.
     """
 
     steps: int = 10_000
@@ -53,6 +54,7 @@ class Training:
     sheet_every: int = 0
     flip: bool = False
     accumulate: int = 1
+    snapshots: bool = False
 
     def __post_init__(self):
         for name, least in _LEAST.items():
@@ -63,8 +65,13 @@ class Training:
             raise ValueError(
                 f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}; write one that does."
             )
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip = {self.flip!r}; true or false is expected.")
+        for name in ("flip", "snapshots"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} = {getattr(self, name)!r}; true or false is expected.")
+        if self.snapshots and not self.sheet_every:
+            raise ValueError(
+                "snapshots = true keeps the networks of every sheet; write sheet_every = 1000, say, too."
+            )
         for name in ("learning_rate", "match_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if not isinstance(value, float | int) or not 0 < value < math.inf:

@@ -111,7 +111,7 @@ def _is_longer(out: Path, before: Config, now: Config) -> bool:
     longer = counts[0] != counts[1] and not shorter
     differ = _differences(before, now, leave_out={"name"})
     # The warm-up may depend on the number of steps; sheets change nothing.
-    free = {"steps", "match_steps", "sheet_every"} | ({"warmup_steps"} if longer else set())
+    free = {"steps", "match_steps", "sheet_every", "snapshots"} | ({"warmup_steps"} if longer else set())
     differ += _differences(before.training, now.training, leave_out=free)
     if differ:
         raise ValueError(

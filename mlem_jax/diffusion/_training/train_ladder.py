@@ -26,8 +26,9 @@ from .._network import AbstractNetwork
 from .batches import check_labels, held_out_losses
 from .run import begin_run, check_room, DataIdentity, LADDER
 from .sheets import Sheets
+from .snapshots import Snapshots
 from .step import HISTORY_EVERY
-from .train import train_networks
+from .train import train_networks, Watch
 
 # On which steps are fitted: with fewer, held-out pilots reject much of what images allow (benchmarks/fitted.py).
 _FIT_PILOTS = 128
@@ -66,7 +67,8 @@ def train_ladder(
     loaded,
     unless the configuration has more steps than before: the run is then made longer, and the ladder that was there is
     moved to `out/ladder-STEPS`. `out/losses.csv` has the loss curves, `out/sheets` a picture and the held-out
-    losses of every `sheet_every` steps. `data_name` is what messages call the data, such as its path.
+    losses of every `sheet_every` steps, and with `snapshots` `out/snapshots` these networks, as ladders. `data_name` is
+    what messages call the data, such as its path.
 
     Raises `ValueError` if `out` was begun with another configuration or with other data, if the levels are not in the
     order of their FLOPs or one cannot represent an image, if the images or labels do not fit them, or if the finest
@@ -124,7 +126,15 @@ def _train(
     training = config.training
 
     def stage(name: str, networks: tuple[AbstractNetwork, ...], steps: int, peak: float, teacher=None):
-        watch = Sheets(out / "sheets", name, config, *held_out) if training.sheet_every else None
+        watches: list[Watch] = [Sheets(out / "sheets", name, config, *held_out)]
+        if training.snapshots:
+            levels = config.levels[-1:] if name == "finest" else config.levels[:-1]
+            watches.append(Snapshots(out / "snapshots", name, config, levels))
+
+        def watch(step: int, networks: tuple[AbstractNetwork, ...]) -> None:
+            for look in watches:
+                look(step, networks)
+
         return train_networks(
             config,
             networks,
@@ -136,7 +146,7 @@ def _train(
             teacher=teacher,
             label=f"{name} level" + ("s" if name == "smaller" else ""),
             progress=progress,
-            watch=watch,
+            watch=watch if training.sheet_every else None,
         )
 
     finest, finest_history = networks[-1], np.zeros((0, 1), np.float32)
