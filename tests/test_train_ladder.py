@@ -60,7 +60,7 @@ def test_too_few_images_and_a_rate_that_diverges(tmp_path):
 def test_a_ladder_of_one_level_is_trained_loaded_and_solved(tmp_path):
     config = dataclasses.replace(tiny_config(), levels=TINY.levels[1:])
     images = tiny_images(64)
-    ladder = train_ladder(config, tmp_path, images, tiny_images(16, seed=1), progress=False)
+    ladder = train_ladder(config, tmp_path, images, tiny_images(16, seed=1), pilots=0, progress=False)
     assert not ladder.calibrations and ladder.card["held_out_loss"]["to_finest"] == [0.0]
     ts = config.process.grid(8)
     solution = diffrax.diffeqsolve(

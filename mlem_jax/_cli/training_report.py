@@ -44,7 +44,8 @@ def report_ladder(console: Console, ladder: Any, out: Path) -> None:
     else:
         say(
             console,
-            "One level needs no plan: draw images with its term and any solver, such as diffrax.Euler().",
+            f"Images: python -m mlem_jax sample --checkpoint {out} --steps 32 --n 64 --out FOLDER; for fitted steps "
+            f"first: python -m mlem_jax calibrate --checkpoint {out} --out FILE.npz",
         )
     say(console, f"In Python: mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r})")
 
