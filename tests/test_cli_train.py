@@ -124,6 +124,10 @@ def test_what_does_not_go_together_is_said_before_anything_is_written(run, tmp_p
         result = run("--out", out, *arguments)
         assert result.exit_code == 2 and message in result.output, result.output
         assert not out.exists()
+    # A place where nothing can be written, before pictures are decoded.
+    occupied = tmp_path / "ladder.toml" / "run"
+    result = run("--out", occupied, *file, "--data", pictures)
+    assert result.exit_code == 2 and "Cannot write to" in result.output and "another --out" in result.output
 
 
 @pytest.mark.slow

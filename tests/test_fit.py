@@ -143,6 +143,25 @@ def test_rollout_with_noise_is_what_the_solver_does():
     assert rollout.typical_error < 0.1
 
 
+class Driven(eqx.Module):
+    """x' = c exp(-t) + noise with a constant c of each pilot's own: a step is exact with one multiple of the drift."""
+
+    def __call__(self, key):
+        term = ml.MultilevelTerm(*[lambda t, y, args: jnp.stack([y[1] * jnp.exp(-t), 0 * y[1]])] * 3)
+        path = ml.GridBrownianPath(TS, (2,), key=key)
+        noise = diffrax.ControlTerm(lambda t, y, args: jnp.diag(jnp.array([0.5, 0.0])), path)
+        return diffrax.MultiTerm(term, noise)
+
+
+def test_the_noise_is_no_part_of_what_is_fitted():
+    # Classical coefficients miss it (the drift falls by a third in a step), and so do those fitted to states in which
+    # the noise, as large as the drift's own move, is left.
+    pilots = make_pilots(problem=Driven(), y0s=jr.normal(jr.key(4), (6, 2)))
+    alone = Schedule(PLACES, 2, ((),) * 6)
+    assert roll_out(pilots, alone, Memory(1, 1), everyone(6)).errors.max() < 1e-4
+    assert roll_out(pilots, alone, Memory(1, 1), everyone(6), classical=True).errors.max() > 1e-2
+
+
 def test_cost_is_that_of_the_evaluations(fitted):
     coefficients = coefficients_of(fitted, TS)
     # Of the evaluations in steps 1, 3, 4 and 5 the first finds an exact state, and any may leave its state where it is.

@@ -81,6 +81,12 @@ def test_a_damaged_description_is_named(tmp_path):
             begin_run(folder, TINY, CATS)
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"Cannot write to .*file/run: Not a directory\. Choose another folder"):
+        begun(tmp_path / "file" / "run")
+
+
 def test_room_is_asked_for_before_the_start(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     networks = TINY.networks()

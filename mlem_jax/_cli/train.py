@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .errors import errors_explained, stop_explained
+from .errors import check_place, errors_explained, stop_explained
 from .ladder_options import ConfigFile, describe_ladder, Levels, Mflops, Shape, Steps
 from .training_report import report_data, report_ladder, sizes_table
 
@@ -75,6 +75,8 @@ def train(
         from ..diffusion._training import check_labels
 
         earlier = None if start is None else diffusion.load_ladder(start)
+        # Before pictures are decoded. The folder itself is made by the run.
+        check_place(out if out.exists() else out.parent, "--out")
         path = diffusion.FASHION_MNIST if data is None else data
         found = diffusion.load_data(
             path, description.shape, labels=description.classes is not None, cache=out / "data"

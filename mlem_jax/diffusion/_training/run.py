@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..._io import write_text_safely
+from ..._io import make_writable, write_text_safely
 from .._ladder import Config, config_text, count_parameters, parse_config
 from .._network import AbstractNetwork
 from .checkpoints import checkpoint_bytes
@@ -39,14 +39,14 @@ class DataIdentity:
 
 def begin_run(out: Path, config: Config, data: DataIdentity) -> None:
     """Creates the folder of a run, or accepts an existing one of the same configuration and data that has the same
-    number
-    of steps or fewer. The ladder of a run that is made longer is moved to `ladder-STEPS`.
+    number of steps or fewer. The ladder of a run that is made longer is moved to `ladder-STEPS`.
 
     A folder without a checkpoint or a ladder is begun anew.
 
-    Raises `ValueError` for a run of other data, of another configuration or of more steps.
+    Raises `ValueError` for a run of other data, of another configuration or of more steps, `OSError` where the folder
+    cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_writable(out, "Choose another folder.")
     if has_begun(out):
         there = _read(out / _RUN)
         if there is not None:
