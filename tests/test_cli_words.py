@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import io
 import os
 import pathlib
 import re
@@ -15,10 +16,12 @@ import pytest
 from diffusion_problems import randomised, stand_in, TINY
 from label_problems import CLASSES
 from matplotlib.image import imread
+from rich.console import Console
 from typer.testing import CliRunner
 
 import mlem_jax as ml
 from mlem_jax._cli import app as _cli
+from mlem_jax._cli.training_report import results_table, sizes_table
 from mlem_jax.diffusion import Guided, Ladder, load_ladder, NoisePredictor, sample, save_ladder
 from mlem_jax.diffusion._ladder import as_stored
 
@@ -186,6 +189,25 @@ def test_help_is_eighty_columns_wide(arguments):
     result = CliRunner().invoke(_cli.app, list(arguments), env={"COLUMNS": "80"})
     assert result.exit_code == 0 and "Usage:" in result.output
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", result.output).splitlines())) <= 80
+
+
+def test_tables_of_training_do_not_break_at_80_columns():
+    # Networks as large as the largest published ones; every number stands whole in the row of its level.
+    numbers = {"parameters": [1_523_456_789] * 2, "flops_per_image": [552_123.45e6] * 2}
+    losses = {"data": [0.1234, 0.5678], "to_finest": [0.9876, 0.0]}
+    card = {**numbers, "held_out_loss": losses, "to_finest_before": [1.5432, 0.0]}
+    sizes = [("UNet", 1_523_456_789, 552_123.45e6), ("DiT", 1_523_456_789, 5_552_123.45e6)]
+    shown = (
+        ("1,523,456,789", "552123.45", "0.1234", "0.9876", "1.5432"),
+        ("UNet", "1,523,456,789", "552123.45", "0.0994"),
+    )
+    for table, cells in zip((results_table(card), sizes_table(sizes)), shown, strict=True):
+        console = Console(width=80, file=io.StringIO())
+        console.print(table)
+        lines = console.file.getvalue().splitlines()
+        # Borders, header, rule and two rows.
+        assert len(lines) == 6 and max(map(len, lines)) <= 80
+        assert all(cell in lines[3] for cell in cells)
 
 
 def test_version():

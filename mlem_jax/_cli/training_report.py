@@ -35,7 +35,7 @@ def sizes_table(sizes: list[tuple[str, int, float]]) -> Table:
 
 def report_ladder(console: Console, ladder: Any, out: Path) -> None:
     """The trained levels, and which command to write next."""
-    console.print(_results_table(ladder.card))
+    console.print(results_table(ladder.card))
     say(console, "MFLOP: per image; to finest: mean squared distance to finest level's output.")
     if ladder.calibrations:
         say(console, f"Images: python -m mlem_jax sample --checkpoint {out} --n 64 --out FOLDER")
@@ -50,7 +50,8 @@ def report_ladder(console: Console, ladder: Any, out: Path) -> None:
     say(console, f"In Python: mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r})")
 
 
-def _results_table(card: dict[str, Any]) -> Table:
+def results_table(card: dict[str, Any]) -> Table:
+    """What was measured of each level, after the training."""
     before = card.get("to_finest_before")
     # Headers that leave room for all columns on 80 places.
     table = Table("level", "parameters", "MFLOP", "held-out loss", "to finest")
