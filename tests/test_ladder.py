@@ -14,6 +14,7 @@ import pytest
 from diffusion_problems import arrays, calibrated_ladder, TINY
 from problems import remeasured
 
+from mlem_jax._calibration import UnreachableError
 from mlem_jax.diffusion import (
     Ladder,
     load_ladder,
@@ -221,6 +222,15 @@ def test_a_ladder_plans_with_the_better_order(ladder):
         assert best.method == METHODS[int(alone[1].error < alone[0].error)]
     alone = [c.plan(error=0.45) for c in (first, second)]
     assert both.plan(error=0.45).cost == min(plan.cost for plan in alone) < max(plan.cost for plan in alone)
+    # What cannot be reached is told by the better of both, whichever that is: each alone errs 0.2 or 0.3 at least.
+    for errors in ((0.2, 0.3), (0.3, 0.2)):
+        pair = {
+            kind: remeasured(first, method=method, single_error=np.tile([0.5, error], (2, 1)))
+            for kind, method, error in zip(("ode", "ode_2"), METHODS, errors, strict=True)
+        }
+        with pytest.raises(UnreachableError) as caught:
+            dataclasses.replace(ladder, calibrations=pair).plan(error=1e-9)
+        assert caught.value.least == pytest.approx(0.2)
 
 
 def test_a_ladder_without_the_calibration_says_how_to_measure_it(ladder):
