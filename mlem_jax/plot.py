@@ -70,7 +70,7 @@ def firings(
         if report.evaluation_times is None:
             raise ValueError(
                 f"The report of {label!r} has no record of its firings; solve with "
-                "MLEM(..., record=number_of_steps)."
+                "record=number_of_steps among the solver's settings."
             )
         kept = range(len(report.evaluation_times)) if levels is None else levels[panel]
         _raster(axis, report.evaluation_times, kept)

@@ -118,7 +118,7 @@ def test_gamma_below_two_is_measured_and_said():
     assert "independent coins do not reduce the cost" in str(found)
     # So one level alone is the better plan, though coupled coins gain.
     alone = found.plan(budget=4.0, coins=ml.IndependentCoins())
-    assert len(alone.levels) == 1 and "ML-EM does not pay here" in str(alone)
+    assert len(alone.levels) == 1 and "MLEM does not pay here" in str(alone)
     assert found.plan(budget=4.0).speedup_over_single > 1.5
 
 

@@ -67,8 +67,8 @@ def single_level_plan(
             else f"the error of the best combination of levels is {multilevel_error:.3g}"
         )
         advice = (
-            f"Use level {alone.level + 1} alone: its error is {alone.error:.3g} at this budget; {reason}. ML-EM does "
-            "not pay here."
+            f"Use level {alone.level + 1} alone: its error is {alone.error:.3g} at this budget; {reason}. "
+            f"{measured.method.name} does not pay here."
         )
     over_finest, over_single = speedups(measured, alone.error, cost)
     return Plan(

@@ -60,7 +60,7 @@ def run_trials(
     for policy in policies:
         seeds = 1 if policy.deterministic else _SEEDS
         for budget in TRIAL_BUDGETS:
-            report_progress(f"trial runs of ML-EM, {policy.name}", 1)
+            report_progress(f"trial runs of {measured.method.name}, {policy.name}", 1)
             plan = _trial_plan(measured, budget, policy, levels)
             if plan is None:
                 continue
