@@ -1,7 +1,7 @@
-"""Pictures: samples side by side, when which level was evaluated, and what a calibration and its plans say.
+"""Figures of samples, of the evaluations of each level, and of calibrations and their plans.
 
-Each function returns a [`matplotlib.figure.Figure`][]: a notebook shows it where it is the last line of a cell
-(with `%matplotlib inline`, IPython's default there), and [`mlem_jax.plot.save_figure`][] writes it. Needs no display.
+Each function returns a [`matplotlib.figure.Figure`][]. A notebook shows it if it is the last expression of a cell (with
+`%matplotlib inline`, the default there), and [`mlem_jax.plot.save_figure`][] writes it. No display is needed.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,7 @@ from ._solver import EvaluationReport
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as PNG: to a temporary file beside the target, then renamed. Raises `OSError` that says so where
-    the disk is full."""
+    """Writes a figure as PNG, atomically. Raises `OSError` if the disk is full."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safely(path, lambda file: figure.savefig(file, dpi=150, format="png"))
@@ -90,7 +89,7 @@ def _raster(axis: Any, times: Sequence[Float[np.ndarray, " _"]], levels: Sequenc
 
 
 def increments(calibration: Calibration, *, time_label: str = "t", log_time: bool = False) -> Figure:
-    """What a calibration measured, over time: the levels' increments, and by how much they move the end."""
+    """The sizes of the levels' increments over time, and their effects on the end state."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
     measured = calibration.measurements
@@ -108,8 +107,8 @@ def increments(calibration: Calibration, *, time_label: str = "t", log_time: boo
 
 
 def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> Figure:
-    """The error of each level alone as measured, and of plans as predicted (one line per coin
-    policy), against cost in finest-level evaluations."""
+    """The measured error of each level alone and the predicted errors of plans (one line per coin policy), against cost
+    in finest-level evaluations."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     measured = calibration.measurements
@@ -136,7 +135,8 @@ def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> 
 def plan_raster(
     plan: Plan | FittedPlan, *, key: PRNGKeyArray, time_label: str = "t", log_time: bool = False
 ) -> Figure:
-    """In which steps a plan's coins fire, for one key, or fitted steps evaluate a level (none is evaluated for it)."""
+    """The steps in which each level of a plan fires with this key, or is evaluated by fitted steps. No level is
+    evaluated for the figure."""
     fired = plan.firing_pattern(key=key)
     figure = Figure(figsize=(8, 0.9 + 0.35 * len(plan.levels)), layout="constrained")
     axis = figure.subplots()

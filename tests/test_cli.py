@@ -111,7 +111,7 @@ def test_main_job_with_fitted_steps(run, ladder, tmp_path, monkeypatch):
     single = [row for row in found["rows"] if row["method"] == "finest network alone, fitted"]
     # The catalogue promises 0.01 at 6.3 evaluations alone: the two entries below, for want of any above.
     assert [row["finest_evaluations"] for row in single] == [5, 6]
-    assert "speed-up at that error" in result.output or "no gain to quote" in result.output
+    assert "speed-up at that error" in result.output or "no speed-up is known" in result.output
     ours = found["rows"][-1]
     assert ours["finest_evaluations"] == pytest.approx(budget) and ours["steps"] == 8
     gain = found["speedup"]["finest network alone, fitted"]["finest_evaluations"]

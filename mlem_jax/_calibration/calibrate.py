@@ -20,7 +20,7 @@ from .fit_steps import fit_steps
 from .inputs import check_finite, make_pilots
 from .measurements import Measurements
 from .pilots import LevelSubsetTerms, Pilots, ReportProgress
-from .single_runs import run_single_levels, strides
+from .single_runs import run_single_levels, SingleRuns, strides
 from .sweep import sweep
 from .trial_runs import run_trials, TRIAL_BUDGETS
 
@@ -75,9 +75,9 @@ def calibrate(
     - `sensitivity_level`: index of the level whose derivative is used; by default the second finest.
     - `batch_size`: number of pilot trajectories in a batch; it bounds the memory.
     - `trials`: coin policies for trial runs on the pilots. For other policies, plans use the linear model alone.
-    - `fit`: whether steps of all costs are fitted too, on the same pilots, by [`mlem_jax.fit_steps`][]; plans then
-        choose among them. Needs at least 8 pilots and takes longer than the measurement; for settings of its own call
-        `fit_steps` and [`mlem_jax.Calibration.with_fitted`][].
+    - `fit`: whether to fit steps of different costs too, on the same pilots, by [`mlem_jax.fit_steps`][]; plans then
+        choose among them as well. It needs at least 8 pilots and takes longer than the measurement. To use other
+        settings call `fit_steps` and [`mlem_jax.Calibration.with_fitted`][].
     - `progress`: whether to show a progress bar.
 
     The measurement takes about `5 N` evaluations of the finest level per pilot.
@@ -94,38 +94,22 @@ def calibrate(
         )
     keys = jr.split(key, 3)
     pilots = make_pilots(terms, ts, y0s, args, labels, keys[0], batch_size)
-    num_levels, batches = len(pilots.term.levels), pilots.batches
-    y0, inputs = jtu.tree_map(lambda leaf: leaf[0], batches[0])
+    num_levels = len(pilots.term.levels)
     priced = check_costs(pilots.term, costs)
     runs = num_levels * len(strides(len(pilots.ts) - 1))
-    work = len(batches) * (_SWEEP_WORK + runs) + len(trials) * len(TRIAL_BUDGETS)
+    work = len(pilots.batches) * (_SWEEP_WORK + runs) + len(trials) * len(TRIAL_BUDGETS)
     with show_progress("calibrating", total=work, shown=progress) as display:
 
         def report_progress(what: str, count: int) -> None:
             display.advance(count, what)
 
         report_progress("timing the levels", 0)
-        seconds = time_levels(pilots.term, pilots.ts[0], *batches[0], args)
+        seconds = time_levels(pilots.term, pilots.ts[0], *pilots.batches[0], args)
+        y0, inputs = jtu.tree_map(lambda leaf: leaf[0], pilots.batches[0])
         relative = relative_costs(pilots.term, priced, seconds, pilots.ts[0], y0, inputs.args(args))
         sizes, effects = _sweep(pilots, sensitivity_level % num_levels, probes, keys[1], report_progress)
         single = run_single_levels(pilots, method, report_progress)
-        measured = Measurements(
-            ts=np.asarray(pilots.ts, float),
-            increment_rms=np.sqrt(np.mean(sizes, axis=2)),
-            effects=np.asarray(effects, np.float32),
-            costs=relative,
-            seconds=seconds,
-            single_steps=single.steps,
-            single_error=single.error,
-            single_uncertainty=single.uncertainty,
-            batch=len(jtu.tree_leaves(batches[0][0])[0]),
-            device=jax.devices()[0].device_kind,
-            levels_id=tuple(level_id(level) for level in pilots.term.levels),
-            state_id=state_id(y0),
-            finest_error=finest_error,
-            start_share=single.start_share,
-            method=method,
-        )
+        measured = _record(pilots, relative, seconds, sizes, effects, single, method, finest_error)
         tried = run_trials(measured, trials, pilots, single, keys[2], report_progress)
     found = Calibration(measured, tried)
     if not fit:
@@ -139,6 +123,37 @@ def calibrate(
         terms, ts, y0s, args, labels=labels, key=jr.fold_in(key, 3), progress=progress, **settings
     )
     return found.with_fitted(steps)
+
+
+def _record(
+    pilots: Pilots,
+    costs: Float[np.ndarray, " levels"],
+    seconds: Float[np.ndarray, " levels"],
+    sizes: Float[np.ndarray, "steps levels pilots"],
+    effects: Float[np.ndarray, "steps levels pilots probes"],
+    single: SingleRuns,
+    method: AbstractMethod,
+    finest_error: float | None,
+) -> Measurements:
+    """The record of all measurements."""
+    states, _ = pilots.batches[0]
+    return Measurements(
+        ts=np.asarray(pilots.ts, float),
+        increment_rms=np.sqrt(np.mean(sizes, axis=2)),
+        effects=np.asarray(effects, np.float32),
+        costs=costs,
+        seconds=seconds,
+        single_steps=single.steps,
+        single_error=single.error,
+        single_uncertainty=single.uncertainty,
+        batch=len(jtu.tree_leaves(states)[0]),
+        device=jax.devices()[0].device_kind,
+        levels_id=tuple(level_id(level) for level in pilots.term.levels),
+        state_id=state_id(jtu.tree_map(lambda leaf: leaf[0], states)),
+        finest_error=finest_error,
+        start_share=single.start_share,
+        method=method,
+    )
 
 
 def _sweep(

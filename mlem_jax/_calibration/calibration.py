@@ -1,4 +1,4 @@
-"""A calibration: what was measured, what was tried, and the plans that follow from it."""
+"""A calibration: measurements, trial runs and fitted steps, and the plans that follow from them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ _KIND, _VERSION = "calibration", 2
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
-    """What [`mlem_jax.calibrate`][] found out about the levels of one problem. `print` it for a report.
+    """The result of [`mlem_jax.calibrate`][]. `print` it for a report.
 
-    - `measurements`: sizes and effects of the increments, costs, and errors of each level alone along pilot
-        trajectories, a [`mlem_jax.Measurements`][].
-    - `trials`: runs of the multilevel method on the same pilots, a [`mlem_jax.Trials`][].
-    - `remarks`: what else the caller of `calibrate` noticed, in words; printed, and part of the advice of each plan.
-    - `fitted`: steps of all costs whose coefficients were fitted on pilots, a [`mlem_jax.FittedSteps`][], or `None`.
+    - `measurements`: sizes and effects of the increments along pilot trajectories, costs, and errors of each level
+        alone, a [`mlem_jax.Measurements`][].
+    - `trials`: trial runs of the multilevel method on the same pilots, a [`mlem_jax.Trials`][].
+    - `remarks`: sentences that are printed with the report and added to the advice of each plan.
+    - `fitted`: fitted steps of different costs, a [`mlem_jax.FittedSteps`][], or `None`.
     """
 
     measurements: Measurements
@@ -42,12 +42,12 @@ class Calibration:
 
     @property
     def num_levels(self) -> int:
-        """How many levels were measured."""
+        """Number of measured levels."""
         return self.measurements.num_levels
 
     @property
     def ts(self) -> Float[np.ndarray, " times"]:
-        """The times, `(N + 1,)`, in the order of the solve."""
+        """The times of the finest grid, `(N + 1,)`, in the order of the solve."""
         return self.measurements.ts
 
     @property
@@ -57,11 +57,11 @@ class Calibration:
 
     @property
     def method(self) -> AbstractMethod:
-        """Of the steps that plans take."""
+        """The method with which plans take steps."""
         return self.measurements.method
 
     def with_fitted(self, fitted: FittedSteps) -> "Calibration":
-        """The same with a catalogue of fitted steps, of which `plan` then makes use too.
+        """The same calibration with a catalogue of fitted steps, among which `plan` then also chooses.
 
         !!! example
 
@@ -111,32 +111,32 @@ class Calibration:
         levels: tuple[int, ...] | None = None,
         in_seconds: bool = False,
     ) -> Plan | FittedPlan:
-        """Decides how to solve within a budget, or for a target error.
+        """The best way to solve within a budget, or to a target error.
 
-        Fitted steps, where the calibration has them, compete with plans with coins, unless `coins`, `steps` or `levels`
-        are given: for a budget the more accurate ones win, for a target error the cheaper ones. The error of fitted
-        steps is that of held-out pilots, and for a budget their geometric mean counts; that of a plan with coins is a
-        predicted RMS.
+        Plans with coins are compared with fitted steps, if the calibration has them and none of `coins`, `steps` and
+        `levels` is given. For a budget the more accurate plan is returned, for a target error the cheaper one. The
+        error of fitted steps is measured on held-out pilots, and for a budget it is their geometric mean; the error of
+        a plan with coins is a predicted RMS error.
 
-        For a plan with coins, all sets of levels that keep the finest one and all step counts that the calibration has
-        tried are compared. For coins that are independent over steps, probabilities are the optimum
-        `min(1, L h sqrt(V / C))` (Jacot 2026). For coupled coins a window's error is the variation of the effect inside
-        it, which that profile over time keeps small too, but how much each level should get differs: its share is found
-        by simulating the coins on the pilot trajectories.
+        The search for a plan with coins compares all subsets of levels with the finest one and all numbers of steps
+        that the calibration has measured. The probabilities over time are `min(1, L h sqrt(V / C))`, the optimum for
+        coins that are independent over steps (Jacot 2026). The error of coupled coins is the variation of the effect
+        within a window, for which the same profile over time is suitable; the levels' shares of the cost are then
+        optimised by simulating the coins on the pilot trajectories.
 
         **Arguments:**
 
-        - `budget`: expected cost in finest-level evaluations; or `error`: the wanted RMS distance to the exact solution
-            of the finest level. Exactly one of them.
-        - `coins`: the policy of a plan with coins; by default the midpoint pattern, or fitted steps.
-        - `steps`, `levels`: fix the number of steps (a divisor of the calibration's) or the kept levels
-            (indices, the finest last) instead of searching.
-        - `in_seconds`: take as the levels' costs their wall-clock seconds, for batches of the size and on the device
-            that they were calibrated with, instead of `costs` (FLOPs unless others were given). Small networks take
-            longer than their FLOPs say. The budget is then in times of one finest evaluation.
+        - `budget`: expected cost in finest-level evaluations; or `error`: RMS distance to the exact solution of the
+            finest level. Exactly one of them is required.
+        - `coins`: the policy of a plan with coins; by default the midpoint pattern, unless fitted steps are better.
+        - `steps`, `levels`: the number of steps (a divisor of the calibration's) or the kept levels (indices, the
+            finest last), which are otherwise searched.
+        - `in_seconds`: whether the levels' costs are wall-clock seconds, for the batch size and device of the
+            calibration, instead of `costs` (FLOPs unless others were given). Small networks take longer than their
+            FLOPs suggest. The unit of the budget is then the seconds of one finest-level evaluation.
 
         Raises `ValueError` if both or neither of budget and error are given, if they are not positive, or if they
-        cannot be met.
+        cannot be reached.
         """
         found = best_plan(
             self.measurements,
@@ -147,27 +147,28 @@ class Calibration:
         return dataclasses.replace(found, advice=(*found.advice, *self.remarks))
 
     def mismatch(self, levels: Sequence[Any], y0: Y) -> str | None:
-        """A sentence that says how these levels or this state differ from those that were measured, or `None`."""
+        """A sentence about how these levels or this state differ from the measured ones; `None` if they do not
+        differ."""
         measured = self.measurements
         return mismatch(
             "This calibration was measured with", measured.levels_id, measured.state_id, levels, y0
         )
 
     def require(self, levels: Sequence[Any], y0: Y) -> None:
-        """Raises `ValueError` unless the calibration was measured with these levels (their types, settings and all
-        numbers inside them) and a state of these shapes."""
+        """Raises `ValueError` unless the calibration was measured with these levels and a state of these shapes. Types,
+        settings and numbers of the levels are compared."""
         found = self.mismatch(levels, y0)
         if found is not None:
             raise ValueError(f"{found} Calibrate again: mlem_jax.calibrate(terms, ts, y0s, key=key).")
 
     def save(self, path: str | Path) -> None:
-        """Writes one `.npz` file, atomically. Raises `OSError` that says so where the disk is full."""
+        """Writes one `.npz` file atomically. Raises `OSError` if the disk is full."""
         write_record(path, _KIND, _VERSION, self)
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
-        """Reads what `save` wrote. Raises `ValueError` for another or a damaged file; whether it belongs to certain
-        levels is checked by `require`."""
+        """Reads a file that `save` wrote. Raises `ValueError` for a damaged file or one of another kind. `require`
+        checks whether the calibration belongs to given levels."""
         remedy = "Measure it again: mlem_jax.calibrate(...).save(FILE)."
         _, values = read_record(path, {_KIND: _VERSION}, "a calibration", remedy)
         for name, record in (("measurements", Measurements), ("trials", Trials)):
@@ -189,5 +190,5 @@ class Calibration:
 
 
 def make_plan(calibration: Calibration, **settings: Any) -> Plan | FittedPlan:
-    """`calibration.plan(...)` as a function: see [`mlem_jax.Calibration.plan`][]."""
+    """[`mlem_jax.Calibration.plan`][] as a function."""
     return calibration.plan(**settings)

@@ -1,4 +1,4 @@
-"""The catalogue of fitted steps of all costs that one fit makes, and the choice among them."""
+"""The catalogue of fitted steps of different costs, and the choice among them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,18 +16,20 @@ from .fingerprints import mismatch
 from .fit_plan import FittedPlan
 
 _KIND, _VERSION = "fitted steps", 1
+# Costs are sums of rounded numbers; and errors may be zero, whose logarithm does not exist.
+_ROUNDING, _TINY = 1e-9, 1e-300
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FittedSteps:
-    """A catalogue of fitted steps of all costs, from [`mlem_jax.fit_steps`][]. `print` it for a table.
+    """A catalogue of fitted steps of different costs, from [`mlem_jax.fit_steps`][]. `print` it for a table.
 
-    - `costs`, `seconds`: of one evaluation of each level, `(K,)`: in evaluations of the finest one, and wall-clock
-        seconds for a batch of `batch` trajectories on `device`.
-    - `levels`, `coefficients`: of each entry, as in [`mlem_jax.FittedPlan`][].
-    - `errors`: RMS error of each held-out pilot's end state, by entry, `(E, P)`.
-    - `fitted`: whether the coefficients of an entry are fitted ones, `(E,)`.
-    - `levels_id`, `state_id`: what the steps belong to (see `require`).
+    - `costs`, `seconds`: cost of one evaluation of each level, `(K,)`, in evaluations of the finest level, and in
+        wall-clock seconds for a batch of `batch` trajectories on `device`.
+    - `levels`, `coefficients`: those of each entry, as in [`mlem_jax.FittedPlan`][].
+    - `errors`: RMS error of each held-out pilot's end state for each entry, `(E, P)`.
+    - `fitted`: whether the coefficients of each entry are fitted, `(E,)`.
+    - `levels_id`, `state_id`: identify the levels and the shapes of the state (see `require`).
     """
 
     costs: Float[np.ndarray, " levels"]
@@ -49,10 +51,11 @@ class FittedSteps:
         typical_error: float | int | None = None,
         in_seconds: bool = False,
     ) -> FittedPlan:
-        """The best steps within a budget, or the cheapest that reach an error.
+        """The most accurate steps within a budget, or the cheapest that reach an error.
 
-        Several levels are proposed only where their error is smaller than that of fitted steps on the best single level
-        at the same cost (between the numbers of steps that were fitted, by straight lines in logarithms).
+        Several levels are proposed only if their error is smaller than that of fitted steps on the best single level at
+        the same cost. The error of the single level is interpolated between the fitted numbers of steps on logarithmic
+        axes.
 
         **Arguments:** exactly one of
 
@@ -60,10 +63,10 @@ class FittedSteps:
         - `error`: root mean square error of the end state;
         - `typical_error`: geometric mean of the trajectories' errors;
 
-        and `in_seconds`, to weigh levels by measured seconds rather than by `costs`: the unit of `budget` is then the
-        time of one evaluation of the finest level.
+        and `in_seconds`, whether the levels' costs are measured seconds instead of `costs`. The unit of `budget` is
+        then the seconds of one evaluation of the finest level.
 
-        Raises `ValueError` for none or several of them, or where no entry is so cheap or so accurate.
+        Raises `ValueError` unless exactly one of the three is given, and if no entry has so small a cost or error.
         """
         given = {"budget": budget, "error": error, "typical_error": typical_error}
         chosen = [(name, value) for name, value in given.items() if value is not None]
@@ -75,10 +78,10 @@ class FittedSteps:
         ((name, value),) = chosen
         plans = self.plans(in_seconds=in_seconds)
         if name == "budget":
-            affordable = [plan for plan in plans if plan.cost <= value + 1e-9]
+            affordable = [plan for plan in plans if plan.cost <= value + _ROUNDING]
             if not affordable:
                 raise ValueError(
-                    f"No fitted steps cost as little as {value:g}; the cheapest cost "
+                    f"No fitted steps have a cost of {value:g} or less; the cheapest have "
                     f"{min(plan.cost for plan in plans):.3g}."
                 )
             return min(affordable, key=lambda plan: plan.typical_error)
@@ -92,10 +95,10 @@ class FittedSteps:
         return min(accurate, key=lambda plan: plan.cost)
 
     def plans(self, *, in_seconds: bool = False) -> list[FittedPlan]:
-        """All entries that are worth their cost, by growing cost: those of one level, and of several levels those that
-        no single level and nothing cheaper beats."""
+        """The plans of all useful entries by increasing cost: the entries with a single level, and those with several
+        levels that are better than single levels of the same cost and than all cheaper entries."""
         unit = self.seconds / self.seconds[-1] if in_seconds else self.costs
-        typical = np.exp(np.mean(np.log(self.errors + 1e-300), axis=1))
+        typical = np.exp(np.mean(np.log(self.errors + _TINY), axis=1))
         cost = np.array(
             [
                 float(table.evaluations @ unit[list(levels)])
@@ -115,7 +118,7 @@ class FittedSteps:
                 continue
             squares = self.errors[i] ** 2
             mean = float(np.mean(squares))
-            spread = float(np.std(squares) / (2 * mean * len(squares) ** 0.5)) if mean > 0 else 0.0
+            deviation = float(np.std(squares) / (2 * mean * len(squares) ** 0.5)) if mean > 0 else 0.0
             logs = np.log(self.errors[i] + 1e-300)
             found.append(
                 FittedPlan(
@@ -125,12 +128,12 @@ class FittedSteps:
                     costs=unit[list(self.levels[i])],
                     cost=float(cost[i]),
                     error=mean**0.5,
-                    relative_error_of_prediction=spread,
+                    relative_error_of_prediction=deviation,
                     typical_error=float(typical[i]),
                     relative_error_of_typical=float(np.std(logs) / len(logs) ** 0.5),
                     speedup_over_single=float(gain),
                     fitted=self.fitted[i],
-                    single_level=self.levels[_equal(cost, typical, alone, typical[i])][0],
+                    single_level=self.levels[_cheapest_to_reach(cost, typical, alone, typical[i])][0],
                     finest_error=None,
                     advice=advice,
                     levels_id=self.levels_id,
@@ -140,26 +143,26 @@ class FittedSteps:
         return sorted(found, key=lambda plan: plan.cost)
 
     def require(self, levels: Sequence[Any], y0: Y) -> None:
-        """Raises `ValueError` unless the steps were fitted with these levels (their types, settings and all numbers
-        inside them) and a state of these shapes."""
+        """Raises `ValueError` unless the steps were fitted with these levels and a state of these shapes. Types,
+        settings and numbers of the levels are compared."""
         found = mismatch("These steps were fitted with", self.levels_id, self.state_id, levels, y0)
         if found is not None:
             raise ValueError(f"{found} Fit them again: mlem_jax.fit_steps(terms, ts, y0s, key=key).")
 
     def save(self, path: str | Path) -> None:
-        """Writes one `.npz` file, atomically. Raises `OSError` that says so where the disk is full."""
+        """Writes one `.npz` file atomically. Raises `OSError` if the disk is full."""
         write_record(path, _KIND, _VERSION, self)
 
     @classmethod
     def load(cls, path: str | Path) -> "FittedSteps":
-        """Reads what `save` wrote. Raises `ValueError` for another, a newer or a damaged file."""
+        """Reads a file that `save` wrote. Raises `ValueError` for a damaged file or one of another kind or version."""
         remedy = "Fit them again: mlem_jax.fit_steps(...).save(FILE)."
         _, values = read_record(path, {_KIND: _VERSION}, "a file of fitted steps", remedy)
         return cls.from_values(values, path)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], path: str | Path) -> "FittedSteps":
-        """The catalogue whose fields were read from a file. Raises `ValueError` where one is missing."""
+        """The catalogue from the fields in a file. Raises `ValueError` if one is missing."""
         tables = values.get("coefficients", {})
         try:
             found = tuple(MultistepCoefficients(**tables[str(i)]) for i in range(len(tables)))
@@ -186,13 +189,13 @@ class FittedSteps:
         return "\n".join(lines)
 
 
-def _equal(
+def _cheapest_to_reach(
     cost: Float[np.ndarray, " n"],
     error: Float[np.ndarray, " n"],
     among: Bool[np.ndarray, " n"],
     target: float,
 ) -> int:
-    """The cheapest entry among some that reaches an error, or where none does the most accurate one."""
+    """The index of the cheapest entry among some that reaches an error, or of the most accurate one if none does."""
     reach = among & (error <= target)
     return int(
         np.argmin(np.where(reach, cost, np.inf)) if reach.any() else np.argmin(np.where(among, error, np.inf))
@@ -200,4 +203,5 @@ def _equal(
 
 
 def _dominated(cost: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"], i: int) -> bool:
+    """Whether a cheaper entry has at most the same error."""
     return bool(np.any((cost < cost[i]) & (error <= error[i])))

@@ -14,18 +14,18 @@ from .files import decode_record
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FittedPlan(AbstractPlan):
-    """A plan of [`mlem_jax.LinearMultistep`][] steps, from `FittedSteps.plan`.
+    """A plan with fitted coefficients for [`mlem_jax.LinearMultistep`][], from [`mlem_jax.FittedSteps.plan`][].
 
-    What all plans offer is in [`mlem_jax.AbstractPlan`][]. `error` and its uncertainty are those of pilots that were
-    held out of the fit; no model is involved.
+    The attributes and methods of all plans are described at [`mlem_jax.AbstractPlan`][]. `error` and its uncertainty
+    are those of pilots that were held out of the fit; no model is used.
 
-    - `coefficients`: of the steps.
-    - `typical_error`, `relative_error_of_typical`: likewise, the geometric mean of the trajectories' own errors, which
-        a few trajectories that end elsewhere do not decide.
-    - `speedup_over_single`: cost, at the same typical error, of fitted steps on the best single level, over `cost`; 1
-        for such steps themselves, infinite where none that were fitted are so accurate.
+    - `coefficients`: the coefficients of the steps.
+    - `typical_error`, `relative_error_of_typical`: the geometric mean of the errors of held-out pilots, which a few
+        trajectories that end in another basin do not dominate, and its relative standard error.
+    - `speedup_over_single`: the cost at which fitted steps on the best single level have the same typical error, over
+        `cost`. It is 1 for plans with a single level, and infinite if no single level was fitted to this error.
     - `single_level`: index of that single level.
-    - `fitted`: whether the coefficients are fitted ones; the classical ones are kept where held-out pilots prefer them.
+    - `fitted`: whether the coefficients are fitted; they are the classical ones if these are better on held-out pilots.
     """
 
     kind: ClassVar[str] = "fitted plan"
@@ -45,18 +45,18 @@ class FittedPlan(AbstractPlan):
 
     @property
     def expected_firings(self) -> Float[np.ndarray, " levels"]:
-        """How often each kept level is evaluated, `(K,)`."""
+        """The number of evaluations of each kept level, `(K,)`."""
         return self.coefficients.evaluations.astype(float)
 
     def firing_pattern(self, *, key: PRNGKeyArray | None = None) -> Bool[np.ndarray, "steps levels"]:
-        """In which steps each kept level is evaluated, `(N, K)`: the same for all keys."""
+        """The steps in which each kept level is evaluated, `(N, K)`, the same for all keys."""
         del key
         higher = np.asarray(self.coefficients.evaluated)
         return np.concatenate([np.ones((len(higher), 1), bool), higher], axis=1)
 
     def solver(self, *, key: PRNGKeyArray | None = None, **settings: Any) -> LinearMultistep:
-        """The solver for `plan.terms(terms)`, to which settings are passed. It has no randomness: `key` is ignored, and
-        is there because the solvers of other plans want one."""
+        """The solver for `plan.terms(terms)`, with `settings`. It has no randomness; `key` is ignored and exists
+        because other plans need one."""
         del key
         return LinearMultistep(self.coefficients, **settings)
 
@@ -81,17 +81,17 @@ class FittedPlan(AbstractPlan):
         for level, cost, count in zip(self.levels, self.costs, self.coefficients.evaluations, strict=True):
             lines.append(f"{level + 1:5d}  {cost:9.4f}  {count:11d}")
         lines.append(f"cost                   {self.cost:.2f} finest-level evaluations")
-        for name, value, spread in (
+        for name, value, deviation in (
             ("predicted error", self.error, self.relative_error_of_prediction),
             ("  geometric mean", self.typical_error, self.relative_error_of_typical),
         ):
-            lines.append(f"{name:21s}  {value:.4g} ± {100 * spread:.0f}%, of held-out pilots")
+            lines.append(f"{name:21s}  {value:.4g} ± {100 * deviation:.0f}%, of held-out pilots")
         if self.finest_error is not None:
             lines.append(f"  finest level itself  {self.finest_error:.4g}  (not in the predicted error)")
         if not alone:
             rival, gain = f"level {self.single_level + 1} alone with fitted steps", self.speedup_over_single
             lines.append(
-                f"no gain to quote: {rival}, the best single level, was not fitted to such an error"
+                f"no speed-up is known: {rival}, the best single level, was not fitted to this error"
                 if np.isinf(gain)
                 else f"speed-up at that error {gain:.2f} over {rival}, the best single level (geometric mean)"
             )

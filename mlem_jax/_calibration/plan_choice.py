@@ -14,7 +14,7 @@ from .trials import Trials
 
 
 class PlanRequest(NamedTuple):
-    """What `Calibration.plan` was asked for; see there."""
+    """The arguments of [`mlem_jax.Calibration.plan`][]."""
 
     budget: float | int | None
     error: float | int | None
@@ -25,16 +25,16 @@ class PlanRequest(NamedTuple):
 
     @property
     def only_with_coins(self) -> bool:
-        """Whether something was fixed that only plans with coins have."""
+        """Whether a setting is given that only plans with coins have."""
         return not (self.coins is None and self.steps is None and self.levels is None)
 
 
 def best_of(plans: Sequence[Plan | FittedPlan], *, for_error: bool) -> Plan | FittedPlan:
-    """The cheapest plan for a wanted error, or else the most accurate one.
+    """The cheapest plan for a target error, or otherwise the most accurate one.
 
-    Of fitted steps the geometric mean over held-out pilots counts, which was measured and is not decided by a few
-    trajectories. A plan with coins only has a predicted RMS error, which is no smaller than its geometric mean: it wins
-    only where even that RMS error is the smaller one."""
+    The error of fitted steps is the geometric mean over held-out pilots, which is measured and not dominated by a few
+    trajectories. The error of a plan with coins is a predicted RMS error, which is at least as large as the geometric
+    mean. A plan with coins is therefore chosen only if even its RMS error is smaller."""
 
     def error(plan: Plan | FittedPlan) -> float:
         return plan.typical_error if isinstance(plan, FittedPlan) else plan.error
@@ -45,8 +45,8 @@ def best_of(plans: Sequence[Plan | FittedPlan], *, for_error: bool) -> Plan | Fi
 def best_plan(
     measured: Measurements, trials: Trials, fitted: FittedSteps | None, request: PlanRequest
 ) -> Plan | FittedPlan:
-    """The more accurate plan within the budget, or the cheaper one for the wanted error. Raises `ValueError` where
-    there is none, as `choose_plan` does."""
+    """The more accurate plan within the budget, or the cheaper one for the target error. Raises `ValueError` if there
+    is none, as `choose_plan` does."""
 
     def with_coins() -> Plan:
         settings = request._asdict()
@@ -57,7 +57,8 @@ def best_plan(
     try:
         ours = fitted.plan(budget=request.budget, error=request.error, in_seconds=request.in_seconds)
     except ValueError:
-        # Too small a budget or error for the catalogue, or a wrong question, which the other kind of plan explains.
+        # The budget or error is too small for the catalogue, or an argument is invalid: `choose_plan` explains the
+        # latter.
         return with_coins()
     try:
         other = with_coins()
