@@ -21,6 +21,9 @@ from ._calibration import Calibration, FittedPlan, Plan
 from ._io import write_safely
 from ._solver import EvaluationReport
 
+# An error this many times the least one of its level is that of a solve that diverged.
+_DIVERGED = 1e3
+
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG, atomically. Raises `OSError` if the disk is full."""
@@ -56,12 +59,12 @@ def firings(
     time_label: str = "t",
     log_time: bool = False,
 ) -> Figure:
-    """When each level was evaluated: one panel per report, one line of marks per level.
+    """The times at which each level was evaluated: one panel per report, one line of marks per level.
 
-    **Arguments:** `reports`, pairs of a label and a report; `levels`, for each the indices of its levels where
-    a plan has left some out (`plan.levels`), for names and colours.
+    **Arguments:** `reports`, pairs of a label and a report; `levels`, for each report the indices of its levels
+    (`plan.levels`), which determine names and colours if a plan has left out some levels.
 
-    The reports need a record, `MLEM(..., record=number_of_steps)`; raises `ValueError` without.
+    Raises `ValueError` for a report without a record, `MLEM(..., record=number_of_steps)`.
     """
     figure = Figure(figsize=(8, 0.7 + 1.4 * len(reports)), layout="constrained")
     axes = figure.subplots(len(reports), 1, squeeze=False, sharex=True)[:, 0]
@@ -114,8 +117,8 @@ def error_against_cost(calibration: Calibration, plans: Sequence[Plan] = ()) -> 
     measured = calibration.measurements
     for k in range(measured.num_levels):
         costs, errors = measured.single_steps * measured.costs[k], measured.single_error[k]
-        # A solve that exploded is no point of the curve, and must not set the scale.
-        errors = np.where(errors < 1e3 * np.nanmin(errors), errors, np.nan)
+        # A solve that diverged must not determine the scale of the axis.
+        errors = np.where(errors < _DIVERGED * np.nanmin(errors), errors, np.nan)
         axis.loglog(
             costs, errors, ".-", color=f"C{k}", label=f"{measured.method.single_level_name}, level {k + 1}"
         )
