@@ -18,7 +18,7 @@ def read_ladder(checkpoint: Path | None) -> Any:
     try:
         return load_ladder(inside if inside.is_dir() else checkpoint)
     except FileNotFoundError as error:
-        # In the words of the command line; a ladder without one of its files says so itself.
+        # In the words of the command line; load_ladder itself names a missing file of a ladder.
         if (checkpoint / "ladder.toml").is_file() or inside.is_dir():
             raise
         raise FileNotFoundError(

@@ -54,7 +54,7 @@ def load_data(
         `images` and `labels`.
 
     Where nothing is held out by the data itself, a tenth of the images is, 10,000 at most, chosen by digests of their
-    content: when images are added, moved or taken away, the others stay on their side, but for one at the border.
+    content: when images are added, moved or removed, the others stay in their half, except one at the border.
 
     **Arguments:** `cache`, a folder in which decoded pictures are kept, and from which they are mapped instead of
     being held in memory; `progress`, whether to show it while pictures are decoded.

@@ -25,8 +25,8 @@ _CONFIG, _CARD = "ladder.toml", "card.json"
 def save_ladder(directory: str | Path, ladder: Ladder) -> None:
     """Writes `ladder.toml`, `card.json`, one `level_k.eqx` (float16) per level and the calibrations.
 
-    Everything is written beside the target and renamed into place. Raises `FileExistsError` rather than
-    replace an existing directory, `OSError` that says so where the disk is full.
+    The folder is written beside the target and renamed into place. Raises `FileExistsError` if the directory exists,
+    `OSError` if the disk is full.
     """
     directory = Path(directory)
     if directory.exists():

@@ -58,8 +58,9 @@ def read_saved_config(path: str | Path) -> Config:
 
 
 def config_text(config: Config) -> str:
-    """The TOML file that [`mlem_jax.diffusion.read_config`][] reads as this configuration. All training settings are
-    in it, to be edited, except those that are off."""
+    """The TOML file that [`mlem_jax.diffusion.read_config`][] reads as this configuration. It contains all training
+    settings, to
+    be edited, except those that are off."""
     kind = next((name for name, (process, _) in PROCESSES.items() if type(config.process) is process), None)
     if kind is None:
         raise ValueError(

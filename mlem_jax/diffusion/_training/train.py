@@ -65,7 +65,7 @@ def train_networks(
     Raises `ValueError` if there are fewer images than one batch, if the images have another shape
     than the networks, if the labels do not fit, or if the directory holds a damaged checkpoint or a run of
     other networks or settings, or of more steps; `FloatingPointError` if a loss or a parameter is not finite; `OSError`
-    that says so where the disk is full, with the checkpoints before it kept; `TrainingStopped`, a `KeyboardInterrupt`,
+    if the disk is full, with earlier checkpoints kept; `TrainingStopped`, a `KeyboardInterrupt`,
     on SIGINT and SIGTERM, with everything up to there kept.
     """
     training = config.training
