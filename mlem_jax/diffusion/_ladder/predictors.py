@@ -34,8 +34,7 @@ class PredictorLadder(AbstractLadder):
     Levels may differ in architecture, in what they predict and in what they are told of the noise: each
     [`mlem_jax.diffusion.NoisePredictor`][] translates its own. Their processes may differ too: sampling then starts and
     ends where all of them were trained, and `remarks` report it. They have to share the images and, if they take any,
-    the
-    labels.
+    the labels.
 
     **Arguments:**
 

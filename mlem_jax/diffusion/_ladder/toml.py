@@ -59,8 +59,7 @@ def read_saved_config(path: str | Path) -> Config:
 
 def config_text(config: Config) -> str:
     """The TOML file that [`mlem_jax.diffusion.read_config`][] reads as this configuration. It contains all training
-    settings, to
-    be edited, except those that are off."""
+    settings, to be edited, except those that are off."""
     kind = next((name for name, (process, _) in PROCESSES.items() if type(config.process) is process), None)
     if kind is None:
         raise ValueError(
