@@ -28,7 +28,8 @@ from .inputs import check_labels
 from .pilots import PilotInputs
 from .search_steps import Found, multilevel, Searcher, single_level
 
-_MEMORY = Memory()
+# How many drifts and increments a step may use: in the search, and in the end if held-out pilots prefer that.
+_MEMORY, _LONG_MEMORY = Memory(), Memory(drifts=5, held=5)
 _FEWEST_PILOTS, _FEWEST_STEPS = 8, 8
 # Steps are chosen among at most this number of times. It is the number of steps with which a second-order reference of
 # the shipped diffusion models is accurate.
@@ -214,7 +215,8 @@ def _search(pilots: FitPilots, most: float, report: Callable[[int, str], None]) 
             yield found
     if finest:
         useless = 0
-        for found in multilevel(searcher, finest, min(_MOST_EVALUATIONS, int(most))):
+        single = [found.schedule for found in alone]
+        for found in multilevel(searcher, finest, min(_MOST_EVALUATIONS, int(most)), single):
             report(1, f"several levels, cost {found.cost:.1f}")
             yield found
             cost, error = envelope(
@@ -249,7 +251,9 @@ def _final(
     Each group of pilots is held out of one fit. The coefficients are the mean of these fits, in which all pilots have
     the same weight."""
     law = Law.of(pilots.path[-1], distribution) if distribution else None
-    held_out = roll_out(pilots, schedule, _MEMORY, left_out(pilots.count, _GROUPS), law=law)
+    groups = left_out(pilots.count, _GROUPS)
+    tried = [roll_out(pilots, schedule, memory, groups, law=law) for memory in (_MEMORY, _LONG_MEMORY)]
+    held_out = min(tried, key=lambda rollout: rollout.typical_error)
     # The refinement reduces the distances to the pilots' own references.
     held_out = held_out if law is not None else refine(pilots, held_out, report)
     classical = roll_out(pilots, schedule, _MEMORY, everyone(pilots.count), classical=True)

@@ -168,8 +168,10 @@ def _moved_times(searcher: Searcher, best: Found, level: int) -> Found:
     return best
 
 
-def multilevel(searcher: Searcher, finest: int, most_evaluations: int) -> Iterator[Found]:
-    """The best schedule for each number of evaluations of the finest level."""
+def multilevel(
+    searcher: Searcher, finest: int, most_evaluations: int, alone: Sequence[Schedule]
+) -> Iterator[Found]:
+    """The best schedule for each number of evaluations of the finest level; `alone` are schedules of that level."""
 
     def fresh(base: int, density: np.ndarray, number: int) -> Schedule:
         steps = min(_STEPS_AT_FIRST + number * _STEPS_PER_EVALUATION, searcher.times)
@@ -177,16 +179,26 @@ def multilevel(searcher: Searcher, finest: int, most_evaluations: int) -> Iterat
         wanted = [places[int((i + 0.5) / number * steps)] for i in range(number)]
         return _with_evaluations(places, base, finest, wanted)
 
+    def filled(base: int, density: np.ndarray, single: Schedule) -> Schedule:
+        """The finest level at its times in `single`, except for the first, and steps of the base between them."""
+        wanted = single.places[1:-1]
+        steps = min(_STEPS_AT_FIRST + len(wanted) * _STEPS_PER_EVALUATION, searcher.times)
+        others = grid_of(density, steps, searcher.times)
+        between = [p for p in others[1:-1] if min(abs(p - q) for q in wanted) > 1]
+        return _with_evaluations(tuple(sorted({0, others[-1], *wanted, *between})), base, finest, wanted)
+
     densities = first_densities(searcher)
     tried = [searcher.try_out(fresh(base, density, 2)) for base in range(finest) for density in densities]
     base = min(tried, key=lambda found: found.merit).schedule.base
     _, density = _density(searcher, lambda density: fresh(base, density, 2))
     best = None
     for number in range(1, most_evaluations + 1):
-        # The search starts from a new schedule and from the last one with one more evaluation. Either may end in a
-        # local minimum.
-        starts = [searcher.try_out(fresh(base, density, number)) for base in range(finest)]
-        starts = [min(starts, key=lambda found: found.merit)]
+        # The search starts from a new schedule, from one that evaluates the finest level where it is evaluated alone,
+        # and from the last one with one more evaluation. Each may end in a local minimum.
+        like = [single for single in alone if len(single.evaluated) == number + 1]
+        kinds = [[fresh(base, density, number) for base in range(finest)]]
+        kinds += [[filled(base, density, single) for base in range(finest)] for single in like]
+        starts = [min(map(searcher.try_out, kind), key=lambda found: found.merit) for kind in kinds]
         if best is not None:
             starts.append(_one_evaluation_more(searcher, best, finest))
         best = min(
