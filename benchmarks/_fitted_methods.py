@@ -22,7 +22,7 @@ from mlem_jax.diffusion import Ladder
 ALONE_FITTED, SEVERAL_FITTED = "finest alone, fitted", "several levels, fitted"
 LARGE_SMALL, LARGE_SMALL_LARGE = "large, small, fitted", "large, small, large, fitted"
 # Steps of the grids, those of the finest network alone, and the pilots on which the split is chosen.
-STEPS, PILOTS, FINE, GROUPS = (6, 8, 10), 32, 128, 4
+STEPS, PILOTS, FINE, GROUPS = (6, 8), 32, 128, 4
 
 
 def stepping(
