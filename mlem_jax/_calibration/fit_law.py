@@ -1,10 +1,11 @@
-"""Fits of one step that also bring the pilots' states, as a set, near the reference's.
+"""Fits of one step that also reduce the distance between the distributions of the pilots' states and the reference.
 
-Least squares draws every state towards its conditional mean: what the features cannot predict is lost, and with it
-spread (images are a little blurred). So part of the objective compares sets: means, and standard deviations along the
-principal components of the reference's end states, which is the squared 2-Wasserstein distance of Gaussians with these
-components. It is minimised by least squares too, in rounds: the target of each state is the reference's, mixed with
-the place that the state would have in a set of the reference's mean and spread (the optimal transport map).
+Least squares moves every state towards its conditional mean. The part that the features cannot predict is lost, which
+reduces standard deviations (images are slightly blurred). Therefore a part of the objective compares distributions by
+their means and their standard deviations along the principal components of the reference's end states: the squared
+2-Wasserstein distance of Gaussians with these components. It is minimised by least squares too, in rounds. The target
+of each state is a mixture of its reference and of its image under the optimal transport map to the reference's mean and
+standard deviations.
 """
 
 from typing import Any, NamedTuple
@@ -14,18 +15,19 @@ from jaxtyping import Float
 
 from .fit_step import Choice, fit_step, Groups, normal_equations, Subset
 
-# Principal components at most, and as a share of the pilots: more are fitted to their luck.
+# The largest number of principal components, and of components per pilot. More would be fitted to the noise of the
+# pilots.
 _COMPONENTS, _SHARE_OF_PILOTS = 48, 0.75
 _ROUNDS = 8
-# Spreads are changed by at most this factor in a round.
+# Standard deviations are changed by at most this factor in a round.
 _LARGEST_FACTOR = 2.0
 
 
 class Law(NamedTuple):
-    """What sets of states are compared by.
+    """The comparison of distributions.
 
-    - `share`: of the objective, from 0 (each pilot's own path alone) to below 1.
-    - `components`: orthonormal directions, `(D, J)`; what is orthogonal to them counts as one more.
+    - `share`: its weight in the objective, from 0 (only distances to the pilots' own references) to below 1.
+    - `components`: orthonormal directions, `(D, J)`; their orthogonal complement is treated as one more component.
     """
 
     share: float
@@ -33,7 +35,7 @@ class Law(NamedTuple):
 
     @classmethod
     def of(cls, ends: Float[np.ndarray, "pilots size"], share: float) -> "Law":
-        """By the principal components of the reference's end states."""
+        """The comparison along the principal components of the reference's end states."""
         apart = ends.astype(float) - ends.mean(0)
         _, _, vectors = np.linalg.svd(apart, full_matrices=False)
         return cls(share, vectors[: min(_COMPONENTS, int(_SHARE_OF_PILOTS * len(ends)))].T)
@@ -41,7 +43,7 @@ class Law(NamedTuple):
     def target(
         self, states: Float[np.ndarray, "pilots size"], reference: Float[np.ndarray, "pilots size"]
     ) -> Float[np.ndarray, "pilots size"]:
-        """The reference's states, mixed with where the given ones would be in a set of its mean and spread."""
+        """The targets of the states: mixtures of their references and of the states after the transport map."""
         mine, theirs = states - states.mean(0), reference - reference.mean(0)
         a, b = mine @ self.components, theirs @ self.components
         rest_a, rest_b = mine - a @ self.components.T, theirs - b @ self.components.T
@@ -52,7 +54,7 @@ class Law(NamedTuple):
 
 
 def _bounded(wanted: Any, found: Any) -> Any:
-    """How many times the spread that was found is the one wanted."""
+    """The ratio of two standard deviations, bounded."""
     return np.clip(wanted / np.maximum(found, 1e-300), 1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
 
 
@@ -65,8 +67,8 @@ def fit_features(
     choice: Choice | None,
     law: Law | None,
 ) -> Float[np.ndarray, "groups features"]:
-    """The multiples of features that, added to the states, bring them nearest to the reference. Held-out pilots choose
-    among the subsets by the distance to their own references, whatever the law."""
+    """The coefficients of features which, added to the states, minimise their distance to the reference. Held-out
+    pilots choose among the subsets by the distance to their own references, also with a law."""
     stacked = np.stack([np.asarray(feature, float) for feature in features])
     normal = normal_equations(stacked, reference - start)
     coefficients, chosen = fit_step(normal, subsets, groups, choice)

@@ -1,4 +1,4 @@
-"""Pilot trajectories on which coefficients are fitted: their reference path, and batched evaluations of the levels."""
+"""The pilots on which coefficients are fitted: their reference trajectories, and batched evaluations of the levels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,14 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from .._custom_types import Args, TimeVariable, Y
 from .._solver import LinearMultistep, MultistepCoefficients
-from .._term import find_multilevel_term, MultilevelTerm
+from .._term import find_multilevel_term, MakeTerms, MultilevelTerm, with_levels
 
-MakeTerms = Callable[[PRNGKeyArray], PyTree]
-# The reference path is solved with this many drifts: of second order, stable for steps as long as half of Euler's.
+# The reference is solved with two drifts: of second order, and stable for steps of half the length of Euler's.
 _REFERENCE_DRIFTS = 2
 
 
 class _Given(eqx.Module):
-    """What all evaluations need. `labels` stand in for `args` where pilots have labels of their own."""
+    """The inputs of all evaluations. `labels`, if there are any, replace `args`."""
 
     make_terms: MakeTerms
     args: Args
@@ -32,6 +31,7 @@ class _Given(eqx.Module):
     example: Y
 
     def batch(self, chosen: slice) -> "_Given":
+        """The inputs of some of the pilots."""
         noise, labels = jtu.tree_map(lambda x: x[chosen], (self.noise, self.labels))
         return _Given(self.make_terms, self.args, noise, labels, self.example)
 
@@ -44,15 +44,6 @@ class _Given(eqx.Module):
             return function(self.make_terms(noise), given, unravel(y))
 
         return jax.vmap(one)(ys, self.noise, self.labels)
-
-
-def _alone(terms: PyTree, level: int) -> PyTree:
-    """The same terms with one of their levels alone."""
-    place, term = find_multilevel_term(terms)
-    kept = MultilevelTerm(term.levels[level])
-    if place is None:
-        return kept
-    return diffrax.MultiTerm(*(kept if i == place else x for i, x in enumerate(terms.terms)))
 
 
 @eqx.filter_jit
@@ -80,7 +71,7 @@ def _pullback(given: _Given, level: int, t: Array, ys: Array, cotangents: Array)
 
 @eqx.filter_jit
 def _others(given: _Given, t0: Array, t1: Array, ys: Array) -> Array:
-    """What the terms beside the multilevel one add in a step: the noise."""
+    """The increment of the terms beside the multilevel one in a step, that is, of the noise."""
     backward = t1 < t0
     sign = jnp.where(backward, -1, 1)
 
@@ -89,7 +80,7 @@ def _others(given: _Given, t0: Array, t1: Array, ys: Array) -> Array:
         total = jnp.zeros_like(ravel_pytree(y)[0])
         for i, term in enumerate(terms.terms):
             if i != place:
-                # A control is only asked for intervals in forward time, as diffrax does it.
+                # As in diffrax, controls are only evaluated on intervals in forward time.
                 control = term.contr(jnp.minimum(t0, t1), jnp.maximum(t0, t1))
                 control = jtu.tree_map(lambda c: sign.astype(c.dtype) * c, control)
                 total = total + ravel_pytree(term.vf_prod(t0, y, args, control))[0]
@@ -100,12 +91,12 @@ def _others(given: _Given, t0: Array, t1: Array, ys: Array) -> Array:
 
 @eqx.filter_jit
 def _path(given: _Given, ts: Array, keep: Array, weights: MultistepCoefficients, ys: Array) -> Array:
-    """The finest level's path at some of the times, `(batch, times, size)`."""
+    """The finest level's trajectories at some of the times, `(batch, times, size)`."""
 
     def one(terms: PyTree, args: Args, y: Y) -> Array:
         _, term = find_multilevel_term(terms)
         sol = diffrax.diffeqsolve(
-            _alone(terms, len(term.levels) - 1),
+            with_levels(terms, (len(term.levels) - 1,)),
             LinearMultistep(weights, check_finite=False),
             ts[0],
             ts[-1],
@@ -125,8 +116,8 @@ class FitPilots:
     """`P` pilot trajectories with states of `D` components.
 
     - `ts`: the times among which steps are chosen, `(M + 1,)`.
-    - `path`: the finest level's accurate path at these times, `(M + 1, P, D)`.
-    - `costs`: of one evaluation of each level, in evaluations of the finest one, `(K,)`.
+    - `path`: the reference trajectories of the finest level at these times, `(M + 1, P, D)`.
+    - `costs`: cost of one evaluation of each level, in evaluations of the finest one, `(K,)`.
     """
 
     def __init__(
@@ -164,17 +155,17 @@ class FitPilots:
         self.path = np.moveaxis(np.concatenate(found), 0, 1)
         if not np.all(np.isfinite(self.path)):
             raise ValueError(
-                f"The finest level's path with {len(fine) - 1} steps is not finite. Give a finer grid ts, or "
+                f"The finest level's trajectory with {len(fine) - 1} steps is not finite. Give a finer grid ts, or "
                 "time_variable='time' if it is 'log'."
             )
 
     @property
     def count(self) -> int:
-        """`P`."""
+        """Number of pilots, `P`."""
         return self.path.shape[1]
 
     def part(self, count: int) -> "FitPilots":
-        """The first pilots alone, without computing anything again."""
+        """The first pilots only; nothing is computed again."""
         part = object.__new__(FitPilots)
         part.__dict__.update(self.__dict__)
         chosen = slice(0, count)
@@ -184,7 +175,7 @@ class FitPilots:
         return part
 
     def drift(self, level: int, place: int, ys: Float[np.ndarray, "pilots size"]) -> Array:
-        """A level's drift at one of the times."""
+        """The drift of a level at one of the times."""
         t = jnp.asarray(self.ts[place], jnp.result_type(float))
         return self._batched(lambda given, y: _drift(given, level, t, y), ys)
 
@@ -195,14 +186,14 @@ class FitPilots:
         ys: Float[np.ndarray, "pilots size"],
         cotangents: Float[np.ndarray, "directions pilots size"],
     ) -> Float[np.ndarray, "directions pilots size"]:
-        """Cotangents of a level's drift at one of the times, pulled back to cotangents of the states."""
+        """Cotangents of the states, from cotangents of a level's drift at one of the times."""
         t = jnp.asarray(self.ts[place], jnp.result_type(float))
         states, given = jnp.asarray(ys), jnp.asarray(cotangents, ys.dtype)
         found = [_pullback(self._given.batch(b), level, t, states[b], given[:, b]) for b in self._batches]
         return np.concatenate([np.asarray(part) for part in found], axis=1)
 
     def others(self, start: int, stop: int, ys: Float[np.ndarray, "pilots size"]) -> Array | None:
-        """What the terms beside the multilevel one add between two of the times; `None` for an ODE."""
+        """The increment of the terms beside the multilevel one between two of the times; `None` for an ODE."""
         if not self.noisy:
             return None
         t0, t1 = (jnp.asarray(self.ts[i], jnp.result_type(float)) for i in (start, stop))

@@ -1,7 +1,7 @@
-"""The least-squares problem of one step: which multiples of the known drifts bring the pilots nearest to their path.
+"""The least-squares problem of one step: the coefficients that minimise the pilots' distances to their references.
 
-Everything is done on each pilot's own normal equations, which are small. So weights per pilot, ridges, subsets of the
-features and pilots left out cost next to nothing.
+All computations use the normal equations of each pilot, which are small. Therefore weights of pilots, ridges, subsets
+of the features and cross-validation cost little.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# The ridge in units of a feature's own mean square: the first tried, and the others, and that of the
-# classical coefficients. Held-out pilots choose among them.
+# Ridges relative to the mean square of a feature, among which held-out pilots choose: the one that is tried first, and
+# the others. An infinite ridge gives the classical coefficients.
 _RIDGE, _RIDGES = 1e-3, (1e-5, 1e-2, 1e-1)
 _CLASSICAL = np.inf
-# Residuals beyond twice the median count linearly rather than squared (Huber 1964), in so many rounds of reweighting.
+# Residuals larger than twice the median have linear instead of quadratic weight (Huber 1964), by three rounds of
+# reweighting.
 _HUBER, _ROUNDS = 2.0, 3
-# A richer choice of features or a smaller ridge has to reduce the held-out error by this fraction: less may be luck.
+# More features or a smaller ridge must reduce the held-out error by this fraction. A smaller gain is within the noise.
 _GAIN = 2e-3
 
 
 class Groups(NamedTuple):
-    """Who is fitted on whom: `of` is each pilot's group, `(P,)`; `fits` which pilots a group's coefficients are
-    fitted on, `(J, P)`; `held_out` whether these leave the group's own pilots out."""
+    """Groups of pilots for cross-validation: `of` is the group of each pilot, `(P,)`; `fits` are the pilots on which
+    the coefficients of each group are fitted, `(J, P)`; `held_out` is whether these exclude the group's own pilots."""
 
     of: Int[np.ndarray, " pilots"]
     fits: Bool[np.ndarray, "groups pilots"]
@@ -41,8 +42,8 @@ def everyone(pilots: int) -> Groups:
 
 
 class Normal(NamedTuple):
-    """Each pilot's normal equations, about the prior coefficients: Gram matrix `(P, F, F)`, right-hand side `(P, F)`,
-    and the target's mean square `(P,)`."""
+    """The normal equations of each pilot: Gram matrix `(P, F, F)`, right-hand side `(P, F)`, and mean square of the
+    target `(P,)`."""
 
     gram: Float[np.ndarray, "pilots features features"]
     side: Float[np.ndarray, "pilots features"]
@@ -52,7 +53,7 @@ class Normal(NamedTuple):
 def normal_equations(
     features: Float[np.ndarray, "features pilots size"], target: Float[np.ndarray, "pilots size"]
 ) -> Normal:
-    """Of all features, in double precision."""
+    """The normal equations of all features, in double precision."""
     a = np.ascontiguousarray(np.moveaxis(features, 0, 1))
     size = target.shape[1]
     gram = a @ np.swapaxes(a, 1, 2) / size
@@ -64,11 +65,11 @@ def _squares(normal: Normal, c: Float[np.ndarray, "pilots features"]) -> Float[n
     """Mean squared residual of each pilot under its coefficients."""
     quadratic = np.sum((normal.gram @ c[:, :, None])[:, :, 0] * c, axis=1)
     found = normal.power - 2 * np.sum(c * normal.side, axis=1) + quadratic
-    # Rounding may leave less than nothing.
+    # Rounding errors may make it negative.
     return np.maximum(found, 1e-14 * normal.power + 1e-300)
 
 
-# Indices of features, and the classical coefficients of these.
+# Indices of features, and their classical coefficients.
 Subset = tuple[tuple[int, ...], Float[np.ndarray, " _"]]
 
 
@@ -81,18 +82,18 @@ class Choice(NamedTuple):
 
 
 def kept(subset: Subset) -> Choice:
-    """The choice of the classical coefficients."""
+    """The choice that keeps the classical coefficients."""
     return Choice(*subset, _CLASSICAL)
 
 
 def _solve(
     normal: Normal, choice: Choice, groups: Groups
 ) -> tuple[Float[np.ndarray, "groups features"], float]:
-    """Coefficients of each group, zero for features left out; and the mean logarithm of the pilots' mean squared
-    residuals, held out where groups are."""
+    """The coefficients of each group, which are zero for omitted features; and the mean logarithm of the pilots' mean
+    squared residuals, which are those of held-out pilots if the groups are for cross-validation."""
     chosen = list(choice.features)
     gram, side = normal.gram[:, chosen][:, :, chosen], normal.side[:, chosen]
-    # About the prior, to which the ridge pulls.
+    # Relative to the prior, to which the ridge pulls.
     rest = side - gram @ choice.prior
     weights = np.ones(len(side))
     delta = np.zeros((len(groups.fits), len(chosen)))
@@ -102,7 +103,7 @@ def _solve(
     for _ in range(_ROUNDS if choice.ridge < _CLASSICAL and chosen else 0):
         shares = groups.fits * weights
         total = np.tensordot(shares, gram, 1)
-        # In units of the features' sizes, which may differ by orders of magnitude.
+        # In units of the features' sizes, which can differ by orders of magnitude.
         scale = 1 / np.sqrt(np.diagonal(total, axis1=1, axis2=2) + 1e-300)
         scaled = total * scale[:, :, None] * scale[:, None, :] + choice.ridge * eye
         delta = scale * np.linalg.solve(scaled, (scale * (shares @ rest))[:, :, None])[:, :, 0]
@@ -120,19 +121,19 @@ def fit_step(
     groups: Groups,
     choice: Choice | None = None,
 ) -> tuple[Float[np.ndarray, "groups features"], Choice]:
-    """The coefficients of each group, and what held-out pilots chose.
+    """The coefficients of each group, and the choice of the held-out pilots.
 
     **Arguments:**
 
     - `subsets`: of the features, each with its prior coefficients, the simplest first.
-    - `groups`: who is fitted on whom.
-    - `choice`: of an earlier fit with held-out pilots, to be made again.
+    - `groups`: the groups of pilots.
+    - `choice`: the choice of an earlier fit, which is then not made again.
     """
     if choice is not None:
         return _solve(normal, choice, groups)[0], choice
     best, found = _best(normal, [Choice(*subset, _RIDGE) for subset in subsets], groups)
     best, found = _best(normal, [best, *[best._replace(ridge=ridge) for ridge in _RIDGES]], groups, found)
-    # The classical coefficients of any of the subsets, where none that are fitted do better.
+    # The classical coefficients of one of the subsets, if fitted ones are not better.
     best, found = _best(normal, [best, *[kept(subset) for subset in subsets]], groups, found)
     return found[0], best
 
@@ -143,7 +144,7 @@ def _best(
     groups: Groups,
     known: tuple[np.ndarray, float] | None = None,
 ) -> tuple[Choice, tuple[np.ndarray, float]]:
-    """The candidate whose held-out residuals are smallest, earlier ones first where they are about equal."""
+    """The candidate with the smallest held-out residuals; of about equal ones the first."""
     best, found = candidates[0], known or _solve(normal, candidates[0], groups)
     for candidate in candidates[1:]:
         tried = _solve(normal, candidate, groups)
