@@ -82,7 +82,7 @@ def ours(
             except ValueError:
                 continue
             firings = ", ".join(
-                f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.expected_looks, strict=True)
+                f"{k + 1}: {n:.1f}" for k, n in zip(plan.levels, plan.expected_firings, strict=True)
             )
             setting = f"{len(plan.ts) - 1} steps, firings {firings}"
             if isinstance(plan, ml.Plan):

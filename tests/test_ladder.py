@@ -209,6 +209,23 @@ def test_the_shipped_ladder_has_four_levels_of_growing_cost(shipped):
         calibration.require(shipped.term(sde=sde).levels, jnp.zeros(shipped.config.shape))
 
 
+def test_the_shipped_ladder_has_fitted_steps_of_all_costs(shipped):
+    steps = shipped.calibration(method=METHODS[1]).fitted
+    steps.require(shipped.term().levels, jnp.zeros(shipped.config.shape))
+    found = [steps.plan(budget=budget) for budget in (1.5, 2.5, 3.5, 4.5)]
+    for plan in found:
+        assert (
+            len(plan.levels) > 1 and plan.levels[-1] == 3 and plan.speedup_over_single > 1.2 and plan.fitted
+        )
+        assert f"{plan.speedup_over_single:.2f} over level 4 alone with fitted steps" in str(plan)
+    # One evaluation of the finest level more each time, and errors that fall.
+    assert [plan.expected_firings[-1] for plan in found] == [1, 2, 3, 4]
+    errors = [plan.typical_error for plan in found]
+    assert errors == sorted(errors, reverse=True)
+    # With so many evaluations several levels bring nothing, and the plan says so by being the single network.
+    assert steps.plan(budget=12).levels == (3,)
+
+
 def test_a_ladder_plans_with_the_better_order(ladder):
     first = ladder.calibrations["ode"]
     # Each is better than the other at some step counts.
