@@ -1,15 +1,17 @@
 """`train_ladder` and `train_networks` end to end: from a file to a ladder on disk, and what they refuse."""
 
+import contextlib
 import dataclasses
 
 import diffrax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_problems import arrays, stand_in, TINY, tiny_config, tiny_images
+from diffusion_problems import arrays, randomised, stand_in, TINY, tiny_config, tiny_images
 
-from mlem_jax.diffusion import calibrate_ladder, load_ladder, train_ladder
+from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder, train_ladder
 from mlem_jax.diffusion._training import train_networks
+from mlem_jax.diffusion._training.train_ladder import _calibrated
 
 TOML = """
 name = "tiny"
@@ -78,6 +80,29 @@ def test_a_ladder_of_one_level_is_trained_loaded_and_solved(tmp_path):
         ValueError, match="begun with other data: with images in memory .64 .*, and now more.npy"
     ):
         train_ladder(config, tmp_path, tiny_images(65), images, progress=False, data_name="more.npy")
+
+
+def test_a_run_that_is_interrupted_while_it_calibrates_keeps_what_it_measured(tmp_path, monkeypatch):
+    config, asked = tiny_config(), []
+    ladder = Ladder(config.networks(), config, {}, {})
+
+    def measure(ladder, *, sde=False, **settings):
+        asked.append(("sde" if sde else "ode") + ("_2" if "method" in settings else ""))
+        if stopped and len(asked) == 2:
+            raise KeyboardInterrupt
+        return stand_in(ladder, sde=sde)
+
+    monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", measure)
+    for stopped in (True, False, False):
+        with contextlib.suppress(KeyboardInterrupt):
+            found = _calibrated(ladder, tmp_path / "kept", 4, False)
+    assert asked == ["ode", "ode_2", "ode_2", "sde"] and set(found.calibrations) == {"ode", "ode_2", "sde"}
+    # Of other networks, or on other pilots, they are no use.
+    others = dataclasses.replace(ladder, networks=tuple(map(randomised, ladder.networks)))
+    for chosen, pilots in ((others, 4), (others, 8)):
+        asked.clear()
+        _calibrated(chosen, tmp_path / "kept", pilots, False)
+        assert asked == ["ode", "ode_2", "sde"]
 
 
 @pytest.mark.slow

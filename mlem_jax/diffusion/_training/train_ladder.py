@@ -1,6 +1,7 @@
 """Trains a ladder: the finest level first, then the others, distilled from it."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from ..._calibration import Calibration
 from ..._io import write_text_safely
 from .._data import data_fingerprint, Images
 from .._ladder import (
@@ -32,6 +34,8 @@ from .train import train_networks, Watch
 
 # On which steps are fitted: with fewer, held-out pilots reject much of what images allow (benchmarks/fitted.py).
 _FIT_PILOTS = 128
+# Of a run that is not finished.
+_CALIBRATIONS = "calibrations"
 
 
 def train_ladder(
@@ -63,11 +67,11 @@ def train_ladder(
     uniformly and no guidance.
 
     Checkpoints go to `out/finest` and `out/smaller` every half minute, and on SIGINT (Ctrl-C) and SIGTERM; the same
-    call after an interruption continues from them and ends with the same numbers. Once the ladder exists it is only
-    loaded, unless the configuration has more steps than before: the run is then made longer, and the old ladder is
-    moved to `out/ladder-STEPS`. `out/losses.csv` has the loss curves, `out/sheets` a picture and the held-out
-    losses of every `sheet_every` steps, and with `snapshots` `out/snapshots` these networks, as ladders. `data_name` is
-    what messages call the data, such as its path.
+    call after an interruption continues from them and ends with the same numbers, and calibrations that were finished
+    are not measured again. Once the ladder exists it is only loaded, unless the configuration has more steps than
+    before: the run is then made longer, and the old ladder is moved to `out/ladder-STEPS`. `out/losses.csv` has the
+    loss curves, `out/sheets` a picture and the held-out losses of every `sheet_every` steps, and with `snapshots`
+    `out/snapshots` these networks, as ladders. `data_name` is what messages call the data, such as its path.
 
     Raises `ValueError` if `out` was begun with another configuration or with other data, if the levels are not in the
     order of their FLOPs or one cannot represent an image, if the images or labels do not fit them, or if the finest
@@ -97,15 +101,31 @@ def train_ladder(
     card = _card(config, networks, trained, (held_out, held_out_labels), len(images), start is not None)
     ladder = Ladder(trained, config, card, {})
     if pilots:
-        settings = {"pilots": pilots, "progress": progress}
-        calibrations = {
-            "ode": calibrate_ladder(ladder, **settings),
-            "ode_2": calibrate_ladder(ladder, method=METHODS[1], fit_pilots=_FIT_PILOTS, **settings),
-            "sde": calibrate_ladder(ladder, sde=True, **settings),
-        }
-        ladder = dataclasses.replace(ladder, calibrations=calibrations)
+        ladder = _calibrated(ladder, out / _CALIBRATIONS, pilots, progress)
     save_ladder(out / LADDER, ladder)
+    shutil.rmtree(out / _CALIBRATIONS, ignore_errors=True)
     return load_ladder(out / LADDER)
+
+
+def _calibrated(ladder: Ladder, folder: Path, pilots: int, progress: bool) -> Ladder:
+    """The ladder with its calibrations. Each is kept in the folder once it is measured, so that an interrupted run does
+    not measure it again."""
+    wanted: dict[str, dict[str, Any]] = {
+        "ode": {},
+        "ode_2": {"method": METHODS[1], "fit_pilots": _FIT_PILOTS},
+        "sde": {"sde": True},
+    }
+    folder.mkdir(exist_ok=True)
+    calibrations = {}
+    for kind, settings in wanted.items():
+        path = folder / f"{kind}_{pilots}.npz"
+        levels = ladder.term(sde=settings.get("sde", False)).levels
+        found = Calibration.load(path) if path.is_file() else None
+        if found is None or found.mismatch(levels, np.zeros(ladder.shape)) is not None:
+            found = calibrate_ladder(ladder, pilots=pilots, progress=progress, **settings)
+            found.save(path)
+        calibrations[kind] = found
+    return dataclasses.replace(ladder, calibrations=calibrations)
 
 
 Labelled = tuple[Images, Int[np.ndarray, " n"] | None]
