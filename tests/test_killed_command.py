@@ -55,7 +55,7 @@ def test_a_command_that_is_ended_at_any_moment_ends_on_the_same_numbers(tmp_path
         )
         while number is not None and not when():
             assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.001)
+            time.sleep(0.002)
         if number is not None:
             os.kill(process.pid, number)
         printed = process.communicate()[0]

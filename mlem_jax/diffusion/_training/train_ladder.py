@@ -69,6 +69,8 @@ def train_ladder(
     Checkpoints go to `out/finest` and `out/smaller` every half minute, and on SIGINT (Ctrl-C) and SIGTERM; the same
     call after an interruption continues from them and ends with the same numbers, and calibrations that were finished
     are not measured again. Once the ladder exists it is only loaded, unless the configuration has more steps than
+    call after an interruption continues from them and ends with the same numbers, and calibrations that were finished
+    are not measured again. Once the ladder exists it is only loaded, unless the configuration has more steps than
     before: the run is then made longer, and the old ladder is moved to `out/ladder-STEPS`. `out/losses.csv` has the
     loss curves, `out/sheets` a picture and the held-out losses of every `sheet_every` steps, and with `snapshots`
     `out/snapshots` these networks, as ladders. `data_name` is what messages call the data, such as its path.
