@@ -89,12 +89,14 @@ class Target:
 
     def judge(self, mine: Views) -> Judged:
         """Images from the converged sampler's noise. The errors are of the difference, in which most of the sampling
-        noise cancels."""
+        noise cancels. The excess of a finite set is too large by a part that falls as its size; the jackknife
+        removes it.
+        """
         everything = [mine, *(mine.without(group) for group in range(GROUPS))]
         found = np.array(
             [distances(m, target) for m, (target, _) in zip(everything, self._parts, strict=True)]
         )
         excess = found - np.array([floor for _, floor in self._parts])
-        apart = excess[1:] - excess[1:].mean(0)
-        error = np.sqrt((GROUPS - 1) / GROUPS * (apart**2).sum(0))
-        return Judged(found[0], excess[0], error)
+        mean = excess[1:].mean(0)
+        error = np.sqrt((GROUPS - 1) / GROUPS * ((excess[1:] - mean) ** 2).sum(0))
+        return Judged(found[0], GROUPS * excess[0] - (GROUPS - 1) * mean, error)
