@@ -29,9 +29,12 @@ TIMES, GROUPS, SEARCHED = 128, 4, 32
 _TABLE = ("ts", "drifts", "increments", "evaluated", "corrections", "repeats")
 # Grids that a search for the distribution begins with, by Karras' exponent, and by which fraction of the distance to
 # its neighbour it moves a time.
-_EXPONENTS, _SHIFT = (3.0, 5.0, 7.0), 0.3
+_EXPONENTS, _SHIFT = (5.0, 7.0), 0.3
+# How many times, the last ones, are moved: these decide on detail.
+_MOVED = 3
+_JUDGED_PILOTS = 64
 # Of the distribution in the objective of a fit, where it counts at all.
-SHARE = 0.8
+SHARE = 0.9
 # A change stays if it lowers the mean logarithm of the measures by this much.
 _GAIN = 0.005
 # Switching: the small network's steps, and where they begin and end, in noise levels.
@@ -160,7 +163,10 @@ class Fits:
 
         def tried(places: tuple[int, ...], share: float) -> Trial:
             schedule = Schedule(places, self.finest, ((),) * (len(places) - 1))
-            return judge(self.coefficients(schedule, share=share, final=False)), places, share
+            table = self.coefficients(
+                schedule, self.pilots.part(min(_JUDGED_PILOTS, self.count)), share, final=False
+            )
+            return judge(table), places, share
 
         def make() -> ml.MultistepCoefficients:
             process = self.ladder.config.process
@@ -171,7 +177,7 @@ class Fits:
             grids = dict.fromkeys(self.nearest(ts) for ts in starts)
             trials = [tried(places, SHARE) for places in grids if len(places) == steps + 1]
             best = min(trials, key=lambda trial: trial[0])
-            for i, sign in itertools.product(range(1, steps), (1, -1)):
+            for i, sign in itertools.product(range(max(1, steps - _MOVED), steps), (1, -1)):
                 places = list(best[1])
                 gap = abs(places[i + sign] - places[i])
                 places[i] += sign * max(1, round(_SHIFT * gap))
@@ -182,6 +188,16 @@ class Fits:
             return self.coefficients(Schedule(best[1], self.finest, ((),) * steps), share=best[2])
 
         return self.kept(f"finest alone, {steps} steps, for the distribution", make)
+
+    def for_the_law(
+        self, levels: tuple[int, ...], table: ml.MultistepCoefficients
+    ) -> ml.MultistepCoefficients:
+        """Other coefficients of a catalogue's steps: those of `fit_steps(distribution=SHARE)`, which searches alike."""
+        places = self.nearest(np.asarray(table.ts))
+        looked = [tuple(levels[1 + k] for k in np.flatnonzero(row)) for row in np.asarray(table.looks)]
+        schedule = Schedule(places, levels[0], tuple(looked), bool(np.any(table.repeats)))
+        name = f"{schedule}, for the distribution"
+        return self.kept(name, lambda: self.coefficients(schedule, share=SHARE))
 
     def switches(self, family: str, large: int) -> list[Switch]:
         """Ways to spend some evaluations of the finest level before and after a small one's steps."""

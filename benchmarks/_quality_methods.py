@@ -18,7 +18,7 @@ DPM, UNIPC = "DPM-Solver++(2M)", "UniPC"
 PATH, LAW = "finest alone, fitted for the path", "finest alone, fitted for the distribution"
 SMALL = "level {} alone, fitted"
 INDEPENDENT, FIRST, SECOND = "MLEM, independent coins (the paper)", "MLEM", "MLAB2"
-SEVERAL = "several levels, fitted"
+SEVERAL, SEVERAL_LAW = "several levels, fitted for the path", "several levels, fitted for the distribution"
 CONVERGED = "converged"
 
 
@@ -166,11 +166,15 @@ def switched_entry(
     return Entry(kind, method, identity_of(table))
 
 
-def of_catalogue(problem: Shared, steps: ml.FittedSteps, most: float) -> list[Entry]:
-    """Those entries of a catalogue of fitted steps that have several levels."""
-    finest, found = len(problem.levels) - 1, []
+def of_catalogue(problem: Shared, fits: Fits, steps: ml.FittedSteps, most: float) -> Iterator[Entry]:
+    """Those entries of a catalogue of fitted steps that have several levels: as they are, and with coefficients fitted
+    for the distribution."""
+    chosen = []
     for levels, table in zip(steps.levels, steps.coefficients, strict=True):
         cost = float(np.array([problem.costs[k] for k in levels]) @ table.evaluations)
-        if len(levels) > 1 and levels[-1] == finest and cost <= most:
-            found.append(fitted(SEVERAL, problem, levels, table))
-    return found
+        if len(levels) > 1 and levels[-1] == fits.finest and cost <= most:
+            chosen.append((levels, table))
+    for levels, table in chosen:
+        yield fitted(SEVERAL_LAW, problem, levels, fits.for_the_law(levels, table))
+    for levels, table in chosen:
+        yield fitted(SEVERAL, problem, levels, table)

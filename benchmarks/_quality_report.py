@@ -7,7 +7,7 @@ import numpy as np
 from _curves import by_method, cost_at, markdown, Row
 from _quality_images import Entry, Made
 from _quality_measures import MEASURES, SHORT
-from _quality_methods import CONVERGED, LAW, PATH, SEVERAL
+from _quality_methods import CONVERGED, LAW, PATH, SEVERAL, SEVERAL_LAW
 from matplotlib.figure import Figure
 
 # Numbers of evaluations of the fitted single network at whose quality costs are compared.
@@ -69,14 +69,14 @@ def report(found: dict[str, Any]) -> str:
         lines.append(cells)
     found["equal_quality"] = equal_quality(rows)
     parts = [f"excess over the floor, {found['images']} images", markdown(header, lines)]
-    several = [row for row in found["equal_quality"] if row["method"] == SEVERAL]
-    if several:
+    ours = [row for row in found["equal_quality"] if row["method"] in (SEVERAL, SEVERAL_LAW)]
+    if ours:
         costs = [
-            [str(row["single"]), row["target"], row["measure"], f"{row['excess']:.4f}",
+            [str(row["single"]), row["target"], row["measure"], f"{row['excess']:.4f}", row["method"],
              "not reached" if row["cost"] is None else f"{row['cost']:.2f}"]
-            for row in several
+            for row in ours
         ]  # fmt: skip
-        parts.append(markdown(["evaluations alone", "to", "measure", "excess", SEVERAL], costs))
+        parts.append(markdown(["evaluations alone", "to", "measure", "excess", "method", "cost"], costs))
     for target in TARGETS[1:]:
         words = []
         for name, mine in by_method(rows).items():
@@ -104,7 +104,7 @@ def curves(found: dict[str, Any]) -> Figure:
                     marker=".",
                     color=f"C{number % 10}",
                     linestyle="-" if number < 10 else "--",
-                    linewidth=2.4 if name == SEVERAL else 1.0,
+                    linewidth=2.4 if name in (SEVERAL, SEVERAL_LAW) else 1.0,
                     label=name,
                 )
             axis.axhspan(0, 2 * floor, color="0.9")

@@ -53,7 +53,7 @@ from mlem_jax.plot import save_figure
 
 # The noise of the methods, of the images they are compared with, and of the search for the distribution.
 NOISE, OTHER, SEARCH = 70, 71, 72
-MOST_COST = 8.5
+MOST_COST = 7.0
 
 
 class Size(NamedTuple):
@@ -69,8 +69,8 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size(64, 64, {False: 4, True: 4}, 20, 8),
-    "quick": Size(2048, 512, {False: 16, True: 50}, 1500, 64),
-    "full": Size(10_000, 1024, {False: 20, True: 50}, 3000, 64),
+    "quick": Size(2048, 256, {False: 16, True: 50}, 1500, 128),
+    "full": Size(10_000, 1024, {False: 20, True: 50}, 3000, 128),
 }
 
 
@@ -95,10 +95,10 @@ class Study:
         yield from rivals(self.problem, self.ladder, self.effort)
         yield from plans(self.ladder, self.problem, self.effort)
         if not self.sde:
-            yield from switched(self.problem, self.fits, self.effort)
+            if steps is not None:
+                yield from of_catalogue(self.problem, self.fits, steps, MOST_COST)
             yield from single_networks(self.problem, self.fits, self.effort, steps, self._apart)
-        if steps is not None:
-            yield from of_catalogue(self.problem, steps, MOST_COST)
+            yield from switched(self.problem, self.fits, self.effort)
 
     def _apart(self, table: ml.MultistepCoefficients) -> float:
         """Mean logarithm of the measures of the finest level with these steps, on few images."""

@@ -179,7 +179,7 @@ def _check_settings(pilots: int, most: float | int, distribution: float | int) -
     if not 0 <= distribution < 1:
         raise ValueError(
             f"fit_steps was given distribution={distribution!r}; a share of the objective, from 0 to below 1, is "
-            "expected, for example distribution=0.8."
+            "expected, for example distribution=0.9."
         )
 
 
