@@ -29,10 +29,10 @@ TIMES, GROUPS, SEARCHED = 128, 4, 32
 _TABLE = ("ts", "drifts", "increments", "evaluated", "corrections", "repeats")
 # Grids that a search for the distribution begins with, by Karras' exponent, and by which fraction of the distance to
 # its neighbour it moves a time.
-_EXPONENTS, _SHIFT = (5.0, 7.0), 0.3
+_EXPONENTS, _SHIFT = (7.0,), 0.3
 # How many times, the last ones, are moved: these decide on detail.
-_MOVED = 3
-_JUDGED_PILOTS = 64
+_MOVED = 1
+_JUDGED_PILOTS = 32
 # Of the distribution in the objective of a fit, where it counts at all.
 SHARE = 0.9
 # A change stays if it lowers the mean logarithm of the measures by this much.

@@ -25,7 +25,7 @@ CONVERGED = "converged"
 class Effort(NamedTuple):
     """Numbers of steps of each rival, and of the fitted single network, its grid searched for the path and for the
     distribution, and of each smaller level alone; evaluations of the finest level when switching; budgets of plans with
-    the paper's coins, of first and of second order."""
+    the paper's coins, of first and of second order; how many of the catalogue's entries for the path are shown."""
 
     dpm: tuple[int, ...]
     unipc: tuple[int, ...]
@@ -34,18 +34,20 @@ class Effort(NamedTuple):
     small: dict[int, tuple[int, ...]]
     switched: tuple[int, ...]
     budgets: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    several: int
 
 
 EFFORTS = {
-    "smoke": Effort((2,), (2,), (2,), (2,), {0: (4,)}, (1,), ((3.0,), (3.0,), (3.0,))),
+    "smoke": Effort((2,), (2,), (2,), (2,), {0: (4,)}, (1,), ((3.0,), (3.0,), (3.0,)), 1),
     "quick": Effort(
         (2, 3, 4, 6, 8),
         (4, 6, 8),
-        (2, 3, 4, 5, 6, 8),
+        (4, 5, 6, 8),
         (4, 5, 6, 8),
         {0: (24,), 1: (12, 24), 2: (8, 16)},
-        (1, 2, 3),
-        ((1.6, 2.6, 3.7, 6.5), (1.2, 1.6, 2.6, 3.7), (2.6, 3.7, 5.0, 6.5)),
+        (2, 3),
+        ((1.6, 3.7), (1.6, 2.6), (2.6, 3.7, 5.0)),
+        4,
     ),
     "full": Effort(
         (2, 3, 4, 5, 6, 8, 10),
@@ -55,6 +57,7 @@ EFFORTS = {
         {0: (16, 32), 1: (8, 12, 16, 24), 2: (5, 8, 12, 16)},
         (1, 2, 3, 4, 5),
         ((1.2, 1.6, 2.0, 2.6, 3.1, 3.7, 4.3, 5.0, 6.5, 8.0),) * 3,
+        12,
     ),
 }
 
@@ -166,7 +169,9 @@ def switched_entry(
     return Entry(kind, method, identity_of(table))
 
 
-def of_catalogue(problem: Shared, fits: Fits, steps: ml.FittedSteps, most: float) -> Iterator[Entry]:
+def of_catalogue(
+    problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps, most: float
+) -> Iterator[Entry]:
     """Those entries of a catalogue of fitted steps that have several levels: as they are, and with coefficients fitted
     for the distribution."""
     chosen = []
@@ -176,5 +181,5 @@ def of_catalogue(problem: Shared, fits: Fits, steps: ml.FittedSteps, most: float
             chosen.append((levels, table))
     for levels, table in chosen:
         yield fitted(SEVERAL_LAW, problem, levels, fits.for_the_law(levels, table))
-    for levels, table in chosen:
+    for levels, table in chosen[: effort.several]:
         yield fitted(SEVERAL, problem, levels, table)

@@ -28,8 +28,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax.random as jr
 import numpy as np
-from _distribution import train_classifier
+from _distribution import Classifier, train_classifier
 from _harness import add_sizes, RESULTS, write_results, write_table
 from _image_methods import image_problem
 from _quality_fits import Fits
@@ -48,6 +50,7 @@ from _quality_methods import (
 from _quality_report import curves, report, sheet, TARGETS
 
 import mlem_jax as ml
+from mlem_jax._io import write_safely
 from mlem_jax.diffusion import load_images, load_labels, load_ladder
 from mlem_jax.plot import save_figure
 
@@ -69,7 +72,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size(64, 64, {False: 4, True: 4}, 20, 8),
-    "quick": Size(2048, 256, {False: 16, True: 50}, 1500, 128),
+    "quick": Size(2048, 128, {False: 16, True: 50}, 1500, 128),
     "full": Size(10_000, 1024, {False: 20, True: 50}, 3000, 128),
 }
 
@@ -85,10 +88,19 @@ class Study:
         self.maker = Maker(self.problem, folder / "images", until=time.monotonic() + 60 * minutes)
         self.fits = Fits(self.ladder, folder / "fits", pilots=self.size.pilots)
         train, labels = load_images(), load_labels()
-        self.eye = Eye(train_classifier(train, labels, steps=self.size.classifier_steps), train)
+        self.eye = Eye(self._classifier(folder / "classifier.eqx", train, labels), train)
         self.real = load_images(train=False)[: self.count]
         self.reference = converged(self.problem, self.ladder, self.size.steps[sde])
         self._few: Views | None = None
+
+    def _classifier(self, path: Path, train: np.ndarray, labels: np.ndarray) -> Classifier:
+        """That of an earlier run, or a new one."""
+        if path.exists():
+            return eqx.tree_deserialise_leaves(path, Classifier(jr.key(0)))
+        model = train_classifier(train, labels, steps=self.size.classifier_steps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_safely(path, lambda file: eqx.tree_serialise_leaves(file, model))
+        return model
 
     def entries(self, steps: ml.FittedSteps | None) -> Iterator[Entry]:
         """All methods; fits are made when their turn comes."""
@@ -96,7 +108,7 @@ class Study:
         yield from plans(self.ladder, self.problem, self.effort)
         if not self.sde:
             if steps is not None:
-                yield from of_catalogue(self.problem, self.fits, steps, MOST_COST)
+                yield from of_catalogue(self.problem, self.fits, self.effort, steps, MOST_COST)
             yield from single_networks(self.problem, self.fits, self.effort, steps, self._apart)
             yield from switched(self.problem, self.fits, self.effort)
 
