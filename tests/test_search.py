@@ -9,7 +9,7 @@ import pytest
 from problems import as_user
 
 import mlem_jax as ml
-from mlem_jax._calibration.search_steps import grid_of, resampled
+from mlem_jax._calibration.step_grids import grid_of, resampled
 
 KEY = jr.key(0)
 

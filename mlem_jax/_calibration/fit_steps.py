@@ -1,7 +1,7 @@
 """From terms and pilots to a catalogue of fitted steps, in one call."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -127,26 +127,18 @@ def fit_steps(
     own = PilotInputs(jr.split(key, count), labels)
     first = own.args(args) if labels is None else jtu.tree_map(lambda x: x[0], labels)
     term.check_levels(fine[0], y0, first)
-    priced = check_costs(term, costs)
     stride = -(-(len(fine) - 1) // _MOST_TIMES)
+    priced = check_costs(term, costs)
     batch = jtu.tree_map(lambda leaf: leaf[:batch_size], (y0s, own))
-    seconds = time_levels(term, fine[0], batch[0], batch[1], args)
+    seconds = time_levels(term, fine[0], *batch, args)
     relative = relative_costs(term, priced, seconds, fine[0], y0, first)
     work = _units_of_work(relative, float(most), (len(fine) - 1) // stride)
+    problem: dict[str, Any] = dict(
+        args=args, labels=labels, key=key, costs=relative, time_variable=time_variable
+    )
     with show_progress("fitting steps", total=work, unit="schedules", shown=progress) as display:
-        pilots = FitPilots(
-            make_terms,
-            fine,
-            stride,
-            y0s,
-            args=args,
-            labels=labels,
-            key=key,
-            costs=relative,
-            time_variable=time_variable,
-            batch_size=batch_size,
-        )
-        display.advance(1, "reference path")
+        pilots = FitPilots(make_terms, fine, stride, y0s, batch_size=batch_size, **problem)
+        display.advance(1, "reference trajectories")
         found = list(_search(pilots, float(most), display.advance))
         entries = _entries(pilots, found, float(distribution), display.advance)
         display.update(work)

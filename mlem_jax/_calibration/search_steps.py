@@ -14,6 +14,7 @@ from jaxtyping import Float
 from .fit_pilots import FitPilots
 from .fit_rollout import Memory, roll_out, Rollout, Schedule
 from .fit_step import Groups
+from .step_grids import first_densities, grid_of, resampled
 
 # A change is kept if it reduces the logarithm of the typical error by at least this much. A smaller gain is within the
 # noise of the pilots.
@@ -62,46 +63,6 @@ class Searcher:
         return Found(schedule, rollout, schedule.cost(self.pilots.costs))
 
 
-def grid_of(density: Float[np.ndarray, " knots"], steps: int, times: int) -> tuple[int, ...]:
-    """Indices of `steps + 1` of `times + 1` times, whose number per index is proportional to the exponential of a
-    piecewise linear function."""
-    fractions = np.linspace(0, 1, 20 * times + 1)
-    weights = np.exp(np.interp(fractions, np.linspace(0, 1, len(density)), density))
-    cumulative = np.append(0.0, np.cumsum(0.5 * (weights[1:] + weights[:-1])))
-    wanted = np.linspace(0, cumulative[-1], steps + 1)
-    return _distinct(np.interp(wanted, cumulative, fractions) * times, times)
-
-
-def resampled(places: Sequence[int], steps: int) -> tuple[int, ...]:
-    """A grid of another number of steps whose times are as dense where."""
-    old = np.linspace(0, 1, len(places))
-    return _distinct(np.interp(np.linspace(0, 1, steps + 1), old, places), places[-1])
-
-
-def _distinct(places: Float[np.ndarray, " n"], last: int) -> tuple[int, ...]:
-    """The nearest integers that increase from 0 to `last`."""
-    rounded = np.round(places).astype(int)
-    rounded[0], rounded[-1] = 0, last
-    for i in range(1, len(rounded)):
-        rounded[i] = max(rounded[i], rounded[i - 1] + 1)
-    rounded[-1] = last
-    for i in reversed(range(len(rounded) - 1)):
-        rounded[i] = min(rounded[i], rounded[i + 1] - 1)
-    return tuple(int(i) for i in rounded)
-
-
-def first_densities(searcher: Searcher) -> list[Float[np.ndarray, " knots"]]:
-    """Densities to begin with: as dense as the pilots' times are, equal steps, and equal ratios of times."""
-    ts = searcher.pilots.ts
-    knots = np.linspace(0, searcher.times, _KNOTS)
-    found = [np.zeros(_KNOTS)]
-    variables = [ts] if np.any(ts == 0) or ts[0] * ts[-1] < 0 else [ts, np.log(np.abs(ts))]
-    for variable in variables:
-        slope = np.abs(np.gradient(variable))
-        found.append(np.log(np.interp(knots, np.arange(len(ts)), slope)))
-    return found
-
-
 def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Iterator[Found]:
     """The best steps found for one level alone, for each of the numbers of steps."""
     first = min(_FIRST_STEPS, searcher.times)
@@ -132,7 +93,7 @@ def _density(
     searcher: Searcher, shaped: Callable[[np.ndarray], Schedule]
 ) -> tuple[Found, Float[np.ndarray, " knots"]]:
     """The best schedule of a family in which the density of steps is varied."""
-    starts = first_densities(searcher)
+    starts = first_densities(searcher.pilots.ts, _KNOTS)
     tried = [searcher.try_out(shaped(density)) for density in starts]
     best = min(tried, key=lambda found: found.merit)
     density = next(d for d, found in zip(starts, tried, strict=True) if found is best)
@@ -187,7 +148,7 @@ def multilevel(
         between = [p for p in others[1:-1] if min(abs(p - q) for q in wanted) > 1]
         return _with_evaluations(tuple(sorted({0, others[-1], *wanted, *between})), base, finest, wanted)
 
-    densities = first_densities(searcher)
+    densities = first_densities(searcher.pilots.ts, _KNOTS)
     tried = [searcher.try_out(fresh(base, density, 2)) for base in range(finest) for density in densities]
     base = min(tried, key=lambda found: found.merit).schedule.base
     _, density = _density(searcher, lambda density: fresh(base, density, 2))
