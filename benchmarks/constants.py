@@ -21,10 +21,11 @@ import numpy as np
 from _curves import markdown
 from _harness import write_results
 
-from mlem_jax import Calibration
+from mlem_jax import Calibration, SystematicCoins
 from mlem_jax._calibration import allocation, candidates, trials
 from mlem_jax.diffusion import load_ladder
 
+MIDPOINT = SystematicCoins(offset=0.5)
 BUDGETS = (4.0, 12.0)
 OF_ALLOCATION = ("_LEAST_MARGINAL_COST", "_LEAST_SHAPE", "_ROUNDS", "_WIDTH", "FEW_FIRINGS")
 
@@ -74,7 +75,8 @@ def changed(constant: Constant, value: Any) -> Iterator[None]:
 
 def errors(calibrations: dict[str, Calibration], budgets: tuple[float, ...]) -> np.ndarray:
     """The predicted errors of all plans."""
-    return np.array([c.plan(budget=budget).error for c in calibrations.values() for budget in budgets])
+    plans = [c.plan(budget=budget, coins=MIDPOINT) for c in calibrations.values() for budget in budgets]
+    return np.array([plan.error for plan in plans])
 
 
 def study(
