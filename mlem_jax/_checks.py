@@ -64,8 +64,9 @@ def as_int(caller: str, value: Any, *, name: str, least: int = 1, expected: str 
 
 def as_positive(caller: str, value: Any, *, name: str, example: str | None = None) -> float:
     """A positive finite number. Raises `ValueError` for any other value; the message may give an `example`."""
-    real = isinstance(value, numbers.Real | np.ndarray | jax.Array) and not isinstance(value, bool)
-    if not (real and np.ndim(value) == 0 and 0 < float(value) < np.inf):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    scalar = isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
+    if not ((number or scalar) and 0 < float(value) < np.inf):
         hint = "" if example is None else f", for example {example}"
         raise ValueError(f"{caller} was given {name}={value!r}; a positive number is expected{hint}.")
     return float(value)

@@ -130,7 +130,7 @@ def fit_steps(
     stride = -(-(len(fine) - 1) // _MOST_TIMES)
     priced = check_costs(term, costs)
     batch = jtu.tree_map(lambda leaf: leaf[:batch_size], (y0s, own))
-    seconds = time_levels(term, fine[0], *batch, args)
+    seconds = time_levels(term, fine[0], batch[0], batch[1], args)
     relative = relative_costs(term, priced, seconds, fine[0], y0, first)
     work = _units_of_work(relative, float(most), (len(fine) - 1) // stride)
     problem: dict[str, Any] = dict(

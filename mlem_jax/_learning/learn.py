@@ -108,15 +108,15 @@ def learn_probabilities(
     goal = None if budget is None else _reachable(problem, logits, budget)
     if goal is not None:
         logits = shifted_to_budget(problem, logits, goal)
-    optimizer = default_optimizer(iterations) if optimizer is None else optimizer
-    state = optimizer.init(logits)
+    optimiser: Any = default_optimizer(iterations) if optimizer is None else optimizer
+    state = optimiser.init(logits)
     price = None if mu is None else jnp.asarray(mu, logits.dtype)
     size, history = jtu.tree_leaves(y0s)[0].shape[0], []
     for i in range(iterations):
         rows = jr.randint(jr.fold_in(keys[1], i), (batch_size,), 0, size)
         batch = jtu.tree_map(lambda leaf: leaf[rows], y0s)  # noqa: B023
         step_key = jr.fold_in(keys[2], i)
-        logits, state, row = iterate(problem, optimizer, state, logits, batch, step_key, price, goal)
+        logits, state, row = iterate(problem, optimiser, state, logits, batch, step_key, price, goal)
         history.append(row)
     problem = dataclasses.replace(problem, one=ALWAYS)
     if goal is not None:
