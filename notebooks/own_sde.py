@@ -74,12 +74,12 @@ class Galaxy(eqx.Module):
 expensive = Galaxy(jnp.asarray(stars), jnp.full(STARS, 1 / STARS))
 STEPS, END = 512, 4.0
 fine = jnp.linspace(0.0, END, 2 * STEPS + 1)
-kick = jnp.concatenate([jnp.zeros((2, 2)), 0.1 * jnp.eye(2)])
+acceleration = jnp.concatenate([jnp.zeros((2, 2)), 0.1 * jnp.eye(2)])
 
 
 def with_noise(term, key):
     path = ml.GridBrownianPath(fine, (2,), key=key)
-    return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: kick, path))
+    return diffrax.MultiTerm(term, diffrax.ControlTerm(lambda t, y, args: acceleration, path))
 
 
 y0 = jnp.array([1.5, 0.0, 0.0, 1.3])
@@ -111,7 +111,7 @@ print("evaluations:", multi.solver_state.evaluations)
 #
 # ## Calibrate, plan
 #
-# How often should all stars be evaluated? Measure along 16 pilot trajectories, each with noise of its own:
+# How often should all stars be evaluated? Measure along 16 pilot trajectories, each with its own noise:
 
 
 # %%
@@ -198,7 +198,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The smallest budget cannot pay for all stars, so that plan uses the lumps alone. The error of the middle plan is 1.4 times
+# The smallest budget is too small to evaluate all stars, so that plan uses the lumps alone. The error of the middle plan is 1.4 times
 # the predicted one, more than the ± in the plan allows: 16 pilots are few, and so are 14 evaluations.
 #
 # ## It stays diffrax
