@@ -16,11 +16,10 @@
 # %% [markdown]
 # # A ladder of networks, from data to samples
 #
-# Three tiny UNets of growing size learn to draw blobs; ML-EM then samples from all three at the price of a few
+# Three tiny UNets of growing size learn to draw blobs; ML-EM then samples with all three at the cost of a few
 # evaluations of the largest. Quick mode trains for half a minute.
 
 # %%
-import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -28,6 +27,7 @@ import jax.random as jr
 import matplotlib.pyplot as plt
 import numpy as np
 
+import mlem_jax as ml
 from mlem_jax import plot
 from mlem_jax.diffusion import calibrate_ladder, load_data, read_config, sample, train_ladder
 
@@ -137,8 +137,8 @@ print(calibration)
 plot.increments(calibration, time_label="s", log_time=True)
 
 # %% [markdown]
-# `s` is the noise level, and sampling goes from right to left. Costs are FLOPs: networks this small all take about as many
-# seconds (third column), so that nothing is saved in time here. For larger ones FLOPs and seconds agree better.
+# `s` is the noise level, and sampling goes from right to left. Costs are FLOPs: networks this small differ
+# less in seconds (third column), so that little time is saved here. For larger ones FLOPs and seconds agree better.
 #
 # ## Plan
 #
@@ -156,15 +156,13 @@ plot.error_against_cost(calibration, list(plans.values()))
 #
 # `sample` draws any number of images, on all devices, in batches; with `out=` it continues after a crash. Sample `i`
 # begins with the same noise whatever the plan, so that rows can be compared. The first row is Euler on the largest
-# network with 64 steps; a plan may be edited, and one that keeps a single level is just that.
+# network with 64 steps; `steps_plan` makes plans of a single level without a calibration.
 
 
 # %%
 def alone(level, steps):
-    """The plan that takes so many steps on one level."""
-    ts = calibration.ts[:: (len(calibration.ts) - 1) // steps]
-    levels, table, costs = (level,), np.ones((steps, 1)), calibration.costs[[level]]
-    return dataclasses.replace(plans[8], ts=ts, levels=levels, table=table, costs=costs)
+    """Euler with `steps` steps on one level."""
+    return ml.steps_plan(ladder.config.process.grid(steps), level=level)
 
 
 def draw(plan):
