@@ -12,7 +12,8 @@ from .linear_model import expected_cost, firing_counts, LinearModel
 # finest level; those with more are within a factor of 1.33. Plans also warn below this number.
 FEW_FIRINGS = 4
 # The least derivative of the cost in a probability, in costs of the level. The derivative vanishes for a level below
-# one that always fires; its probability is then limited by 1 for any small number here.
+# one that always fires; its probability is then limited by 1 for any small number here (half and twice of it give the
+# same plan, benchmarks/constants.py).
 _LEAST_MARGINAL_COST = 1e-3
 # The least probability of a level at a time at which it has no effect, over its largest one: a weight 1 / p is finite.
 _LEAST_SHAPE = 1e-6

@@ -24,7 +24,9 @@ _LARGEST_BUDGET = 4.0
 # for 7 of 60 plans in benchmarks/results/prediction.json (by more than 4 for none), whose errors are within a factor of
 # 1.21 of their predictions: the bound is cautious.
 _STRONGLY_NONLINEAR = 2.0
-# Beyond this factor nearly nothing of the prediction is the linear model's. No measured plan reaches it.
+# Beyond this factor nearly nothing of the prediction is the linear model's. No plan in prediction.json reaches it; for
+# pure decay with MLAB2 tests/test_predictions.py allows three times the prediction, hence the factor of 3 in the
+# advice.
 _LINEAR_PART_CANCELS = 20.0
 # A standard error of 15% means a 95% interval of about 30%. 10 of the 60 plans exceed it, 22 exceed half of it.
 _UNCERTAIN = 0.15
@@ -166,7 +168,7 @@ def _advice(search: Search, best: Candidate) -> list[str]:
     elif best.nonlinearity > _LINEAR_PART_CANCELS:
         advice.append(
             "The linear parts of the coin errors cancel. The remainder was measured in trial runs with other budgets: "
-            "the prediction may be off by a factor of 2 or more."
+            "the prediction may be off by a factor of 3."
         )
     elif not 1 / _STRONGLY_NONLINEAR < best.nonlinearity < _STRONGLY_NONLINEAR:
         advice.append(
