@@ -177,6 +177,8 @@ OTHER_STATES = {
         ml.MLEM([1.0, 0.2]),
         r"MLEM was given .*other coins: these remember nothing, and SystematicCoins\(0.5\) remembers",
     ),
+    "all 1 before": (ml.MLAB2([1.0, 1.0]), ml.MLAB2([1.0, 0.2]), "MLAB2 was given .* other probabilities"),
+    "all 1 now": (ml.MLAB2([1.0, 0.2]), ml.MLAB2([1.0, 1.0]), "MLAB2 was given .* other probabilities"),
     "a record": (ml.MLEM([1.0, 0.2], record=3), ml.MLEM([1.0, 0.2]), "MLEM has record=0 .*record=3"),
 }
 

@@ -9,7 +9,7 @@ from test_planning import made
 import mlem_jax as ml
 from mlem_jax._calibration.linear_model import predict, select, Selection
 from mlem_jax._calibration.pilots import root_mean
-from mlem_jax._calibration.report import regression
+from mlem_jax._calibration.report import kurtosis, regression
 from mlem_jax._calibration.single_level import speedups
 
 
@@ -60,6 +60,15 @@ def test_a_prediction_is_as_uncertain_as_the_worse_of_its_sources(own, tried, st
         uncertainty=np.array([tried]),
     )
     assert trials.corrected("StratifiedCoins", 4.0, 0.1, own)[1] == pytest.approx(stated)
+
+
+def test_a_level_without_any_effect_has_a_number_in_the_report():
+    # The middle one of three equals the first. Effects of either sign and one size have kurtosis 1.
+    signs = np.where(np.arange(6) % 2, 1.0, -1.0)
+    effects = np.tile(np.array([1.0, 0.0, 0.5])[None, :, None], (8, 1, 6)) * signs
+    measured = made(effects, (0.01, 0.1, 1.0))
+    assert kurtosis(measured) == pytest.approx((1, 0, 1))
+    assert "nan" not in str(ml.Calibration(measured, ml.Trials.none()))
 
 
 def test_rates_of_a_hierarchy_by_powers_of_two():

@@ -47,11 +47,11 @@ def regression(measured: Measurements) -> Regression | None:
     """Fits gamma to the levels' `mass`, the size of their effects on the end state.
 
     The fit leaves out the cheapest level, which is not a correction, and the next levels while their mass is larger
-    than half of the cheapest level's: errors have not started to decrease there. `None` if fewer than two levels
-    remain.
+    than half of the cheapest level's: errors have not started to decrease there; and levels without any effect. `None`
+    if fewer than two levels remain.
     """
     mass, costs = measured.mass, measured.costs
-    used = list(range(1, measured.num_levels))
+    used = [k for k in range(1, measured.num_levels) if mass[k] > 0]
     while len(used) > 2 and mass[used[0]] > _PLATEAU * mass[0]:
         used.pop(0)
     if len(used) < 2:
@@ -81,7 +81,10 @@ def kurtosis(measured: Measurements) -> np.ndarray:
     effects = measured.effects.astype(float)
     second, fourth = np.mean(effects**2, axis=(2, 3)), np.mean(effects**4, axis=(2, 3))
     weights = np.diff(measured.ts)[:, None] ** 2 * second
-    return np.sum(weights * fourth / np.maximum(second, 1e-300) ** 2, axis=0) / np.sum(weights, axis=0)
+    ratios = fourth / np.where(second > 0, second, 1) ** 2
+    # 0 for a level without any effect.
+    total = np.sum(weights, axis=0)
+    return np.sum(weights * ratios, axis=0) / np.where(total > 0, total, 1)
 
 
 def memory(measured: Measurements) -> np.ndarray:

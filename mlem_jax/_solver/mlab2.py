@@ -24,6 +24,10 @@ _NO_LOGARITHM = (
     "MLAB2 with time_variable='log' was given a step from, to or across time 0, where the logarithm of the time has no "
     "value. Begin or end at a small time instead of 0, or write time_variable='time'."
 )
+_OTHER_PROBABILITIES = (
+    "MLAB2 was given the solver_state of a solve with other probabilities: those of one of the two solves are all 1, so "
+    "that it remembers no corrections. Continue a solve with the probabilities that began it."
+)
 _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
     "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
@@ -155,6 +159,8 @@ class MLAB2(AbstractMultilevelSolver):
         """One step; as [`diffrax.AbstractSolver.step`][]."""
         place, term = find_multilevel_term(terms, "MLAB2")
         self._check_state(solver_state, term)
+        if (solver_state.last.increments is None) != self.probabilities.every_step:
+            raise ValueError(_OTHER_PROBABILITIES)
         members = (terms,) if place is None else terms.terms
         controls = (terms.contr(t0, t1),) if place is None else terms.contr(t0, t1)
         ours = 0 if place is None else place
