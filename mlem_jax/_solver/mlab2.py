@@ -25,8 +25,8 @@ _NO_LOGARITHM = (
     "value. Begin or end at a small time instead of 0, or write time_variable='time'."
 )
 _OTHER_PROBABILITIES = (
-    "MLAB2 was given the solver_state of a solve with other probabilities: those of one of the two solves are all 1, so "
-    "that it remembers no corrections. Continue a solve with the probabilities that began it."
+    "MLAB2 was given the solver_state of a solve with other probabilities: those of one of the two solves are all 1, "
+    "and it remembers no corrections. Continue a solve with the probabilities that began it."
 )
 _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
