@@ -86,6 +86,26 @@ def test_it_is_calibrated_for_all_methods_and_takes_the_better_plan(ladder):
     assert chosen.error == best.error and chosen.method == best.method
 
 
+@pytest.mark.slow
+def test_what_methods_have_in_common_is_measured_once(ladder):
+    """The second method's calibration is the one that it gets alone, but for the clock."""
+    alone = calibrate_ladder(ladder, method=ml.AdamsBashforth("log"), steps=16, pilots=8, progress=False)
+    shared, first = ladder.calibrations["ode_2"], ladder.calibrations["ode"]
+    for mine, other in ((alone.measurements, shared.measurements), (alone.trials, shared.trials)):
+        for field in dataclasses.fields(mine):
+            if field.name != "seconds":
+                np.testing.assert_array_equal(getattr(mine, field.name), getattr(other, field.name))
+    np.testing.assert_array_equal(first.measurements.seconds, shared.measurements.seconds)
+    changed = PredictorLadder([edm(2, 0.2), edm(64)], shape=SHAPE)
+    for other, settings, message in (
+        (ladder, {"steps": 8}, "other times"),
+        (ladder, {"pilots": 4}, "other pilots"),
+        (changed, {}, "other levels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            calibrate_ladder(other, like=first, **{"steps": 16, "pilots": 8, **settings})
+
+
 def test_samples_are_those_of_the_same_levels_without_a_ladder(ladder):
     plan, settings = ladder.plan(budget=4), dict(n=3, key=jr.key(1), progress=False)
     found = sample(ladder, plan=plan, **settings).images

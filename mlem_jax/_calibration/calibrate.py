@@ -27,6 +27,8 @@ from .trial_runs import run_trials, TRIAL_BUDGETS
 _TRIED = (IndependentCoins(), StratifiedCoins(), SystematicCoins(), SystematicCoins(offset=0.5))
 # For the progress bar only: the sweep along a batch takes about as long as four runs of a single level.
 _SWEEP_WORK = 4
+# Fields of `Measurements` that do not depend on the method.
+_OF_THE_LEVELS = ("increment_rms", "effects", "costs", "seconds")
 
 
 def calibrate(
@@ -45,6 +47,7 @@ def calibrate(
     batch_size: int = 32,
     trials: Sequence[AbstractCoins] = _TRIED,
     fit: bool = False,
+    like: Calibration | None = None,
     progress: bool = True,
 ) -> Calibration:
     """Measures, along trajectories of the finest level, the sizes of the levels' increments, their effects on the end
@@ -78,6 +81,8 @@ def calibrate(
     - `fit`: whether to fit steps of different costs too, on the same pilots, by [`mlem_jax.fit_steps`][]; plans then
         choose among them as well. It needs at least 8 pilots and takes longer than the measurement. To use other
         settings call `fit_steps` and [`mlem_jax.Calibration.with_fitted`][].
+    - `like`: a calibration of the same levels on the same pilots for another method, whose increments, effects and
+        costs are taken over; what depends on the method is measured. Pass the same `ts`, `y0s` and `key`.
     - `progress`: whether to show a progress bar.
 
     The measurement takes about `5 N` evaluations of the finest level per pilot.
@@ -85,7 +90,8 @@ def calibrate(
     For a term with a single level only its errors are measured; a plan then chooses its number of steps.
 
     Raises `ValueError` for terms without a MultilevelTerm, for labels beside `args` or of another number than the
-    pilots, for invalid costs, for times that are not monotone, and unless `N` is a multiple of 4.
+    pilots, for invalid costs, for times that are not monotone, unless `N` is a multiple of 4, and for a calibration
+    `like` that is of other levels, times, states or another number of pilots.
     """
     if not isinstance(method, AbstractMethod):
         raise ValueError(
@@ -96,20 +102,21 @@ def calibrate(
     pilots = make_pilots(terms, ts, y0s, args, labels, keys[0], batch_size)
     num_levels = len(pilots.term.levels)
     priced = check_costs(pilots.term, costs)
+    if like is not None:
+        _check_like(like, pilots)
     runs = num_levels * len(strides(len(pilots.ts) - 1))
-    work = len(pilots.batches) * (_SWEEP_WORK + runs) + len(trials) * len(TRIAL_BUDGETS)
+    work = len(pilots.batches) * (_SWEEP_WORK * (like is None) + runs) + len(trials) * len(TRIAL_BUDGETS)
     with show_progress("calibrating", total=work, shown=progress) as display:
 
         def report_progress(what: str, count: int) -> None:
             display.advance(count, what)
 
-        report_progress("timing the levels", 0)
-        seconds = time_levels(pilots.term, pilots.ts[0], *pilots.batches[0], args)
-        y0, inputs = jtu.tree_map(lambda leaf: leaf[0], pilots.batches[0])
-        relative = relative_costs(pilots.term, priced, seconds, pilots.ts[0], y0, inputs.args(args))
-        sizes, effects = _sweep(pilots, sensitivity_level % num_levels, probes, keys[1], report_progress)
+        if like is None:
+            levels = _measure_levels(pilots, priced, sensitivity_level, probes, keys[1], report_progress)
+        else:
+            levels = {name: getattr(like.measurements, name) for name in _OF_THE_LEVELS}
         single = run_single_levels(pilots, method, report_progress)
-        measured = _record(pilots, relative, seconds, sizes, effects, single, method, finest_error)
+        measured = _record(pilots, levels, single, method, finest_error)
         tried = run_trials(measured, trials, pilots, single, keys[2], report_progress)
     found = Calibration(measured, tried)
     if not fit:
@@ -127,10 +134,7 @@ def calibrate(
 
 def _record(
     pilots: Pilots,
-    costs: Float[np.ndarray, " levels"],
-    seconds: Float[np.ndarray, " levels"],
-    sizes: Float[np.ndarray, "steps levels pilots"],
-    effects: Float[np.ndarray, "steps levels pilots probes"],
+    levels: dict[str, np.ndarray],
     single: SingleRuns,
     method: AbstractMethod,
     finest_error: float | None,
@@ -139,10 +143,7 @@ def _record(
     states, _ = pilots.batches[0]
     return Measurements(
         ts=np.asarray(pilots.ts, float),
-        increment_rms=np.sqrt(np.mean(sizes, axis=2)),
-        effects=np.asarray(effects, np.float32),
-        costs=costs,
-        seconds=seconds,
+        **levels,
         single_steps=single.steps,
         single_error=single.error,
         single_uncertainty=single.uncertainty,
@@ -154,6 +155,52 @@ def _record(
         start_share=single.start_share,
         method=method,
     )
+
+
+def _measure_levels(
+    pilots: Pilots,
+    priced: Float[np.ndarray, " levels"] | Literal["flops", "seconds"],
+    sensitivity_level: int,
+    probes: int,
+    key: PRNGKeyArray,
+    report_progress: ReportProgress,
+) -> dict[str, np.ndarray]:
+    """What does not depend on the method: the fields `_OF_THE_LEVELS` of `Measurements`."""
+    report_progress("timing the levels", 0)
+    batch = pilots.batches[0]
+    y0, inputs = jtu.tree_map(lambda leaf: leaf[0], batch)
+    seconds = time_levels(pilots.term, pilots.ts[0], *batch, pilots.args)
+    costs = relative_costs(pilots.term, priced, seconds, pilots.ts[0], y0, inputs.args(pilots.args))
+    index = sensitivity_level % len(pilots.term.levels)
+    sizes, effects = _sweep(pilots, index, probes, key, report_progress)
+    return {
+        "increment_rms": np.sqrt(np.mean(sizes, axis=2)),
+        "effects": np.asarray(effects, np.float32),
+        "costs": costs,
+        "seconds": seconds,
+    }
+
+
+def _check_like(like: Calibration, pilots: Pilots) -> None:
+    """Raises `ValueError` unless a calibration is of these levels and may be of these pilots."""
+    measured = like.measurements
+    y0 = jtu.tree_map(lambda leaf: leaf[0], pilots.batches[0][0])
+    count = sum(len(inputs.noise) for _, inputs in pilots.batches)
+    differ = [
+        name
+        for name, same in (
+            ("levels", measured.levels_id == tuple(level_id(level) for level in pilots.term.levels)),
+            ("states", measured.state_id == state_id(y0)),
+            ("times", np.array_equal(measured.ts, np.asarray(pilots.ts, float))),
+            ("pilots", measured.num_pilots == count),
+        )
+        if not same
+    ]
+    if differ:
+        raise ValueError(
+            f"calibrate was given like=..., a calibration of other {', '.join(differ)}. Pass the same terms, ts and "
+            "y0s as to that one, or leave it out."
+        )
 
 
 def _sweep(

@@ -127,7 +127,11 @@ def _measure(
     for method in methods:
         # Fitted steps do not depend on the method: fitting them once is enough.
         fitted = fit_pilots if method == methods[-1] else 0
-        calibration = diffusion.calibrate_ladder(ladder, method=method, fit_pilots=fitted, **settings)
+        # What the methods have in common is measured once.
+        shared = {"like": next(iter(found.values()))} if found else {}
+        calibration = diffusion.calibrate_ladder(
+            ladder, method=method, fit_pilots=fitted, **settings, **shared
+        )
         kind = calibration_name(settings["sde"], method)
         found[kind] = calibration
         try:

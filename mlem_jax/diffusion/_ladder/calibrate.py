@@ -32,6 +32,7 @@ def calibrate_ladder(
     pilots: int = 32,
     guidance: Guidance | None = None,
     fit_pilots: int = 0,
+    like: Calibration | None = None,
     progress: bool = True,
 ) -> Calibration:
     """Calibrates the probability flow, or the reverse SDE, on `pilots` images of fresh noise and Karras'
@@ -39,7 +40,8 @@ def calibrate_ladder(
 
     With labels each pilot has its own, drawn uniformly; `guidance` as for `Ladder.term`. With `fit_pilots`,
     [`mlem_jax.fit_steps`][] also fits steps of all costs on that many further images, and plans then choose among them
-    too; 128 are enough for images."""
+    too; 128 are enough for images. `like`, a calibration of the same ladder, equation and pilots for another method,
+    saves the measurement of what both have in common."""
     process, shape = ladder.process, ladder.shape
     ts = process.grid(steps or (256 if sde else 128))
     key = jr.key(ladder.seed + 2)
@@ -53,7 +55,7 @@ def calibrate_ladder(
 
     # Folds of the key from 2 on, after the two that it is split into.
     y0s, labels = starts(keys[0], jr.fold_in(key, 2), pilots)
-    found = calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, progress=progress)
+    found = calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, like=like, progress=progress)
     if fit_pilots:
         y0s, labels = starts(jr.fold_in(key, 3), jr.fold_in(key, 4), fit_pilots)
         settings: dict[str, Any] = {"labels": labels, "key": jr.fold_in(key, 5), "progress": progress}
@@ -75,18 +77,18 @@ def calibrate_methods(
 ) -> _AnyLadder:
     """The same ladder with calibrations for all methods, of which `ladder.plan` takes the best; those of the other
     equation it keeps. Arguments as for [`mlem_jax.diffusion.calibrate_ladder`][]; steps are fitted once."""
-    found = {
-        calibration_name(sde, method): calibrate_ladder(
+    found: dict[str, Calibration] = {}
+    for method in METHODS:
+        found[calibration_name(sde, method)] = calibrate_ladder(
             ladder,
             sde=sde,
             method=method,
             steps=steps,
             pilots=pilots,
             fit_pilots=fit_pilots if method == METHODS[-1] else 0,
+            like=next(iter(found.values()), None),
             progress=progress,
         )
-        for method in METHODS
-    }
     return ladder.with_calibrations({**ladder.calibrations, **found})
 
 
