@@ -30,7 +30,7 @@ from mlem_jax.diffusion import load_images, load_ladder, sample
 # %matplotlib inline
 plt.rcParams["figure.dpi"] = 80
 ladder = load_ladder()
-images = (load_images(train=False)[:8] / 127.5 - 1).astype(np.float32)
+images = load_images(train=False)[:8]  # numbers from -1 to 1
 
 # %% [markdown]
 # ## The plan
@@ -59,7 +59,7 @@ for s in (1.0, 5.0):
     rows[f"from s = {s:g}"] = found.images
 same = sample(ladder, n=8, plan=plan, key=jr.key(0), start_from=images, start_at=0, progress=False).images
 print("at 0 the images come back:", bool(np.all(same == images)))
-for name, drawn in rows.items():
+for name, drawn in list(rows.items())[1:]:
     print(f"{name}: RMS distance {np.sqrt(np.mean((drawn - images) ** 2)):.2f}")
 
 # %% [markdown]
