@@ -99,6 +99,8 @@ class _Walk:
             yield from self._container(node)
 
     def _array(self, node: Any) -> Iterator[bytes]:
+        if hasattr(node, "__jax_array__"):  # A variable of another library, such as one of Flax NNX.
+            node = node.__jax_array__()
         if isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
             yield str(jr.key_impl(node)).encode()
             node = jr.key_data(node)
