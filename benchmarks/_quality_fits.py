@@ -31,7 +31,7 @@ _TABLE = ("ts", "drifts", "increments", "evaluated", "corrections", "repeats")
 # its neighbour it moves a time.
 _EXPONENTS, _SHIFT = (7.0,), 0.3
 # How many times, the last ones, are moved: these decide on detail.
-_MOVED = 1
+_MOVED = 0
 _JUDGED_PILOTS = 32
 # Of the distribution in the objective of a fit, where it counts at all.
 SHARE = 0.9
@@ -194,7 +194,7 @@ class Fits:
     ) -> ml.MultistepCoefficients:
         """Other coefficients of a catalogue's steps: those of `fit_steps(distribution=SHARE)`, which searches alike."""
         places = self.nearest(np.asarray(table.ts))
-        looked = [tuple(levels[1 + k] for k in np.flatnonzero(row)) for row in np.asarray(table.looks)]
+        looked = [tuple(levels[1 + k] for k in np.flatnonzero(row)) for row in np.asarray(table.evaluated)]
         schedule = Schedule(places, levels[0], tuple(looked), bool(np.any(table.repeats)))
         name = f"{schedule}, for the distribution"
         return self.kept(name, lambda: self.coefficients(schedule, share=SHARE))

@@ -38,13 +38,13 @@ class Effort(NamedTuple):
 
 
 EFFORTS = {
-    "smoke": Effort((2,), (2,), (2,), (2,), {0: (4,)}, (1,), ((3.0,), (3.0,), (3.0,)), 1),
+    "smoke": Effort((2,), (), (2,), (2,), {}, (1,), ((3.0,), (), (3.0,)), 1),
     "quick": Effort(
         (2, 3, 4, 6, 8),
         (4, 6, 8),
         (4, 5, 6, 8),
         (4, 5, 6, 8),
-        {0: (24,), 1: (12, 24), 2: (8, 16)},
+        {0: (24,), 1: (16,), 2: (8,)},
         (2, 3),
         ((1.6, 3.7), (1.6, 2.6), (2.6, 3.7, 5.0)),
         4,
@@ -126,12 +126,8 @@ def identity_of(table: ml.MultistepCoefficients) -> bytes:
 def single_networks(
     problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps | None, judge: Judge
 ) -> Iterator[Entry]:
-    """Each smaller level; and the finest, searched for the distribution and for the path, as the catalogue has it, if
-    there is one."""
+    """The finest level, searched for the distribution and for the path, as the catalogue has it, if there is one."""
     finest = fits.finest
-    for level, counts in effort.small.items():
-        for n in counts:
-            yield fitted(SMALL.format(level + 1), problem, (level,), fits.alone(level, n))
     known = {} if steps is None else {
         len(table.evaluated): table
         for levels, table in zip(steps.levels, steps.coefficients, strict=True)
@@ -143,6 +139,13 @@ def single_networks(
             if kind == LAW:
                 table = fits.judged(n, np.asarray(table.ts), judge)
             yield fitted(kind, problem, (finest,), table)
+
+
+def small_networks(problem: Shared, fits: Fits, effort: Effort) -> Iterator[Entry]:
+    """Each smaller level alone."""
+    for level, counts in effort.small.items():
+        for n in counts:
+            yield fitted(SMALL.format(level + 1), problem, (level,), fits.alone(level, n))
 
 
 def switched(problem: Shared, fits: Fits, effort: Effort) -> Iterator[Entry]:

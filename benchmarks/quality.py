@@ -45,6 +45,7 @@ from _quality_methods import (
     plans,
     rivals,
     single_networks,
+    small_networks,
     switched,
 )
 from _quality_report import curves, report, sheet, TARGETS
@@ -105,11 +106,13 @@ class Study:
     def entries(self, steps: ml.FittedSteps | None) -> Iterator[Entry]:
         """All methods; fits are made when their turn comes."""
         yield from rivals(self.problem, self.ladder, self.effort)
-        yield from plans(self.ladder, self.problem, self.effort)
         if not self.sde:
             if steps is not None:
                 yield from of_catalogue(self.problem, self.fits, self.effort, steps, MOST_COST)
             yield from single_networks(self.problem, self.fits, self.effort, steps, self._apart)
+        yield from plans(self.ladder, self.problem, self.effort)
+        if not self.sde:
+            yield from small_networks(self.problem, self.fits, self.effort)
             yield from switched(self.problem, self.fits, self.effort)
 
     def _apart(self, table: ml.MultistepCoefficients) -> float:

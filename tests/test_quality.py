@@ -212,3 +212,32 @@ def test_quality_smoke(monkeypatch, capsys, tmp_path):
     for method in (quality.LAW, "DPM-Solver++(2M)", "MLEM, independent coins (the paper)", "MLAB2"):
         assert f"| {method}, " in printed
     assert "nan" not in printed
+
+
+def test_steps_of_a_catalogue_are_fitted_again_as_they_were_searched(tmp_path, monkeypatch):
+    """The schedule handed to the fit has the catalogue's times, levels and evaluations."""
+    from _quality_fits import Fits, SHARE
+
+    from mlem_jax.diffusion import load_ladder
+
+    fits, given = Fits(load_ladder(), tmp_path, pilots=8), []
+    looks = np.array([[True, False], [False, True], [True, False]])
+    table = ml.MultistepCoefficients(
+        ts=fits.ts[[0, 40, 90, 128]],
+        drifts=np.ones((3, 1)),
+        increments=np.ones((3, 2, 1)),
+        evaluated=looks,
+        corrections=np.ones((3, 2, 1)),
+        repeats=np.array([False, True, True]),
+    )
+    monkeypatch.setattr(
+        fits, "coefficients", lambda schedule, share: given.append((schedule, share)) or table
+    )
+    found = fits.for_the_law((0, 1, 3), table)
+    ((schedule, share),) = given
+    assert schedule.places == (0, 40, 90, 128) and schedule.base == 0 and share == SHARE
+    assert schedule.evaluated == ((1,), (3,), (1,)) and schedule.repeats
+    np.testing.assert_array_equal(found.evaluated, looks)
+    # Kept: not fitted a second time.
+    fits.for_the_law((0, 1, 3), table)
+    assert len(given) == 1

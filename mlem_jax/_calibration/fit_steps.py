@@ -105,7 +105,7 @@ def fit_steps(
     - `most`: the largest cost of a catalogue entry, in evaluations of the finest level.
     - `distribution`: the weight in the objective, from 0 to below 1, of the distance between the distributions of the
         pilots' states and of the reference (means and standard deviations). The remaining weight is that of the
-        distance of each pilot to its own reference. For images 0.8 is a good value: a fit to the trajectories alone
+        distance of each pilot to its own reference. For images 0.9 is a good value: a fit to the trajectories alone
         reduces standard deviations, which makes images with few evaluations blurred.
     - `batch_size`: number of pilots evaluated together; it bounds the memory.
     - `progress`: whether to show a progress bar.
