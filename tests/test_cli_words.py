@@ -6,13 +6,16 @@ import io
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import typer
 from diffusion_problems import randomised, stand_in, TINY
 from label_problems import CLASSES
 from matplotlib.image import imread
@@ -21,6 +24,7 @@ from typer.testing import CliRunner
 
 import mlem_jax as ml
 from mlem_jax._cli import app as _cli
+from mlem_jax._cli.errors import stop_explained
 from mlem_jax._cli.training_report import results_table, sizes_table
 from mlem_jax.diffusion import Guided, Ladder, load_ladder, NoisePredictor, sample, save_ladder
 from mlem_jax.diffusion._ladder import as_stored
@@ -276,3 +280,12 @@ def test_python_gives_no_advice_for_the_command_line():
             if re.search(r"(?<![\w-])--[a-z]|python -m mlem_jax|mlem-jax ", node.value)
         ]
     assert not found
+
+
+def test_a_signal_outside_of_training_is_explained(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as ended, stop_explained(Console()):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert ended.value.exit_code == 143 and "run the same again to continue" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before

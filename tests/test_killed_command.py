@@ -11,18 +11,18 @@ import pytest
 
 from mlem_jax.diffusion import load_data, train_ladder
 
-# Checkpoints twice a second instead of twice a minute.
+# With checkpoints as often as the first argument says, in seconds.
 PROGRAM = """
 import sys
 from mlem_jax.diffusion._training import checkpoints
-checkpoints._SECONDS = 0.5
+checkpoints._SECONDS = float(sys.argv.pop(1))
 from mlem_jax._cli.app import main
 main("python -m mlem_jax")
 """
 LEVEL = "[[levels]]\nwidth = {}\nfolds = [4]\nmultipliers = [1]\nblocks = [1]\n"
 TEXT = (
     'name = "t"\nshape = [4, 4, 1]\n'
-    "[training]\nsteps = 6000\nmatch_steps = 3000\nbatch_size = 4\nwarmup_steps = 1\n"
+    "[training]\nsteps = 4000\nmatch_steps = 1000\nbatch_size = 4\nwarmup_steps = 1\n"
     + "".join(map(LEVEL.format, (2, 6)))
 )
 
@@ -44,10 +44,10 @@ def test_a_command_that_is_ended_at_any_moment_ends_on_the_same_numbers(tmp_path
     }
     arguments = ["train", *(str(word) for pair in options.items() for word in pair)]
 
-    def ended(number, when):
+    def ended(number, when, seconds=0.2):
         """What a run prints that gets the signal as soon as `when()` holds; with no signal a run to its end."""
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
+            [sys.executable, "-c", PROGRAM, str(seconds), *arguments],
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -73,14 +73,16 @@ def test_a_command_that_is_ended_at_any_moment_ends_on_the_same_numbers(tmp_path
     ended(signal.SIGKILL, lambda: writing(out / "finest"))
     assert max(steps_saved(out / "finest")) >= before
     # Signals that ask: the step in hand is saved, and one sentence says how to go on.
-    for number, stage in ((signal.SIGINT, "finest"), (signal.SIGTERM, "smaller")):
-        there = set(steps_saved(out / stage))
-        printed = ended(number, lambda: set(steps_saved(out / stage)) - there)  # noqa: B023
-        last = max(steps_saved(out / stage))
-        assert f"{number.name}: stopped after step {last:,} of " in printed
-        assert "Run the same again to continue from there." in printed
-    # The next run says where it begins.
-    assert f"smaller levels: {last:,} of 3,000" in ended(None, None)
+    there = set(steps_saved(out / "finest"))
+    printed = ended(signal.SIGINT, lambda: set(steps_saved(out / "finest")) - there)
+    last = max(steps_saved(out / "finest"))
+    assert f"SIGINT: stopped after step {last:,} of 4,000 (finest level), which is saved." in printed
+    # Between two stages nothing is in hand.
+    printed += ended(signal.SIGTERM, (out / "smaller").exists, seconds=30)
+    assert printed.count("un the same again to continue") == 2
+    # The next run goes on where the last one ended, and says so.
+    begun = max(steps_saved(out / "smaller"), default=0)
+    assert f"smaller levels: {begun:,} of 1,000" in ended(None, None, seconds=30)
     data = load_data(tmp_path / "data.npy", (4, 4, 1))
     whole = tmp_path / "whole"
     train_ladder(tmp_path / "ladder.toml", whole, data.images, data.held_out, pilots=0, progress=False)

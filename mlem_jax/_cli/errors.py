@@ -4,6 +4,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -23,15 +24,28 @@ def errors_explained(console: Console) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM outside a stage of training, which handles it itself."""
+
+    signum = signal.SIGTERM
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 @contextlib.contextmanager
 def stop_explained(console: Console) -> Iterator[None]:
     """Ends a run that a signal stopped with the sentence and the exit code that belong to the signal."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except KeyboardInterrupt as stopped:
-        default = "Stopped. What is saved stays: run the same command again to continue."
+        default = "Stopped. What is saved stays: run the same again to continue."
         console.print(str(stopped) or default, highlight=False, soft_wrap=True)
         raise typer.Exit(128 + getattr(stopped, "signum", signal.SIGINT)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_place(folder: Path, option: str) -> None:
