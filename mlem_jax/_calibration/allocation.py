@@ -17,11 +17,11 @@ FEW_FIRINGS = 4
 _LEAST_MARGINAL_COST = 1e-3
 # The least probability of a level at a time at which it has no effect, over its largest one: a weight 1 / p is finite.
 _LEAST_SHAPE = 1e-6
-# The marginal costs depend on the probabilities: fixed-point iterations from probabilities of 0. Two instead of four
-# change a predicted error by 5e-5, eight by 1e-7.
+# The marginal costs depend on the probabilities: fixed-point iterations from probabilities of 0. With two instead of
+# four predicted errors change by at most 1%, with eight not at all (benchmarks/constants.py, here and below).
 _ROUNDS = 4
-# The scale of the probabilities is searched between exp(-30) and exp(30), to a relative 1%. With 2% the search may
-# choose other shares of about the same cost, with an error that differs by 5%.
+# The scale of the probabilities is searched between exp(-30) and exp(30), to a relative 1%. With half or twice of it
+# the search may choose other shares, with predicted errors of 0.85 to 1.03 times those here.
 _LOG_RANGE, _WIDTH = 30.0, 0.01
 _TINY = 1e-30
 
