@@ -130,7 +130,7 @@ TERMS = {
     "noise alone": (DIFFUSION, r"given ControlTerm; .*MultiTerm\(MultilevelTerm"),
     "two drifts": (
         diffrax.MultiTerm(term(), term()),
-        r"MultiTerm\(MultilevelTerm, MultilevelTerm\).*Add the drifts up inside the levels",
+        r"MultiTerm\(MultilevelTerm, MultilevelTerm\).*Add the drifts inside the levels",
     ),
 }
 TERMS = {name: (lambda terms=terms: run(terms), message) for name, (terms, message) in TERMS.items()}

@@ -46,7 +46,7 @@ def test_a_folder_without_the_files_says_where_to_get_them(tmp_path):
         message = str(error.value)
         assert f"in {folder}." in message
         assert "apt-get install dataset-fashion-mnist" in message and str(FASHION_MNIST) in message
-        assert "--data FOLDER" in message
+        assert "name the folder that holds train-images-idx3-ubyte.gz" in message
 
 
 WHOLE = idx_bytes(PIXELS)
