@@ -26,6 +26,8 @@ from mlem_jax._term import FixedTerms
 from mlem_jax.diffusion import Ladder
 
 TIMES, GROUPS, SEARCHED = 128, 4, 32
+# The distance of the distributions, the places of the steps, and the share of the distribution in the fit.
+Trial = tuple[float, tuple[int, ...], float]
 _TABLE = ("ts", "drifts", "increments", "evaluated", "corrections", "repeats")
 # Grids that a search for the distribution begins with, by Karras' exponent, and by which fraction of the distance to
 # its neighbour it moves a time.
@@ -124,7 +126,7 @@ class Fits:
         if not path.exists():
             table = make()
             self.folder.mkdir(parents=True, exist_ok=True)
-            arrays = {field: np.asarray(getattr(table, field)) for field in _TABLE}
+            arrays: dict[str, Any] = {field: np.asarray(getattr(table, field)) for field in _TABLE}
             write_safely(path, lambda file: np.savez(file, **arrays))
         with np.load(path) as found:
             return ml.MultistepCoefficients(**dict(found))
@@ -158,8 +160,6 @@ class Fits:
 
     def judged(self, steps: int, path: np.ndarray, judge: Judge) -> ml.MultistepCoefficients:
         """The finest level alone, its grid searched for the distribution, from the one for the path and others."""
-
-        Trial = tuple[float, tuple[int, ...], float]
 
         def tried(places: tuple[int, ...], share: float) -> Trial:
             schedule = Schedule(places, self.finest, ((),) * (len(places) - 1))

@@ -33,7 +33,7 @@ class Effort(NamedTuple):
     law: tuple[int, ...]
     small: dict[int, tuple[int, ...]]
     switched: tuple[int, ...]
-    budgets: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    budgets: tuple[tuple[float, ...], ...]
     several: int
 
 
@@ -87,7 +87,10 @@ def plans(ladder: Ladder, problem: Shared, effort: Effort) -> list[Entry]:
     """Plans with coins: the paper's, and by default, of both orders."""
     sde = problem.diffusion is not None
     midpoint = ml.SystematicCoins(offset=0.5)
-    kinds = [(INDEPENDENT, ml.EulerMaruyama(), ml.IndependentCoins()), (FIRST, ml.EulerMaruyama(), midpoint)]
+    kinds: list[tuple[str, ml.AbstractMethod, ml.AbstractCoins]] = [
+        (INDEPENDENT, ml.EulerMaruyama(), ml.IndependentCoins()),
+        (FIRST, ml.EulerMaruyama(), midpoint),
+    ]
     if not sde:
         kinds.append((SECOND, ml.AdamsBashforth(), midpoint))
     found = []

@@ -22,7 +22,7 @@ from _problems import ends, images, PlannedTerms, Problem, random_features
 import mlem_jax as ml
 from mlem_jax.diffusion import load_ladder
 
-POLICIES = {
+POLICIES: dict[str, ml.AbstractCoins] = {
     "independent": ml.IndependentCoins(),
     "stratified": ml.StratifiedCoins(),
     "systematic": ml.SystematicCoins(),

@@ -34,7 +34,9 @@ BUDGET = 12.0
 
 
 def all_levels_plan(ladder: Ladder) -> ml.Plan:
-    return ladder.calibration().plan(budget=BUDGET, levels=tuple(range(len(ladder.networks))))
+    return ladder.calibration().plan(
+        budget=BUDGET, coins=ml.SystematicCoins(offset=0.5), levels=tuple(range(len(ladder.networks)))
+    )
 
 
 def counted(ladder: Ladder, plan: ml.Plan) -> list[int]:

@@ -244,7 +244,7 @@ class _full_after:
 
 def test_a_full_disk_loses_nothing(twenty, tmp_path):
     message = (
-        r"No space is left to write .*run/batches/00000012-00000016\.npz.*make room and run the same again"
+        r"No space is left to write .*run/batches/00000012-00000016\.npz.*make room and run the same command again"
     )
     with pytest.raises(OSError, match=message), _full_after(3):
         draw(20, batch_size=4, out=tmp_path / "run")
