@@ -1,6 +1,7 @@
 """The main job and the commands, on a tiny untrained ladder; and the pictures."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -9,12 +10,14 @@ import jax.random as jr
 import numpy as np
 import pytest
 from diffusion_problems import catalogue, randomised, TINY
+from rich.console import Console
 from typer.testing import CliRunner
 
 import mlem_jax as ml
 from mlem_jax import diffusion, plot
 from mlem_jax._cli import app as _cli, comparison as _demo, comparison_runs as _runs
 from mlem_jax._cli.comparison import equivalent_cost
+from mlem_jax._cli.comparison_report import comparison_table
 from mlem_jax.diffusion import calibrate_ladder, Ladder, load_ladder
 
 PNG = b"\x89PNG\r\n"
@@ -39,6 +42,21 @@ def run(ladder, monkeypatch):
     monkeypatch.setattr(_demo, "DPM_STEPS", (3, 6))
     monkeypatch.setattr(_demo, "COIN_SEEDS", 2)
     return lambda *arguments: CliRunner().invoke(_cli.app, list(map(str, arguments)), env={"COLUMNS": "200"})
+
+
+def test_the_table_of_the_main_job_fits_80_columns():
+    """With costs and errors of usual sizes, the longest names, and a deviation over coin seeds."""
+    names = ("Euler", "DPM-Solver++(2M)", _demo.ALONE, _demo.PAPER, _demo.PAPER, _demo.SEVERAL)
+    rows = [
+        _runs.Row(name, 12, 0.206 + seed, 0.1, 0.05, None, 104.3, 12.34, seed)
+        for seed, name in enumerate(names)
+    ]
+    comparison = _demo.Comparison(rows, {}, None, _demo.SEVERAL, {}, {}, {})
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table(comparison))
+    printed = console.file.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+    assert all(name in printed for name in names) and "4.206" not in printed and "3.706 ± 0.707" in printed
 
 
 @pytest.mark.slow
@@ -66,7 +84,7 @@ def test_main_job(run, tmp_path, sde):
     found = json.loads(numbers.read_text())
     methods = [row["method"] for row in found["rows"]]
     rivals = ["Euler"] * 3 if sde else ["Euler"] * 3 + ["DPM-Solver++(2M)"] * 2
-    assert methods == [*rivals, *["MLEM, independent coins (the paper's)"] * 2, "MLEM"]
+    assert methods == [*rivals, *["MLEM, the paper's coins"] * 2, "MLEM"]
     assert found["ours"] == "MLEM"
     for row in found["rows"]:
         assert {"error", "median_error", "typical_error", "finest_evaluations", "seconds", "seed"} <= set(row)

@@ -81,6 +81,7 @@ def test_two_commands_from_files_to_pictures(files, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_steps_by_hand_need_no_calibration(files, tmp_path):
     """Euler's two steps on the probability flow, written out, from the samples' own noise."""
     code, text = run(
@@ -100,6 +101,7 @@ def test_steps_by_hand_need_no_calibration(files, tmp_path):
     np.testing.assert_allclose(images(tmp_path / "a"), y, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_latents_are_decoded(files, tmp_path):
     common = ("sample", "--network", files / "latents", "--steps", 2, "--n", 3, "--batch-size", 2)
     code, text = run(*common, "--decoder", files / "decoder", "--out", tmp_path / "a", "--format", "uint8")

@@ -140,6 +140,7 @@ def test_a_wrong_command_is_answered_in_a_sentence(places, tmp_path, line, code,
     assert "mlem_jax.calibrate(" not in text and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_negative_label_takes_the_place_of_no_label(places, tmp_path):
     """u + 2 (c - u) with u for label 1: two Euler steps of the finest network, as in Python."""
     code, text = run(

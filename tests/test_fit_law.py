@@ -54,6 +54,7 @@ def test_a_set_of_another_mean_and_spread_is_moved_onto_the_references():
     np.testing.assert_allclose(law.target(moved, reference), reference, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_fitted_for_the_distribution_the_end_has_more_of_its_spread(monkeypatch):
     """On fresh states of pendulums whose cheap level swings at another rate: the squared difference of the spreads to
     the fine level's is at least halved, for eight steps of the cheap level alone."""

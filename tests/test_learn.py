@@ -192,6 +192,7 @@ def compiled():
     return small, large, counted.take()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(compiled):
     # One stored path would be 8 kB a step, the tangents' 32 kB. Allowed: 100 bytes a step, for tables of times,
     # probabilities and hat functions.

@@ -106,6 +106,7 @@ def test_files_keep_the_catalogue(calibration, tmp_path):
     assert ml.Calibration.load(tmp_path / "w.npz").fitted is None
 
 
+@pytest.mark.slow
 def test_samples_of_a_fitted_plan_are_solves_with_its_steps(ladder, calibration):
     plan = calibration.plan(budget=3)
     assert plan.deterministic and plan.firing_pattern().sum(axis=0).tolist() == [5, 2]

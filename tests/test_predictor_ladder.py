@@ -78,6 +78,7 @@ def ladder():
     return calibrate_methods(bare, steps=16, pilots=8, progress=False)
 
 
+@pytest.mark.slow
 def test_it_is_calibrated_for_all_methods_and_takes_the_better_plan(ladder):
     assert sorted(ladder.calibrations) == ["ode", "ode_2"]
     plans = {kind: found.plan(budget=4) for kind, found in ladder.calibrations.items()}
@@ -153,6 +154,7 @@ def test_processes_predictions_and_conditionings_may_differ():
     assert not PredictorLadder([edm(4), edm(64)], shape=SHAPE).remarks
 
 
+@pytest.mark.slow
 def test_levels_that_do_not_belong_together_are_remarked_on():
     """A level that is told a thousandth of its noise level returns the noisy image for the clean one."""
     deaf = dataclasses.replace(edm(2), conditioning=lambda s: s / 1000)
@@ -168,6 +170,7 @@ def test_a_single_network_has_plans(ladder):
     assert found.plan(budget=6).levels == (0,)
 
 
+@pytest.mark.slow
 def test_labels_of_pilots_come_from_those_given():
     """Images around the label: the drift of level 1 at s_max is (y - label) / s_max up to the images' size."""
     given = jnp.full((3, *SHAPE), 100.0)
@@ -239,6 +242,7 @@ def test_guidance_belongs_into_the_levels():
     assert found.level_costs()[0] > 1.4 * ladder.level_costs()[0]
 
 
+@pytest.mark.slow
 def test_a_trained_ladder_is_one_of_predictors(tmp_path):
     """Calibrations, which belong to levels, serve both."""
     networks = tuple(randomised(n, seed=k) for k, n in enumerate(TINY.networks()))

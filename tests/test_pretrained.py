@@ -87,6 +87,7 @@ def grid(sampled, sampler, end):
     return ts, last(arrays["x"]) * jnp.sqrt(1 + ts[0] ** 2)
 
 
+@pytest.mark.slow
 def test_euler_is_ddim_of_the_reference(sampled):
     ts, y0 = grid(sampled, "ddim", 0.0)
     end = solve(diffrax.Euler(), sampling_terms(sampled[0]), ts, y0)

@@ -101,6 +101,7 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn_or_in_which_batches(twen
     np.testing.assert_allclose(found[:count], twenty[:count], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_keys_and_groups_make_other_samples(twenty):
     assert np.all(draw(20, batch_size=4, key=jr.key(8)).images != twenty)
     other = draw(20, batch_size=4, coin_group=4).images
@@ -243,9 +244,7 @@ class _full_after:
 
 
 def test_a_full_disk_loses_nothing(twenty, tmp_path):
-    message = (
-        r"No space is left to write .*run/batches/00000012-00000016\.npz.*make room and run the same command again"
-    )
+    message = r"No space .*run/batches/00000012-00000016\.npz.*make room and run the same command again"
     with pytest.raises(OSError, match=message), _full_after(3):
         draw(20, batch_size=4, out=tmp_path / "run")
     names = sorted(p.name for p in (tmp_path / "run" / "batches").iterdir())

@@ -120,6 +120,7 @@ def _saved(plan, path):
     return path
 
 
+@pytest.mark.slow
 def test_a_plan_fits_the_ladder_that_it_was_made_for(ladder):
     for kind, stochasticity in (("ode", 0), ("sde", 1)):
         plan = ladder.calibrations[kind].plan(budget=3)

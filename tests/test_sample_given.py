@@ -69,6 +69,7 @@ def test_a_plan_by_hand_says_what_it_is(tmp_path):
 # Plans that are cut.
 
 
+@pytest.mark.slow
 def test_a_cut_plan_keeps_its_firings():
     plan = made_plan(p=0.37, coins=MIDPOINT, steps=16)
     whole = plan.firing_pattern(key=jr.key(0))

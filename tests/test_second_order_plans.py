@@ -118,7 +118,7 @@ def test_files_keep_the_method(calibrations, tmp_path):
     plan = ml.Plan.load(tmp_path / "p.npz")
     calibration_text = str(again)
     assert plan.method == ml.AdamsBashforth("log")
-    assert "AB2 on the finest level errs" in calibration_text and "MLAB2" in str(plan)
+    assert "errors of AB2 on the finest level" in calibration_text and "MLAB2" in str(plan)
 
 
 def test_methods_that_do_not_exist_are_refused():

@@ -172,6 +172,7 @@ def window_errors(ts):
         yield window * share - share.sum(1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_stratified_error_is_the_variation_inside_the_windows():
     # One uniform place per window: variances of the windows add up. Seed 4, 40000 trajectories, 5 s.e.
     ts = np.linspace(0, 2, 65)

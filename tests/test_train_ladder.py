@@ -81,6 +81,7 @@ def test_a_ladder_of_one_level_is_trained_loaded_and_solved(tmp_path):
         train_ladder(config, tmp_path, tiny_images(65), images, progress=False, data_name="more.npy")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_while_it_calibrates_keeps_what_it_measured(tmp_path, monkeypatch):
     config, asked, interruptions = tiny_config(), [], [2]
     ladder = Ladder(config.networks(), config, {}, {})

@@ -30,6 +30,7 @@ def test_each_image_is_mirrored_with_probability_one_half():
     assert np.any(mirrored(images, 0, 8) != found) and np.any(mirrored(images, 1, 7) != found)
 
 
+@pytest.mark.slow
 def test_flip_changes_training_unless_images_are_symmetric(tmp_path):
     images = tiny_images()
     symmetric = (images + images[:, :, ::-1]) / 2

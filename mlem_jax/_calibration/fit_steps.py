@@ -244,7 +244,9 @@ def _final(
     the same weight."""
     law = Law.of(pilots.path[-1], distribution) if distribution else None
     groups = left_out(pilots.count, _GROUPS)
-    tried = [roll_out(pilots, schedule, memory, groups, law=law) for memory in (_MEMORY, _LONG_MEMORY)]
+    # Held-out distances to the pilots' own references do not rate distributions, for which a long memory is worse.
+    memories = (_MEMORY, _LONG_MEMORY) if law is None else (_MEMORY,)
+    tried = [roll_out(pilots, schedule, memory, groups, law=law) for memory in memories]
     held_out = min(tried, key=lambda rollout: rollout.typical_error)
     # The refinement reduces the distances to the pilots' own references.
     held_out = held_out if law is not None else refine(pilots, held_out, report)

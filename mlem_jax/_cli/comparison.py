@@ -26,7 +26,7 @@ _NEIGHBOURS = 2
 # Names of the rows. Those of plans, all at the cost of the first.
 ALONE, PAPER, FIRST, SECOND, SEVERAL = (
     "finest network alone, fitted",
-    "MLEM, independent coins (the paper's)",
+    "MLEM, the paper's coins",
     "MLEM",
     "MLAB2",
     "several networks, fitted",

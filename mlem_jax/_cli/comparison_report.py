@@ -23,25 +23,25 @@ def _by_method(comparison: Comparison) -> dict[str, list[Row]]:
     return methods
 
 
-def _mean_and_deviation(values: list[float], digits: int) -> str:
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+def _mean_and_deviation(values: list[float]) -> str:
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """A row for each method, means over the seeds of its coins."""
     # Narrow enough for 80 columns.
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("method", no_wrap=True)
-    for name in ("RMS", "median", "geometric", "evals", "seconds"):
+    for name in ("RMS", "median", "geometric", "evals", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     for method, rows in _by_method(comparison).items():
         table.add_row(
             method,
-            _mean_and_deviation([row.error for row in rows], 3),
+            _mean_and_deviation([row.error for row in rows]),
             f"{np.mean([row.median_error for row in rows]):.3f}",
             f"{np.mean([row.typical_error for row in rows]):.3f}",
-            _mean_and_deviation([row.finest_evaluations for row in rows], 1),
+            f"{np.mean([row.finest_evaluations for row in rows]):.1f}",
             f"{np.mean([row.seconds for row in rows]):.2f}",
         )
     return table

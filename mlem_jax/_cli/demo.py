@@ -77,7 +77,7 @@ def _explain(console: Console, comparison: Any) -> None:
     console.print(
         "RMS: over all pixels (range -1 to 1) of the distance to a fine solution of the finest network; median, "
         "geometric: median and geometric mean of the images' own errors, which a few images do not decide; evals: cost "
-        "in evaluations of the finest network (FLOPs); seconds without compilation; ±: standard deviation over coin "
+        "in evaluations of the finest network (FLOPs); s: seconds without compilation; ±: standard deviation over coin "
         "seeds. All rows but Euler's and DPM-Solver++'s, which take whole steps, were planned for the same cost.",
         highlight=False,
     )
