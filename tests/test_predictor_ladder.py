@@ -107,6 +107,7 @@ def test_what_methods_have_in_common_is_measured_once(ladder):
             calibrate_ladder(other, like=first, **{"steps": 16, "pilots": 8, **settings})
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_same_levels_without_a_ladder(ladder):
     plan, settings = ladder.plan(budget=4), dict(n=3, key=jr.key(1), progress=False)
     found = sample(ladder, plan=plan, **settings).images
@@ -116,6 +117,7 @@ def test_samples_are_those_of_the_same_levels_without_a_ladder(ladder):
         sample(ladder, plan=plan, shape=SHAPE, **settings)
 
 
+@pytest.mark.slow
 def test_calibrations_come_back_from_their_folder_and_belong_to_their_levels(ladder, tmp_path):
     folder = tmp_path / "new" / "calibrations"
     ladder.save_calibrations(folder)
@@ -164,6 +166,7 @@ def test_levels_that_do_not_belong_together_are_remarked_on():
     assert "conditioning" in str(found)
 
 
+@pytest.mark.slow
 def test_a_single_network_has_plans(ladder):
     single = PredictorLadder([edm(64)], shape=SHAPE)
     found = calibrate_methods(single, steps=16, pilots=8, progress=False)
