@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def bisect(holds: Callable[[float], bool], low: float, high: float, *, width: float) -> tuple[float, float]:
@@ -25,7 +25,7 @@ def bisect_compiled(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """As `bisect`, with a fixed number of halvings."""
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Int[Array, ""] | int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
         lower = holds(middle)
