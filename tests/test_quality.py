@@ -199,21 +199,6 @@ def test_costs_at_equal_quality():
         assert line["cost"] == pytest.approx(line["single"] / 2)
 
 
-@pytest.mark.slow
-def test_quality_smoke(monkeypatch, capsys, tmp_path):
-    import quality
-
-    monkeypatch.chdir(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in (FOLDER / "results").iterdir()}
-    quality.main(["--smoke"])
-    assert {path: path.stat().st_mtime_ns for path in (FOLDER / "results").iterdir()} == before
-    assert not list(tmp_path.iterdir())
-    printed = capsys.readouterr().out
-    for method in (quality.LAW, "DPM-Solver++(2M)", "MLEM, independent coins (the paper)", "MLAB2"):
-        assert f"| {method}, " in printed
-    assert "nan" not in printed
-
-
 def test_steps_of_a_catalogue_are_fitted_again_as_they_were_searched(tmp_path, monkeypatch):
     """The schedule handed to the fit has the catalogue's times, levels and evaluations."""
     from _quality_fits import Fits, SHARE
