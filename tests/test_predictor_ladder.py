@@ -183,7 +183,7 @@ def test_labels_of_pilots_come_from_those_given():
     assert 4 < drift < 6.5  # 100 / 20 = 5 from the label, beside 1 from the noise.
 
 
-def test_networks_tell_their_shape_and_labels(ladder):
+def test_networks_tell_their_shape_and_labels():
     small, large = TINY.networks()
     found = PredictorLadder([NoisePredictor(n, VariancePreserving()) for n in (small, large)])
     assert found.shape == (4, 4, 1) and found.classes is None and found.labels is None
