@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from mlem_jax.diffusion._sampling.frechet import frechet_of_features
+
 FEATURES = 64
 
 
@@ -108,21 +110,11 @@ def kernel_discrepancy(a: np.ndarray, b: np.ndarray) -> float:
     )
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance between the Gaussians with the two sets' means and covariances."""
-    mean = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    one, other = np.cov(a.T), np.cov(b.T)
-    values, vectors = np.linalg.eigh(one)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    middle = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other @ root), 0)).sum()
-    return float(mean + np.trace(one) + np.trace(other) - 2 * middle)
-
-
 def distances(model: Classifier, images: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """All three, between two sets of the same size."""
     mine, theirs = features(model, images), features(model, real)
     return {
         "sliced_wasserstein": sliced_wasserstein(images, real),
         "kernel_discrepancy": kernel_discrepancy(mine, theirs),
-        "frechet": frechet(mine, theirs),
+        "frechet": frechet_of_features(mine, theirs),
     }

@@ -6,8 +6,10 @@ All three are of our own making: their values compare with nothing outside this 
 from typing import NamedTuple
 
 import numpy as np
-from _distribution import Classifier, features, frechet
+from _distribution import Classifier, features
 from jaxtyping import Float
+
+from mlem_jax.diffusion._sampling.frechet import frechet_of_features
 
 COMPONENTS, DIRECTIONS = 48, 256
 # Groups of images, each left out in turn (the delete-a-group jackknife).
@@ -58,8 +60,8 @@ def distances(mine: Views, theirs: Views) -> Float[np.ndarray, " measures"]:
     sorted_mine, sorted_theirs = np.sort(mine.projections, axis=0), np.sort(theirs.projections, axis=0)
     return np.array(
         [
-            frechet(mine.features, theirs.features),
-            frechet(mine.components, theirs.components),
+            frechet_of_features(mine.features, theirs.features),
+            frechet_of_features(mine.components, theirs.components),
             np.sqrt(np.mean((sorted_mine - sorted_theirs) ** 2)),
         ]
     )

@@ -219,6 +219,18 @@ def find_multilevel_term(
     )
 
 
+def split_terms(
+    terms: PyTree, place: int | None, t0: RealScalarLike, t1: RealScalarLike
+) -> tuple[Any, Any, list[tuple[Any, Any]]]:
+    """For a step: the multilevel term at an index as `find_multilevel_term` returns it, its increment of time, and the
+    other terms with their controls."""
+    if place is None:
+        return terms, terms.contr(t0, t1), []
+    pairs = list(zip(terms.terms, terms.contr(t0, t1), strict=True))
+    drift, dt = pairs.pop(place)
+    return drift, dt, pairs
+
+
 def with_levels(terms: PyTree, levels: tuple[int, ...], *, costs: Numbers | None = None) -> PyTree:
     """The same terms with a subset of their levels, given by index, cheapest first; with the given costs, or else with
     the term's. Raises `ValueError` if the term has fewer levels."""

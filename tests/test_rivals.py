@@ -15,11 +15,12 @@ from problems import slope
 
 import mlem_jax as ml
 from mlem_jax.diffusion import reverse_diffusion, VariancePreserving
+from mlem_jax.diffusion._sampling.frechet import frechet_of_features
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from _curves import cost_at, costs_to_reach
-from _distribution import frechet, kernel_discrepancy, sliced_wasserstein
+from _distribution import kernel_discrepancy, sliced_wasserstein
 from _hierarchies import accurate, COINS, hierarchy, SECOND
 from _image_methods import ReverseNoise, split_plan
 from _methods import Batch, draw, Method, Prepared, Shared, stochastic_runge_kutta
@@ -247,10 +248,10 @@ def test_distances_of_distributions():
     a = rng.normal(size=(4000, 8))
     shift = np.full(8, 0.5)
     assert sliced_wasserstein(a, a + shift) == pytest.approx(0.5, rel=0.1)
-    assert frechet(a, a + shift) == pytest.approx(2.0, rel=1e-6)
+    assert frechet_of_features(a, a + shift) == pytest.approx(2.0, rel=1e-6)
     b = rng.normal(size=(4000, 8))
     # Of Gaussians with covariances I and 4 I the squared distance is 8.
-    assert frechet(a, 2 * b) == pytest.approx(8.0, rel=0.1)
+    assert frechet_of_features(a, 2 * b) == pytest.approx(8.0, rel=0.1)
     same = [kernel_discrepancy(*rng.normal(size=(2, 60, 8))) for _ in range(40)]
     assert abs(np.mean(same)) < 5 * np.std(same) / np.sqrt(40)
     assert kernel_discrepancy(a[:500], b[:500] + 1) > 0.1

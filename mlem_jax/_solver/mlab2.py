@@ -14,7 +14,7 @@ from .._batching import refuse_batch
 from .._coins import AbstractCoins, SystematicCoins
 from .._custom_types import Args, Numbers, RealScalarLike, TimeVariable, Y
 from .._probabilities import AbstractProbabilities
-from .._term import find_multilevel_term, LevelControl
+from .._term import find_multilevel_term, LevelControl, split_terms
 from .base import AbstractMultilevelSolver
 from .extrapolation import extrapolation_factor
 from .results import not_finite
@@ -161,14 +161,11 @@ class MLAB2(AbstractMultilevelSolver):
         self._check_state(solver_state, term)
         if (solver_state.last.increments is None) != self.probabilities.every_step:
             raise ValueError(_OTHER_PROBABILITIES)
-        members = (terms,) if place is None else terms.terms
-        controls = (terms.contr(t0, t1),) if place is None else terms.contr(t0, t1)
-        ours = 0 if place is None else place
-        dt = controls[ours]
+        drift_term, dt, others = split_terms(terms, place, t0, t1)
         last = solver_state.last
         length = self._length(t0, t1).astype(last.length.dtype)
         factor = extrapolation_factor(length, last, made_jump)
-        step = _Step(members[ours], t0, t1, dt, y0, args, factor)
+        step = _Step(drift_term, t0, t1, dt, y0, args, factor)
         num_levels = len(term.levels)
         # diffeqsolve runs backward solves in the time -t; probabilities are functions of t itself.
         t = jnp.where(dt >= 0, t0, -t0)
@@ -184,13 +181,9 @@ class MLAB2(AbstractMultilevelSolver):
                 p = self._check(p, p[0] < 1, _NO_BASE)
             counts, now, correction = self._corrected(step, last, length, p, weights, coefficients, fired)
             corrections = [correction]
-        others = [
-            member.vf_prod(t0, y0, args, c)
-            for i, (member, c) in enumerate(zip(members, controls, strict=True))
-            if i != ours
-        ]
+        noise = [other.vf_prod(t0, y0, args, control) for other, control in others]
         y1 = _advance(1.0, dt, factor, y0, now.drift, last.drift)
-        y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *others, *corrections)
+        y1 = jtu.tree_map(lambda y, *more: sum(more, start=y), y1, *noise, *corrections)
         # Steps of length zero, in which a trajectory waits for the others of its batch, are not remembered.
         now = jtu.tree_map(lambda new, old: jnp.where(length > 0, new, old), now, last)
         result = not_finite("MLAB2", y0, y1) if self.check_finite else diffrax.RESULTS.successful

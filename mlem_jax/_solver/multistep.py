@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._batching import across_batch, furthest, refuse_batch
 from .._custom_types import Args, RealScalarLike, Y
-from .._term import find_multilevel_term, LevelControl
+from .._term import find_multilevel_term, LevelControl, split_terms
 from .multistep_coefficients import MultistepCoefficients
 from .results import not_finite
 
@@ -136,15 +136,13 @@ class LinearMultistep(diffrax.AbstractItoSolver):
         """One step; as [`diffrax.AbstractSolver.step`][]."""
         del made_jump
         place, term = find_multilevel_term(terms)
-        members = (terms,) if place is None else terms.terms
-        controls = (terms.contr(t0, t1),) if place is None else terms.contr(t0, t1)
-        ours = 0 if place is None else place
-        row = self._row(t0, t1, controls[ours], solver_state.step)
+        drift_term, dt, others = split_terms(terms, place, t0, t1)
+        row = self._row(t0, t1, dt, solver_state.step)
         numbers = jnp.arange(len(term.levels))
 
         def evaluate(y: Y, active: Bool[Array, " levels"], coefficients: Array) -> Y:
             one = jnp.ones((), coefficients.dtype)
-            return members[ours].vf_prod(t0, y, args, LevelControl(one, coefficients, active))
+            return drift_term.vf_prod(t0, y, args, LevelControl(one, coefficients, active))
 
         base = (numbers == 0).astype(float)
         drift = evaluate(y0, numbers == 0, base)
@@ -161,9 +159,8 @@ class LinearMultistep(diffrax.AbstractItoSolver):
             counts = counts.at[0].add(row.repeats.astype(jnp.int32))
         drifts = jtu.tree_map(lambda new, old: jnp.concatenate([new[None], old]), drift, solver_state.drifts)
         y1 = _add(_add(y, row.drifts, drifts), row.increments, increments)
-        for i, (member, control) in enumerate(zip(members, controls, strict=True)):
-            if i != ours:
-                y1 = jtu.tree_map(jnp.add, y1, member.vf_prod(t0, y0, args, control))
+        for other, control in others:
+            y1 = jtu.tree_map(jnp.add, y1, other.vf_prod(t0, y0, args, control))
         result = not_finite("LinearMultistep", y0, y1) if self.check_finite else diffrax.RESULTS.successful
         state = MultistepState(
             step=solver_state.step + 1,

@@ -98,7 +98,7 @@ class MultistepCoefficients(eqx.Module):
         above, steps = num_levels - 1, len(ts) - 1
         if drifts < 1 or held < 1:
             raise ValueError(f"drifts={drifts} and held={held}: at least 1 is expected of each.")
-        evaluated = evaluated or [()] * above
+        evaluated = list(evaluated) or [()] * above
         if len(evaluated) != above:
             raise ValueError(
                 f"evaluated has the steps of {len(evaluated)} levels; those of the {above} levels above the base are "

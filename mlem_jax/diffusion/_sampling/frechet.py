@@ -46,7 +46,13 @@ def frechet_distance(
             f"frechet_distance was given images of shapes {images.shape} and {others.shape}; two sets of at least two "
             "images of one shape are expected."
         )
-    one, other = (_features(part, features, batch_size) for part in (images, others))
+    return frechet_of_features(*(_features(part, features, batch_size) for part in (images, others)))
+
+
+def frechet_of_features(
+    one: Float[np.ndarray, "n features"], other: Float[np.ndarray, "m features"]
+) -> float:
+    """The squared Frechet distance between the normal distributions with the means and covariances of two sets."""
     difference = np.sum((one.mean(axis=0) - other.mean(axis=0)) ** 2)
     first, second = (np.atleast_2d(np.cov(part, rowvar=False)) for part in (one, other))
     values, vectors = np.linalg.eigh(first)
