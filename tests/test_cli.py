@@ -51,7 +51,7 @@ def test_the_table_of_the_main_job_fits_80_columns():
         _runs.Row(name, 12, 0.206 + seed, 0.1, 0.05, None, 104.3, 12.34, seed)
         for seed, name in enumerate(names)
     ]
-    comparison = _demo.Comparison(rows, {}, None, _demo.SEVERAL, {}, {}, {})
+    comparison = _demo.Comparison(rows, {}, None, rows[-1], {}, {}, {})
     console = Console(width=80, file=io.StringIO())
     console.print(comparison_table(comparison))
     printed = console.file.getvalue()
@@ -135,6 +135,35 @@ def test_main_job_with_fitted_steps(run, ladder, tmp_path, monkeypatch):
     gain = found["speedup"]["finest network alone, fitted"]["finest_evaluations"]
     said = f"finest network alone, fitted needs {gain:.2f} times"
     assert said in result.output.replace("\n", " ")
+
+
+def test_rows_are_named_by_the_levels_of_their_plan(ladder):
+    ode = ladder.calibrations["ode"]
+    steps = catalogue(ode, [((0,), (4,), 0.5), ((1,), (4,), 0.1), ((0, 1), (4, 2), 0.02)])
+    names = {plan.levels: _demo._name(plan, 1) for plan in steps.plans()}
+    assert names == {(0,): "level 1 alone, fitted", (1,): _demo.ALONE, (0, 1): _demo.SEVERAL}
+
+
+@pytest.mark.slow
+def test_main_job_whose_plan_is_the_finest_network_alone(run, ladder, tmp_path, monkeypatch):
+    """The gain over Euler is read at the plan's own error, not at that of its more expensive neighbour."""
+    ode = ladder.calibrations["ode"]
+    entries = [((1,), (n,), 1e-3 / n**2) for n in (3, 4, 5, 6)]
+    fitted = dataclasses.replace(ladder, calibrations={"ode": ode.with_fitted(catalogue(ode, entries))})
+    monkeypatch.setattr(diffusion, "load_ladder", lambda: fitted)
+    numbers = tmp_path / "numbers.json"
+    result = run("--out", tmp_path / "out", "--json", numbers, "--samples", 2, "--budget", 4)
+    assert result.exit_code == 0, result.output
+    found = json.loads(numbers.read_text())
+    assert found["ours"] == "finest network alone, fitted" and found["ours"] not in found["speedup"]
+    (ours,) = [row for row in found["rows"] if row["method"] == found["ours"] and row["steps"] == 4]
+    euler = [row for row in found["rows"] if row["method"] == "Euler"]
+    needed = equivalent_cost(
+        [row["typical_error"] for row in euler],
+        [row["finest_evaluations"] for row in euler],
+        ours["typical_error"],
+    )
+    assert found["speedup"]["Euler"]["finest_evaluations"] == pytest.approx(needed / 4)
 
 
 @pytest.mark.slow

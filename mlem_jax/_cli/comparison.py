@@ -36,13 +36,13 @@ ALONE, PAPER, FIRST, SECOND, SEVERAL = (
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """All that the main job found. `images`, `reports` and `levels` (those kept) are by method, for the first seed;
-    `plan` is the one that was asked for, and `ours` the name of its rows. `speedup` says, for each rival, how many
+    `plan` is the one that was asked for, and `ours` its row. `speedup` says, for each rival, how many
     times the evaluations and seconds it needs for the plan's geometric mean error, by its own curve."""
 
     rows: list[Row]
     speedup: dict[str, dict[str, float]]
     plan: Plan | FittedPlan
-    ours: str
+    ours: Row
     images: dict[str, Float[np.ndarray, "n h w"]]
     reports: dict[str, EvaluationReport]
     levels: dict[str, tuple[int, ...]]
@@ -88,7 +88,7 @@ def compare(
     report("planning")
     plan = ladder.plan(budget=budget, error=error, sde=sde, in_seconds=in_seconds)
     plans = _rival_plans(ladder, plan, sde, in_seconds, report)
-    ours = _name(plan)
+    name_of_ours = _name(plan, len(ladder.networks) - 1)
     bench = Bench(ladder, seed, samples, sde, report)
     curves = {EULER: [bench.measure_euler(steps) for steps in EULER_STEPS]}
     if not sde:
@@ -97,14 +97,18 @@ def compare(
         curves[ALONE] = [bench.measure_plan(ALONE, alone, 1) for alone in plans.alone]
     for name, other in plans.others.items():
         bench.measure_plan(name, other, COIN_SEEDS if name == PAPER else 1)
-    mine = bench.measure_plan(ours, plan, 1) if ours != ALONE else curves[ALONE][-1]
+    if name_of_ours == ALONE:
+        # The plan is one of the rows of its own curve.
+        ours = next(row for row in curves[ALONE] if row.steps == len(plan.ts) - 1)
+    else:
+        ours = bench.measure_plan(name_of_ours, plan, 1)
     speedup = {}
     for rival, rows in curves.items():
-        if rival != ours and len(rows) > 1:
+        if rival != name_of_ours and len(rows) > 1:
             errors = [row.typical_error for row in rows]
             speedup[rival] = {
-                unit: equivalent_cost(errors, [getattr(row, unit) for row in rows], mine.typical_error)
-                / getattr(mine, unit)
+                unit: equivalent_cost(errors, [getattr(row, unit) for row in rows], ours.typical_error)
+                / getattr(ours, unit)
                 for unit in ("finest_evaluations", "seconds")
             }
     # One row of pictures for each method: the one whose cost is nearest to the plan's.
@@ -112,7 +116,7 @@ def compare(
     for row in bench.rows:
         nearest = min(
             (one for one in bench.rows if one.method == row.method),
-            key=lambda one: abs(np.log(one.finest_evaluations / mine.finest_evaluations)),
+            key=lambda one: abs(np.log(one.finest_evaluations / ours.finest_evaluations)),
         )
         images[row.method] = bench.images[row.method, nearest.steps]
     return Comparison(bench.rows, speedup, plan, ours, images, bench.reports, bench.levels)
@@ -126,10 +130,12 @@ class _Plans(NamedTuple):
     others: dict[str, Plan]
 
 
-def _name(plan: Plan | FittedPlan) -> str:
+def _name(plan: Plan | FittedPlan, finest: int) -> str:
     """Of a plan's rows."""
     if isinstance(plan, FittedPlan):
-        return SEVERAL if len(plan.levels) > 1 else ALONE
+        if len(plan.levels) > 1:
+            return SEVERAL
+        return ALONE if plan.levels == (finest,) else f"level {plan.levels[0] + 1} alone, fitted"
     return FIRST if plan.method == METHODS[0] else SECOND
 
 
@@ -146,7 +152,7 @@ def _rival_plans(
         (SECOND, METHODS[1], MIDPOINT, None),
     ]
     for name, method, coins, levels in wanted:
-        if name == _name(plan):
+        if name == _name(plan, finest):
             continue
         try:
             calibration = ladder.calibration(sde=sde, method=method)

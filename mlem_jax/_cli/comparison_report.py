@@ -14,11 +14,12 @@ from .comparison import Comparison, Row
 
 def _by_method(comparison: Comparison) -> dict[str, list[Row]]:
     """Of the methods whose cost can be chosen only the rows about as expensive as the plan."""
-    ours = next(row for row in comparison.rows if row.method == comparison.ours)
     methods: dict[str, list[Row]] = {}
     for method in dict.fromkeys(row.method for row in comparison.rows):
         mine = [row for row in comparison.rows if row.method == method]
-        nearest = min(mine, key=lambda row: abs(math.log(row.finest_evaluations / ours.finest_evaluations)))
+        nearest = min(
+            mine, key=lambda row: abs(math.log(row.finest_evaluations / comparison.ours.finest_evaluations))
+        )
         methods[method] = [row for row in mine if row.steps == nearest.steps]
     return methods
 

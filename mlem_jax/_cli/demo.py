@@ -81,17 +81,17 @@ def _explain(console: Console, comparison: Any) -> None:
         "seeds. All rows but Euler's and DPM-Solver++'s, which take whole steps, were planned for the same cost.",
         highlight=False,
     )
-    ours = next(row for row in comparison.rows if row.method == comparison.ours)
+    ours = comparison.ours
     for rival, found in comparison.speedup.items():
         console.print(
-            f"For the geometric mean error of '{comparison.ours}', {ours.typical_error:.3f}, {rival} needs "
+            f"For the geometric mean error of '{ours.method}', {ours.typical_error:.3f}, {rival} needs "
             f"{found['finest_evaluations']:.2f} times the evaluations and {found['seconds']:.2f} times the seconds."
         )
 
 
 def _numbers(comparison: Any) -> dict[str, Any]:
     return {
-        "ours": comparison.ours,
+        "ours": comparison.ours.method,
         "rows": [vars(row) for row in comparison.rows],
         "speedup": comparison.speedup,
     }
