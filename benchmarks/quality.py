@@ -1,9 +1,9 @@
 """Study 9: what does a picture cost? Distributions of many images at 0.8 to 8 evaluations of the finest network.
 
-Run `python benchmarks/quality.py --quick` (3,072 images of each method) or `--full` (10,000), with `--sde` for the
-reverse SDE; `--smoke` is for the tests. `--images N` sets the number, `--steps FILE` takes another catalogue of fitted
-steps than the shipped one. Images and fits are kept in `--folder` as they are made: an interrupted run goes on where
-it was, `--minutes M` stops by itself. Writes `benchmarks/results/quality_ode.json`, a `.csv` table, a picture of the
+Run `python benchmarks/quality.py --quick` (2,048 images of each method) or `--full` (10,000), with `--sde` for the
+reverse SDE; `--smoke` has few images and methods and writes no results. `--images N` sets the number, `--steps FILE`
+takes another catalogue of fitted steps than the shipped one. Images and fits are kept in `--folder` as they are made,
+so that an interrupted run continues; `--minutes M` interrupts it. Delete the folder after a change of the fit. Writes `benchmarks/results/quality_ode.json`, a `.csv` table, a picture of the
 curves and a sheet of images. Needs the Debian package dataset-fashion-mnist.
 
 Each method makes the same number of images from the same noise. They are compared by three measures: the Frechet
@@ -14,7 +14,7 @@ first principal components of the pixels, the sliced Wasserstein distance of the
   errors are nearly the same and cancel, so this is the estimate of the distance between the two distributions that
   tells methods apart; it compares sets, not image with image.
 - *other*: the converged sampler's from other noise. Its own distance from there, with the methods' noise, is the floor;
-  what is told is the excess over it, which for a few thousand images is as large as its standard error.
+  the study reports the excess over it, which for a few thousand images is as large as its standard error.
 - *real*: held-out images, with the same floor.
 
 Rivals are fitted as hard as ours (`_quality_fits.py`): the finest network alone with its grid searched for the path
@@ -192,7 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=Path, help="a catalogue of fitted steps")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"), help="where images are kept")
     parser.add_argument(
-        "--minutes", type=float, default=np.inf, help="stop after so many; run again to go on"
+        "--minutes",
+        type=float,
+        default=np.inf,
+        help="stop after this many minutes; the same command continues",
     )
     given = parser.parse_args(arguments)
     if given.steps is not None and not given.steps.exists():
@@ -204,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         found = study.run(None if given.sde else catalogue(given.steps))
     except OutOfTime:
-        print(f"{given.minutes:g} minutes are over; run the same command again to go on")
+        print(f"{given.minutes:g} minutes are over; the same command continues")
         return
     shown = found.pop("shown")
     print(report(found))

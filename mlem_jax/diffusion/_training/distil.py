@@ -80,9 +80,8 @@ def distil(
 
     Everything is kept in `out`: the network's samples, checkpoints every half minute and on SIGINT and SIGTERM, the
     finished levels as a ladder in `out/ladder`, their calibrations with the network in `out/calibrations`. The same
-    call continues after an interruption, and afterwards returns the finished result. `load_ladder(out /
-    "ladder").predictors()`
-    are the levels alone.
+    call continues after an interruption, and afterwards returns the finished result. The levels alone are
+    `load_ladder(f"{out}/ladder").predictors()`.
 
     **Arguments:**
 
