@@ -193,7 +193,12 @@ def step_features(
     return [drifts[0], *differences, *[increment for level in sorted(found) for increment in found[level]]]
 
 
-def moved(y, coefficients, features, groups: Groups):
+def moved(
+    y: Float[np.ndarray, "pilots size"],
+    coefficients: Float[np.ndarray, "groups features"],
+    features: Sequence[np.ndarray],
+    groups: Groups,
+) -> Float[np.ndarray, "pilots size"]:
     """The states plus the features times the coefficients of each pilot's group."""
     total = np.zeros(y.shape)
     for column, feature in enumerate(features):
@@ -202,7 +207,7 @@ def moved(y, coefficients, features, groups: Groups):
 
 
 def _classical(subsets: list[Subset], known: int) -> Subset:
-    """The subset with two drifts, where there are so many, and the fewest increments."""
+    """The subset with two drifts, or all if fewer are known, and the fewest increments."""
     return next(subset for subset in subsets if sum(i < known for i in subset[0]) == min(2, known))
 
 
