@@ -10,7 +10,8 @@ from jaxtyping import Float
 from .._solver import adams_bashforth_weights, MultistepCoefficients
 from .fit_law import fit_features, Law
 from .fit_pilots import FitPilots
-from .fit_step import Groups, kept, Subset
+from .fit_step import Groups, kept
+from .fit_subsets import classical_subset, move_subsets, step_subsets
 
 
 class Schedule(NamedTuple):
@@ -158,7 +159,7 @@ def _step(
         if given is not None and given.move is not None:
             move = given.move
         else:
-            chosen = _move_subsets([len(part) for part in parts])
+            chosen = move_subsets([len(part) for part in parts])
             same = kept(chosen[0]) if classical else None
             move = fit_features(features, y.astype(float), pilots.path[place], chosen, groups, same, law)
         y = moved(y, move, features, groups)
@@ -167,16 +168,15 @@ def _step(
     drifts = (drift, *state.drifts[: memory.drifts - 1])
     noise = pilots.others(place, stop, state.y)
     start = y.astype(float) if noise is None else y.astype(float) + np.asarray(noise)
-    length = float(pilots.ts[stop] - pilots.ts[place])
-    above = sorted(found)
     features = step_features(drifts, found)
-    subsets = _subsets(
-        len(drifts), [len(found[level]) for level in above], pilots, schedule, n, length, weights
-    )
     if given is not None:
         coefficients = given.coefficients
     else:
-        same = kept(_classical(subsets, len(drifts))) if classical else None
+        # The times of the drifts, and the end of the step.
+        times = pilots.ts[list(schedule.places[n + 1 - len(drifts) : n + 2])]
+        counts = [len(found[level]) for level in sorted(found)]
+        subsets = step_subsets(times, counts, weights, pilots.time_variable)
+        same = kept(classical_subset(subsets, len(drifts))) if classical else None
         coefficients = fit_features(features, start, pilots.path[stop], subsets, groups, same, law)
     y = moved(y, coefficients, features, groups)
     if noise is not None:
@@ -204,55 +204,6 @@ def moved(
     for column, feature in enumerate(features):
         total += coefficients[groups.of, column][:, None] * feature
     return (y + total).astype(y.dtype)
-
-
-def _classical(subsets: list[Subset], known: int) -> Subset:
-    """The subset with two drifts, or all if fewer are known, and the fewest increments."""
-    return next(subset for subset in subsets if sum(i < known for i in subset[0]) == min(2, known))
-
-
-def _move_subsets(counts: list[int]) -> list[Subset]:
-    """The features of the move of a state: none, the new increments, or also older ones. The classical move is none."""
-    found = []
-    for used in range(0, max(counts) + 1):
-        chosen, start = [], 0
-        for count in counts:
-            chosen += range(start, start + min(used, count))
-            start += count
-        found.append((tuple(chosen), np.zeros(len(chosen))))
-    return found
-
-
-def _subsets(
-    known: int,
-    held: list[int],
-    pilots: FitPilots,
-    schedule: Schedule,
-    n: int,
-    length: float,
-    weights: np.ndarray,
-) -> list[Subset]:
-    """Of a step: some drifts, and some increments of each higher level, each with the classical coefficients: those of
-    Adams-Bashforth, and the newest increment of the finest level found so far held over the step."""
-    found = []
-    times = pilots.ts[list(schedule.places[max(0, n + 1 - known) : n + 2])]
-    most = max(held, default=0)
-    # Numbers of drifts with all increments, then numbers of increments with all drifts.
-    numbers = [(drifts, most) for drifts in range(1, known)] + [(known, used) for used in range(1, most)]
-    for drifts, used in [*numbers, (known, most)]:
-        row = weights
-        if drifts < len(weights):
-            row = adams_bashforth_weights(times, drifts, pilots.time_variable)[-1]
-        prior = [row[:drifts].sum(), *[-row[i:drifts].sum() for i in range(1, drifts)]]
-        chosen, start = list(range(drifts)), known
-        for count in held:
-            chosen += range(start, start + min(used, count))
-            prior += [0.0] * min(used, count)
-            start += count
-        if held:
-            prior[-min(used, held[-1])] = length
-        found.append((tuple(chosen), np.array(prior)))
-    return found
 
 
 def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> MultistepCoefficients:

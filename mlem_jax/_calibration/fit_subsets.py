@@ -1,0 +1,60 @@
+"""The candidates among which held-out pilots choose: the drifts and increments that a step or a move may use, each with
+its classical coefficient."""
+
+import numpy as np
+from jaxtyping import Float
+
+from .._custom_types import TimeVariable
+from .._solver import adams_bashforth_weights
+from .fit_step import Subset
+
+
+def classical_subset(subsets: list[Subset], drifts: int) -> Subset:
+    """The subset with two drifts, or one if only one of the features is a drift, and the fewest increments."""
+    return next(subset for subset in subsets if sum(i < drifts for i in subset[0]) == min(2, drifts))
+
+
+def move_subsets(counts: list[int]) -> list[Subset]:
+    """Those of the move of a state by `counts` increments of each level: none, the new increments, or also older ones.
+    The classical move is none."""
+    found = []
+    for used in range(0, max(counts) + 1):
+        chosen, start = [], 0
+        for count in counts:
+            chosen += range(start, start + min(used, count))
+            start += count
+        found.append((tuple(chosen), np.zeros(len(chosen))))
+    return found
+
+
+def step_subsets(
+    times: Float[np.ndarray, " times"],
+    counts: list[int],
+    weights: Float[np.ndarray, " most"],
+    time_variable: TimeVariable,
+) -> list[Subset]:
+    """Those of a step: some drifts, and some increments of each higher level. The classical coefficients are those of
+    Adams-Bashforth, and the newest increment of the finest level found so far held over the step.
+
+    - `times`: of the known drifts, oldest first, and the end of the step.
+    - `counts`: how many increments of each higher level are known.
+    - `weights`: the classical coefficients of all drifts.
+    """
+    found = []
+    known, most, length = len(times) - 1, max(counts, default=0), float(times[-1] - times[-2])
+    # Numbers of drifts with all increments, then numbers of increments with all drifts.
+    numbers = [(drifts, most) for drifts in range(1, known)] + [(known, used) for used in range(1, most)]
+    for drifts, used in [*numbers, (known, most)]:
+        row = weights
+        if drifts < len(weights):
+            row = adams_bashforth_weights(times, drifts, time_variable)[-1]
+        prior = [row[:drifts].sum(), *[-row[i:drifts].sum() for i in range(1, drifts)]]
+        chosen, start = list(range(drifts)), known
+        for count in counts:
+            chosen += range(start, start + min(used, count))
+            prior += [0.0] * min(used, count)
+            start += count
+        if counts:
+            prior[-min(used, counts[-1])] = length
+        found.append((tuple(chosen), np.array(prior)))
+    return found
