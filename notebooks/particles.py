@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -21,7 +23,7 @@
 # $$dx = -\nabla U(x)\,dt + \sqrt{2T}\,dW$$
 
 # %%
-import time
+import timeit
 
 import diffrax
 import equinox as eqx
@@ -110,9 +112,9 @@ near = Neighbours(jnp.asarray(25.0))
 LEVELS = (near, Centres(near), AllPairs(near))
 
 # %% [markdown]
-# `calibrate` takes a function of a key that returns the terms, so that each pilot has noise of its own. As a
-# module its arrays are arguments of the compiled code. `GridBrownianPath` gives coarse steps the sums of the fine
-# increments; errors are then path by path.
+# `calibrate` takes a function of a key that returns the terms, so that each pilot has its own noise. The
+# arrays of a module are arguments of the compiled code. With `GridBrownianPath` coarse steps see the sums of the fine
+# increments, so that errors can be measured trajectory by trajectory.
 
 
 # %%
@@ -122,10 +124,9 @@ class MakeTerms(eqx.Module):
 
     def __call__(self, key):
         noise = ml.GridBrownianPath(self.ts, SHAPE, key=key)
-        kick = lineax.DiagonalLinearOperator(jnp.full(SHAPE, (2 * TEMPERATURE) ** 0.5))
-        return diffrax.MultiTerm(
-            ml.MultilevelTerm(*self.levels), diffrax.ControlTerm(lambda t, y, args: kick, noise)
-        )
+        strength = lineax.DiagonalLinearOperator(jnp.full(SHAPE, (2 * TEMPERATURE) ** 0.5))
+        diffusion = diffrax.ControlTerm(lambda t, y, args: strength, noise)
+        return diffrax.MultiTerm(ml.MultilevelTerm(*self.levels), diffusion)
 
 
 def initial_state(key):
@@ -152,9 +153,10 @@ calibration = ml.calibrate(MakeTerms(LEVELS, ts), ts, pilots, key=jr.key(1), pro
 print(calibration)
 
 # %% [markdown]
-# Costs are compiled FLOPs; in wall-clock seconds (third column) level 1 is less cheap than that. The corrections move the
-# end state two and ten times less than the cheap level does, and hardly change from step to step (memory).
-# Evenly spaced evaluations profit from that and independent coins do not; hence the warning about gamma.
+# Costs are compiled FLOPs; in wall-clock seconds (third column) level 1 is relatively more expensive. The effects of the
+# corrections on the end state are two and ten times smaller than that of the cheap level, and the corrections hardly change
+# from step to step (memory). Evenly spaced evaluations profit from that and independent coins do not; hence the warning
+# about gamma.
 
 # %%
 plot.increments(calibration)
@@ -165,8 +167,6 @@ plot.increments(calibration)
 # %%
 plans = {budget: calibration.plan(budget=budget) for budget in (5, 12, 25)}
 print(plans[12])
-
-# %%
 figure = plot.error_against_cost(calibration, list(plans.values()))
 figure.axes[0].set_ylim(0.01, 3)  # Explosions end far above.
 figure
@@ -215,7 +215,6 @@ euler_error = np.array([error(ends) for ends in euler_ends.values()])
 for steps, value in zip(euler_steps, euler_error, strict=True):
     print(f"Euler on all pairs, {steps:4d} steps: error {value:.4f}")
 
-
 # %% [markdown]
 # Seconds: compiled, warm, median of five solves of the 16 trajectories, with noise on each solve's own grid (one
 # draw a step for both). Euler takes as many steps as it needs for the error that ML-EM was measured to have.
@@ -224,12 +223,7 @@ for steps, value in zip(euler_steps, euler_error, strict=True):
 # %%
 def seconds(*arguments):
     jax.block_until_ready(solve(*arguments))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(solve(*arguments))
-        times.append(time.perf_counter() - start)
-    return np.median(times)
+    return np.median(timeit.repeat(lambda: jax.block_until_ready(solve(*arguments)), number=1, repeat=5))
 
 
 measured, mlem_ends = {}, {}
@@ -255,9 +249,9 @@ print(f"error {value:.4f}: ML-EM {multilevel:.2f} s, Euler with {needs} steps {s
 print(f"{single / multilevel:.1f} times fewer seconds, {needs / cost:.1f} times fewer evaluations")
 
 # %% [markdown]
-# ## Where it does not pay
+# ## Where nothing is gained
 #
-# A budget that barely pays for stable steps of the cheap level leaves nothing for corrections. The plan says so:
+# A budget that is just enough for stable steps of the cheap level leaves nothing for corrections. The plan reports it:
 
 # %%
 small = calibration.plan(budget=0.4)
@@ -266,25 +260,19 @@ alone = solve(small.solver(key=jr.key(2)), small.grid, fine, small.terms)[0]
 print(f"measured: {error(alone):.3f}")
 
 # %% [markdown]
-# Other choices, as predicted: without the middle level, and with the paper's independent coins. A large budget buys
-# less over Euler, since the error cannot fall below that of the steps; and the levels it keeps need not be all.
+# Other plans at a budget of 12, as predicted: without the middle level, and with the paper's independent coins.
 
 # %%
-for name, choice in {
-    "budget 12": {"budget": 12},
-    "without the middle": {"budget": 12, "levels": (0, 2)},
-    "independent coins": {"budget": 12, "coins": ml.IndependentCoins()},
-    "budget 100": {"budget": 100},
-}.items():
-    other = calibration.plan(**choice)
+for choice in ({}, {"levels": (0, 2)}, {"coins": ml.IndependentCoins()}):
+    other = calibration.plan(budget=12, **choice)
     kept = [k + 1 for k in other.levels]
-    print(f"{name:18s} levels {kept}, error {other.error:.4f}, speed-up {other.speedup_over_finest:.1f}")
+    print(f"levels {kept}, {choice}: error {other.error:.4f}, speed-up {other.speedup_over_finest:.1f}")
 
 # %% [markdown]
 # ## The particles
 #
-# Trajectory 0 at the end. Grey: all pairs, 480 steps. On that scale the multilevel rings cover the grey ones; the
-# neighbours alone miss the repulsion between rings.
+# End of trajectory 0. Grey: all pairs, 480 steps. The multilevel rings cover the grey ones; the neighbours alone miss the
+# repulsion between rings.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.4), layout="constrained", sharex=True, sharey=True)
@@ -307,5 +295,5 @@ plt.show()
 # and stepping cost time too. Without stiffness Euler would take few steps as well, and nothing would be gained. The
 # comparison is with Euler only: for springs alone, an implicit or exponential step is another remedy. Evenly
 # spaced evaluations of a slow force are known as multiple time stepping (RESPA) in molecular dynamics; what is added
-# here is that the levels, their frequencies and the predicted error come from a measurement. Errors are path by path and
-# over a short time, and 16 pilots give the prediction to ten per cent or so.
+# here is that the levels, their frequencies and the predicted error come from a measurement. Errors are those of single
+# trajectories over a short time, and 16 pilots give the prediction to about ten per cent.
