@@ -222,7 +222,7 @@ def test_reverse_sde_ends_in_the_distribution_of_the_data():
 
 @pytest.mark.slow
 def test_multilevel_reverse_sde_ends_there_too_in_spite_of_a_wrong_level():
-    # Seed 0: 16,000 trajectories with their own coins, 5 standard errors. The cheap level is the score of
+    # Seed 0: 4,000 trajectories with their own coins, 5 standard errors. The cheap level is the score of
     # N(-0.7, 1), whose own end is nowhere near; independent coins at p = 1/2 add another 0.3% variance.
     ts = PROCESSES[1].grid(400)
     cheap, exact = ReverseDrift(predictor(mu=-0.7, c=1.0)), ReverseDrift(predictor())
@@ -234,7 +234,7 @@ def test_multilevel_reverse_sde_ends_there_too_in_spite_of_a_wrong_level():
         solver = ml.MLEM(probabilities, coins=ml.IndependentCoins(), key=coins, shared=False)
         return sample(terms, solver, ts, gaussian_start(start, (1, 1, 1)))
 
-    keys = jr.split(jr.key(0), 16_000)
+    keys = jr.split(jr.key(0), 4_000)
     y = jax.jit(jax.vmap(lambda key: run([1.0, 0.5], [cheap, exact], key)))(keys)
     assert_gaussian_end(np.ravel(y))
     alone = jax.jit(jax.vmap(lambda key: run([1.0], [cheap], key)))(keys)

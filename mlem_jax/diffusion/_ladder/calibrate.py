@@ -21,6 +21,9 @@ _NOISE_LEFT = 0.05
 # Levels that are trained for the same images differ by a few per cent of the drift where there is more noise than
 # image, which is so in at least half of the steps; two independent noises differ by 140%.
 _UNRELATED = 0.5
+# The share of the distribution in the objective of fitted steps: images are looked at. Study 9 of the benchmarks has
+# the distances with it and without.
+_DISTRIBUTION = 0.9
 
 
 def calibrate_ladder(
@@ -59,6 +62,7 @@ def calibrate_ladder(
     if fit_pilots:
         y0s, labels = starts(jr.fold_in(key, 3), jr.fold_in(key, 4), fit_pilots)
         settings: dict[str, Any] = {"labels": labels, "key": jr.fold_in(key, 5), "progress": progress}
+        settings["distribution"] = _DISTRIBUTION
         found = found.with_fitted(fit_steps(terms, ts, y0s, time_variable="log", **settings))
     return dataclasses.replace(found, remarks=(*ladder.remarks, *_remarks(found)))
 
