@@ -10,25 +10,33 @@ from _curves import cost_at, markdown, Row, summary
 CLOSE = 0.15
 
 
-def compared(rows: Sequence[Row], rivals: Sequence[Row], method: str) -> list[dict[str, Any]]:
-    """The cost of a method at the geometric mean error of each rival, for each batch."""
+def compared(
+    rows: Sequence[Row], rivals: Sequence[Row], method: str, *, unit: str = "batch_cost"
+) -> list[dict[str, Any]]:
+    """The cost of a method at the geometric mean error of each rival, for each batch. `unit` is `"batch_cost"`
+    (finest-level evaluations) or `"seconds"`, which are one number for all batches."""
     mine, table = [row for row in rows if row["method"] == method], []
+
+    def cost(row: Row, batch: int) -> float:
+        return row[unit][batch] if isinstance(row[unit], list) else row[unit]
+
     for rival in rivals:
-        needed = []
-        for i, error in enumerate(rival["batch_error"]):
-            needed.append(
-                cost_at(
-                    [row["batch_cost"][i] for row in mine], [row["batch_error"][i] for row in mine], error
-                )
-            )
+        own = np.array([cost(rival, i) for i in range(len(rival["batch_error"]))])
+        needed = np.array(
+            [
+                cost_at([cost(row, i) for row in mine], [row["batch_error"][i] for row in mine], error)
+                for i, error in enumerate(rival["batch_error"])
+            ]
+        )
         table.append(
             {
                 "rival": f"{rival['method']}, {rival['setting']}",
-                "rival_cost": rival["cost"],
+                "rival_cost": float(np.mean(own)),
                 "error": rival["error"],
                 "method": method,
-                "cost": summary(np.array(needed)),
-                "times_fewer": summary(rival["cost"] / np.array(needed)),
+                "unit": "seconds" if unit == "seconds" else "finest evaluations",
+                "cost": summary(needed),
+                "times_fewer": summary(own / needed),
             }
         )
     return table
@@ -57,7 +65,8 @@ def report(table: Sequence[dict[str, Any]]) -> str:
         [row["rival"], f"{row['error']:.4f}", row["method"], shown(row["cost"]), shown(row["times_fewer"])]
         for row in table
     ]
-    return markdown(["at the error of", "error", "method", "evaluations", "times fewer"], lines)
+    unit = table[0]["unit"] if table else "finest evaluations"
+    return markdown(["at the error of", "error", "method", unit, "times fewer"], lines)
 
 
 def predictions(rows: Sequence[Row]) -> str:

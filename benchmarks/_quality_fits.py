@@ -189,15 +189,14 @@ class Fits:
 
         return self.kept(f"finest alone, {steps} steps, for the distribution", make)
 
-    def for_the_law(
+    def for_the_path(
         self, levels: tuple[int, ...], table: ml.MultistepCoefficients
     ) -> ml.MultistepCoefficients:
-        """Other coefficients of a catalogue's steps: those of `fit_steps(distribution=SHARE)`, which searches alike."""
+        """Other coefficients of a catalogue's steps: those of `fit_steps` without a share of the distribution."""
         places = self.nearest(np.asarray(table.ts))
-        looked = [tuple(levels[1 + k] for k in np.flatnonzero(row)) for row in np.asarray(table.evaluated)]
-        schedule = Schedule(places, levels[0], tuple(looked), bool(np.any(table.repeats)))
-        name = f"{schedule}, for the distribution"
-        return self.kept(name, lambda: self.coefficients(schedule, share=SHARE))
+        evaluated = [tuple(levels[1 + k] for k in np.flatnonzero(row)) for row in np.asarray(table.evaluated)]
+        schedule = Schedule(places, levels[0], tuple(evaluated), bool(np.any(table.repeats)))
+        return self.kept(f"{schedule}, for the path", lambda: self.coefficients(schedule))
 
     def switches(self, family: str, large: int) -> list[Switch]:
         """Ways to spend some evaluations of the finest level before and after a small one's steps."""

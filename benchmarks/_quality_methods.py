@@ -25,7 +25,7 @@ CONVERGED = "converged"
 class Effort(NamedTuple):
     """Numbers of steps of each rival, and of the fitted single network, its grid searched for the path and for the
     distribution, and of each smaller level alone; evaluations of the finest level when switching; budgets of plans with
-    the paper's coins, of first and of second order; how many of the catalogue's entries for the path are shown."""
+    the paper's coins, of first and of second order; how many of the catalogue's entries are fitted for the path too."""
 
     dpm: tuple[int, ...]
     unipc: tuple[int, ...]
@@ -178,14 +178,14 @@ def switched_entry(
 def of_catalogue(
     problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps, most: float
 ) -> Iterator[Entry]:
-    """Those entries of a catalogue of fitted steps that have several levels: as they are, and with coefficients fitted
-    for the distribution."""
+    """Those entries of a catalogue of fitted steps that have several levels: as they are, fitted for the distribution,
+    and with coefficients fitted for the path."""
     chosen = []
     for levels, table in zip(steps.levels, steps.coefficients, strict=True):
         cost = float(np.array([problem.costs[k] for k in levels]) @ table.evaluations)
         if len(levels) > 1 and levels[-1] == fits.finest and cost <= most:
             chosen.append((levels, table))
     for levels, table in chosen:
-        yield fitted(SEVERAL_LAW, problem, levels, fits.for_the_law(levels, table))
+        yield fitted(SEVERAL_LAW, problem, levels, table)
     for levels, table in chosen[: effort.several]:
-        yield fitted(SEVERAL, problem, levels, table)
+        yield fitted(SEVERAL, problem, levels, fits.for_the_path(levels, table))

@@ -10,7 +10,8 @@ then small, as T-Stitch; large, small, large, as FlowBlending). Beside them are 
 both orders. The reference is DPM-Solver++(2M) with 128 steps, on fresh noise, three batches of 64 images. The error is
 the geometric mean over images of their RMS errors. The RMS error over all images is given too, but one or two images
 that end in another basin dominate it. The cost of a method at a given error is interpolated on its curve of error
-against cost, for each batch separately; reported are the median and the range over batches.
+against cost, for each batch separately; reported are the median and the range over batches. The same in seconds: each
+method is timed on one batch, in interleaved rounds without compilation.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from _harness import RESULTS, write_results, write_table
 from _image_methods import image_problem, planned
 from _methods import Batch, draw, marching, Method, on_grids, Shared
 from _rivals import DPMSolver, Euler, march, Plain
-from _runs import run
+from _runs import add_seconds, run
 
 import mlem_jax as ml
 from mlem_jax.diffusion import Ladder, load_ladder
@@ -42,7 +43,7 @@ RIVAL_STEPS = (6, 8, 10, 14)
 SINGLE_STEPS = (4, 5, 6, 8, 10)
 BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 EULER, EULER_STEPS = "Euler", 50
-REFERENCE_STEPS, PILOTS, FINE = 128, 128, 128
+REFERENCE_STEPS, PILOTS, FINE, ROUNDS = 128, 128, 128, 5
 
 
 def fit(ladder: Ladder, *, pilots: int, most: float) -> ml.FittedSteps:
@@ -50,7 +51,8 @@ def fit(ladder: Ladder, *, pilots: int, most: float) -> ml.FittedSteps:
     process = ladder.config.process
     y0s = process.s_max * jr.normal(jr.key(5), (pilots, *ladder.config.shape))
     ts = process.grid(FINE)
-    return ml.fit_steps(ladder.term(), ts, y0s, key=jr.key(0), time_variable="log", most=most)
+    settings = {"time_variable": "log", "distribution": 0.9, "most": most}
+    return ml.fit_steps(ladder.term(), ts, y0s, key=jr.key(0), **settings)
 
 
 class Fitted(NamedTuple):
@@ -151,14 +153,25 @@ def study(ladder: Ladder, steps: ml.FittedSteps, *, size: int, batches: int, smo
         *switching(problem, ladder, steps, stepping, smoke=smoke),
     ]  # fmt: skip
     rows = measure(methods, drawn)
-    table = compared(rows, rivals_of(rows, RIVAL, RIVAL_STEPS), ALONE)
-    table += compared(rows, rivals_of(rows, ALONE, SINGLE_STEPS), SEVERAL)
-    table += compared(rows, rivals_of(rows, ALONE, SINGLE_STEPS), SECOND)
-    for name in (LARGE_SMALL, LARGE_SMALL_LARGE):
-        table += compared(rows, rivals_of(rows, ALONE, SINGLE_STEPS), name)
-    table += compared(rows, rivals_of(rows, RIVAL, RIVAL_STEPS), SEVERAL)
-    table += compared(rows, rivals_of(rows, EULER, (EULER_STEPS,)), SEVERAL)
-    return {"problem": problem.name, "images": size, "batches": batches, "rows": rows, "compared": table}
+    plain = [entry.method if isinstance(entry, Fitted) else entry for entry in methods]
+    add_seconds(rows, plain, drawn[0], repeats=1 if smoke else ROUNDS)
+    alone = rivals_of(rows, ALONE, SINGLE_STEPS)
+    pairs = [(rivals_of(rows, RIVAL, RIVAL_STEPS), ALONE)]
+    pairs += [(alone, method) for method in (SEVERAL, SECOND, LARGE_SMALL, LARGE_SMALL_LARGE)]
+    pairs += [
+        (rivals_of(rows, RIVAL, RIVAL_STEPS), SEVERAL),
+        (rivals_of(rows, EULER, (EULER_STEPS,)), SEVERAL),
+    ]
+    table = [row for rivals, method in pairs for row in compared(rows, rivals, method)]
+    seconds = [row for rivals, method in pairs for row in compared(rows, rivals, method, unit="seconds")]
+    return {
+        "problem": problem.name,
+        "images": size,
+        "batches": batches,
+        "rows": rows,
+        "compared": table,
+        "compared_seconds": seconds,
+    }
 
 
 def main() -> None:
@@ -176,7 +189,9 @@ def main() -> None:
     print(steps)
     size, batches = (2, 1) if arguments.smoke else (64, 3)
     found = study(ladder, steps, size=size, batches=batches, smoke=arguments.smoke)
-    print(report(found["compared"]), predictions(found["rows"]), sep="\n\n")
+    for unit in ("compared", "compared_seconds"):
+        print(report(found[unit]), end="\n\n")
+    print(predictions(found["rows"]))
     if arguments.smoke:
         return
     if arguments.steps is None:

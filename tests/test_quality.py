@@ -201,7 +201,7 @@ def test_costs_at_equal_quality():
 
 def test_steps_of_a_catalogue_are_fitted_again_as_they_were_searched(tmp_path, monkeypatch):
     """The schedule handed to the fit has the catalogue's times, levels and evaluations."""
-    from _quality_fits import Fits, SHARE
+    from _quality_fits import Fits
 
     from mlem_jax.diffusion import load_ladder
 
@@ -215,14 +215,12 @@ def test_steps_of_a_catalogue_are_fitted_again_as_they_were_searched(tmp_path, m
         corrections=np.ones((3, 2, 1)),
         repeats=np.array([False, True, True]),
     )
-    monkeypatch.setattr(
-        fits, "coefficients", lambda schedule, share: given.append((schedule, share)) or table
-    )
-    found = fits.for_the_law((0, 1, 3), table)
-    ((schedule, share),) = given
-    assert schedule.places == (0, 40, 90, 128) and schedule.base == 0 and share == SHARE
+    monkeypatch.setattr(fits, "coefficients", lambda schedule: given.append(schedule) or table)
+    found = fits.for_the_path((0, 1, 3), table)
+    (schedule,) = given
+    assert schedule.places == (0, 40, 90, 128) and schedule.base == 0
     assert schedule.evaluated == ((1,), (3,), (1,)) and schedule.repeats
     np.testing.assert_array_equal(found.evaluated, looks)
     # Kept: not fitted a second time.
-    fits.for_the_law((0, 1, 3), table)
+    fits.for_the_path((0, 1, 3), table)
     assert len(given) == 1
