@@ -1,9 +1,10 @@
-"""Coefficients of all steps together: a few Gauss-Newton steps on the logarithm of the pilots' errors at the end.
+"""Refinement of the coefficients of all steps together: a few Gauss-Newton steps on the mean logarithm of the pilots'
+errors at the end.
 
-The fit in closed loop considers one step at a time: each step ends near the reference. Only the end of the solve
-matters, though, and later steps may compensate for earlier ones. The gradient is that of the levels themselves, by one
-sweep backwards. The matrix of second derivatives is that of a sketch (random directions at the end; Pilanci &
-Wainwright 2016), through the derivative of a cheap level: it decides how fast the minimum is found and not where it is.
+The fit in closed loop treats one step at a time, so that each step ends near the reference. Only the end of the solve
+matters, though, and later steps can compensate for the errors of earlier ones. The gradient is exact: one reverse sweep
+through the levels. The Gauss-Newton matrix is approximate. It is sketched with random directions at the end (Pilanci &
+Wainwright 2016), and pulled back through a cheap level. It determines how fast the minimum is found, not where it is.
 """
 
 from collections.abc import Callable
@@ -15,29 +16,31 @@ from jaxtyping import Float
 from .fit_pilots import FitPilots
 from .fit_rollout import Fitted, moved, roll_out, Rollout, step_features, to_drifts
 
-# Steps at most, and those that lower the held-out error by less are the last.
+# The largest number of Gauss-Newton steps, and the decrease of the logarithm of the held-out error below which no
+# further step is taken.
 _ROUNDS, _GAIN = 3, 0.01
-# The ridge in units of the diagonal (Levenberg-Marquardt): at first, how many are tried, by which factor it is raised
-# after a step that was too long, and by which it is lowered after one that was not.
+# The Levenberg-Marquardt ridge, relative to the diagonal: its first value, the number of values that are tried in a
+# step, and the factors by which it grows after a step that was too long and shrinks after a successful one.
 _RIDGE, _TRIES, _RAISED, _LOWERED = 0.1, 3, 6.0, 3.0
-# Random directions at the end.
+# Number of random directions in the sketch.
 _DIRECTIONS = 8
-# A level stands in for a costlier one's derivative if its own costs at most this fraction.
+# The derivative of a level is approximated by that of a cheaper one which costs at most this fraction.
 _CHEAP = 0.1
-# The geometric mean of errors has weights 1 / error**2: bounded, so that exact pilots do not decide alone.
+# The gradient of the mean logarithm weights pilots by 1 / error**2. Errors below this fraction of the median are
+# counted as that fraction, so that a few nearly exact pilots do not dominate.
 _LEAST_SHARE = 0.5
 
 
 class _Problem(NamedTuple):
-    """Of each pilot, for the parameters of its group: gradient of half its squared error, `(P, F)`, and the matrix of
-    Gauss and Newton, `(P, F, F)`."""
+    """The gradient of half the squared error of each pilot with respect to its group's parameters, `(P, F)`, and the
+    Gauss-Newton matrix, `(P, F, F)`."""
 
     gradient: Float[np.ndarray, "pilots parameters"]
     matrix: Float[np.ndarray, "pilots parameters parameters"]
 
 
 def refine(pilots: FitPilots, rollout: Rollout, report: Callable[[str], None]) -> Rollout:
-    """The roll-out after the steps that lower the error of its held-out pilots."""
+    """The roll-out with refined coefficients. A step is accepted only if it decreases the error of held-out pilots."""
     best, ridge = rollout, _RIDGE
     for number in range(_ROUNDS):
         report(f"refining, cost {best.schedule.cost(pilots.costs):.1f}")
@@ -56,13 +59,13 @@ def refine(pilots: FitPilots, rollout: Rollout, report: Callable[[str], None]) -
 
 
 def _change(problem: _Problem, rollout: Rollout, ridge: float) -> Float[np.ndarray, "groups parameters"]:
-    """The step of each group, from the pilots on which it is fitted."""
+    """The Gauss-Newton step of each group's parameters, from the pilots on which the group is fitted."""
     errors, groups = rollout.errors, rollout.groups
     weights = np.maximum(errors / np.median(errors), _LEAST_SHARE) ** -2
     shares = groups.fits * weights
     matrix = np.tensordot(shares, problem.matrix, 1)
     side = (shares @ problem.gradient)[:, :, None]
-    # In units of the features' sizes, which may differ by orders of magnitude.
+    # Features may differ by orders of magnitude, so the system is scaled to a unit diagonal.
     scale = 1 / np.sqrt(np.diagonal(matrix, axis1=1, axis2=2) + 1e-300)
     scaled = matrix * scale[:, :, None] * scale[:, None, :]
     solution = np.linalg.solve(scaled + ridge * np.eye(matrix.shape[1]), scale[:, :, None] * side)
@@ -70,7 +73,7 @@ def _change(problem: _Problem, rollout: Rollout, ridge: float) -> Float[np.ndarr
 
 
 def _changed(rollout: Rollout, change: Float[np.ndarray, "groups parameters"]) -> list[Fitted]:
-    """The coefficients plus a change, whose parameters are in the order of `_linearised`."""
+    """The coefficients plus a change of all parameters, in the order of `_linearised`."""
     found, start = [], 0
     for fitted in rollout.fitted:
         parts = []
@@ -83,8 +86,9 @@ def _changed(rollout: Rollout, change: Float[np.ndarray, "groups parameters"]) -
 
 
 def _linearised(pilots: FitPilots, rollout: Rollout, seed: int) -> _Problem:
-    """One sweep backwards over the steps: the first cotangent is each pilot's distance to its end, the others are
-    random and see derivatives of cheap levels."""
+    """One reverse sweep over the steps. The first cotangent, the difference of each pilot's end state to its reference,
+    is pulled back through the levels themselves. The others are the sketch's random directions, which are pulled back
+    through a cheap level."""
     schedule, of = rollout.schedule, rollout.groups.of
     end = rollout.states[-1].y
     count, size = end.shape
@@ -122,7 +126,7 @@ def _linearised(pilots: FitPilots, rollout: Rollout, seed: int) -> _Problem:
             _add_increments(increments, schedule, n, moves, move, state)
             state = state if schedule.repeats else state + at_drift
         for level in higher:
-            # Increments are taken where the state was before it moved. Of random directions they are held fixed.
+            # Increments are evaluated at the state before it is moved. The sketch neglects their derivative.
             given = increments.pop((n, level), None)
             if given is not None:
                 for sign, which in ((1, level), (-1, schedule.base)):
@@ -135,14 +139,14 @@ def _linearised(pilots: FitPilots, rollout: Rollout, seed: int) -> _Problem:
 def _directions(
     count: int, size: int, draw: np.random.Generator
 ) -> Float[np.ndarray, "directions pilots size"]:
-    """Random ones, whose outer products are the identity over `size` on average; for small states all of them."""
+    """Random directions whose outer products have the mean `identity / size`, or all unit vectors for small states."""
     if size <= _DIRECTIONS:
         return np.broadcast_to(np.eye(size)[:, None], (size, count, size))
     return draw.normal(size=(_DIRECTIONS, count, size)) / size**0.5
 
 
 def _stand_in(costs: Float[np.ndarray, " levels"], level: int) -> int:
-    """The finest of the levels that are cheap beside this one, or this one itself."""
+    """The finest level that costs at most a tenth of this one, or this level itself if there is none."""
     cheap = np.flatnonzero(costs[:level] <= _CHEAP * costs[level])
     return int(cheap[-1]) if len(cheap) else level
 
@@ -150,7 +154,7 @@ def _stand_in(costs: Float[np.ndarray, " levels"], level: int) -> int:
 def _pulled(
     pilots: FitPilots, levels: tuple[int, int], place: int, y: np.ndarray, cotangents: np.ndarray
 ) -> np.ndarray:
-    """The first cotangent by the first level's derivative, the others by the second's."""
+    """Pulls the first cotangent back through the first level, and the others through the second level."""
     if levels[0] == levels[1]:
         return pilots.pullback(levels[0], place, y, cotangents)
     return np.concatenate(
@@ -164,7 +168,7 @@ def _pulled(
 def _products(
     state: np.ndarray, features: list[np.ndarray]
 ) -> Float[np.ndarray, "directions pilots parameters"]:
-    """What each feature's coefficient does along each cotangent."""
+    """The derivative of each cotangent's objective with respect to the coefficient of each feature."""
     if not features:
         return np.zeros((*state.shape[:2], 0))
     return np.einsum("rpd,fpd->rpf", state, np.stack(features), optimize=True)
@@ -177,7 +181,7 @@ def _add(total: dict, place: int | tuple[int, int], part: np.ndarray) -> None:
 def _add_increments(
     increments: dict, schedule, n: int, found: dict, row: np.ndarray, state: np.ndarray
 ) -> None:
-    """Adds the cotangents of the increments used in a step to those of the steps in which they were evaluated."""
+    """Adds the cotangents of the increments that a step uses to the steps in which they were evaluated."""
     start = 0
     for level in sorted(found):
         steps = [m for m in range(n + 1) if level in schedule.evaluated[m]][::-1]

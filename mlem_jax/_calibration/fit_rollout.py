@@ -1,5 +1,5 @@
-"""Coefficients fitted in closed loop: each step is fitted on pilots that are rolled out with the earlier steps'
-fits."""
+"""Fits in closed loop: the coefficients of a step are fitted on pilots that have been rolled out with the fitted
+coefficients of the earlier steps."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,7 +53,8 @@ class Memory(NamedTuple):
 
 
 class State(NamedTuple):
-    """The pilots before a step: states, the base's last drifts, each higher level's last increments, newest first."""
+    """The pilots before a step: their states, the last drifts of the base, and the last increments of each higher level,
+    newest first."""
 
     y: Float[np.ndarray, "pilots size"]
     drifts: tuple[np.ndarray, ...] = ()
@@ -187,8 +188,8 @@ def _step(
 def step_features(
     drifts: tuple[np.ndarray, ...], found: dict[int, tuple[np.ndarray, ...]]
 ) -> list[np.ndarray]:
-    """What a step is a combination of: the newest drift, what each is more than the one before it, and the increments
-    of each higher level."""
+    """The features whose linear combination is the change of state in a step: the newest drift, the differences of
+    consecutive drifts, and the increments of each higher level."""
     differences = [new - old for new, old in zip(drifts, drifts[1:], strict=False)]
     return [drifts[0], *differences, *[increment for level in sorted(found) for increment in found[level]]]
 
@@ -207,7 +208,7 @@ def moved(
 
 
 def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> MultistepCoefficients:
-    """The groups' mean coefficients, for the levels of the roll-out's schedule."""
+    """The mean over groups of the fitted coefficients, as a table for the levels of the schedule."""
     schedule, memory = rollout.schedule, rollout.memory
     above = schedule.above
     steps = len(schedule.evaluated)
@@ -228,7 +229,7 @@ def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> Multis
             increments[n, above.index(level), :count] = row[start : start + count]
             start += count
         if fitted.move is not None:
-            # A state that is not moved has the base's drift already.
+            # Where the state is not moved, the drift of the base is known.
             move, start = np.mean(fitted.move, axis=0), 0
             repeats[n] = schedule.repeats and bool(np.any(move))
             for level in schedule.evaluated[n]:
@@ -246,8 +247,8 @@ def coefficients_of(rollout: Rollout, ts: Float[np.ndarray, " times"]) -> Multis
 
 
 def to_drifts(row: Float[np.ndarray, " known"]) -> Float[np.ndarray, " known"]:
-    """Multiples of the newest drift and of differences, as multiples of drifts: with `b_0 = f_0` and
-    `b_i = f_{i-1} - f_i` the multiple of `f_i` is `c_{i+1} - c_i`, and of `f_0` it is `c_0 + c_1`."""
+    """Converts coefficients of the newest drift and of differences to coefficients of drifts. With `b_0 = f_0` and
+    `b_i = f_{i-1} - f_i`, the coefficient of `f_0` is `c_0 + c_1` and that of `f_i` is `c_{i+1} - c_i`."""
     later = np.append(row[1:], 0.0)
     earlier = row.copy()
     earlier[0] = -row[0]

@@ -10,13 +10,13 @@ from .fit_step import Subset
 
 
 def classical_subset(subsets: list[Subset], drifts: int) -> Subset:
-    """The subset with two drifts, or one if only one of the features is a drift, and the fewest increments."""
+    """The subset with two drifts and the fewest increments. In the first step there is only one drift."""
     return next(subset for subset in subsets if sum(i < drifts for i in subset[0]) == min(2, drifts))
 
 
 def move_subsets(counts: list[int]) -> list[Subset]:
-    """Those of the move of a state by `counts` increments of each level: none, the new increments, or also older ones.
-    The classical move is none."""
+    """The subsets for the move of a state, if `counts` increments of each level are known: no increments, the newest
+    ones, or older ones too. Classical steps do not move the state."""
     found = []
     for used in range(0, max(counts) + 1):
         chosen, start = [], 0
@@ -33,11 +33,11 @@ def step_subsets(
     weights: Float[np.ndarray, " most"],
     time_variable: TimeVariable,
 ) -> list[Subset]:
-    """Those of a step: some drifts, and some increments of each higher level. The classical coefficients are those of
-    Adams-Bashforth, and the newest increment of the finest level found so far held over the step.
+    """The subsets for a step: some drifts, and some increments of each higher level. The classical coefficients are
+    those of Adams-Bashforth for the drifts; the newest increment of the finest level is held over the step.
 
     - `times`: of the known drifts, oldest first, and the end of the step.
-    - `counts`: how many increments of each higher level are known.
+    - `counts`: the number of known increments of each higher level.
     - `weights`: the classical coefficients of all drifts.
     """
     found = []
