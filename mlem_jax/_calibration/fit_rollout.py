@@ -53,8 +53,8 @@ class Memory(NamedTuple):
 
 
 class State(NamedTuple):
-    """The pilots before a step: their states, the last drifts of the base, and the last increments of each higher level,
-    newest first."""
+    """The pilots before a step: their states, the last drifts of the base, and the last increments of each higher
+    level, newest first."""
 
     y: Float[np.ndarray, "pilots size"]
     drifts: tuple[np.ndarray, ...] = ()
