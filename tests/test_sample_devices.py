@@ -42,6 +42,9 @@ def test_devices_change_nothing_and_exchange_nothing(tmp_path):
         one, hlo = draw(20, batch_size=4).images, str(found["hlo"])
         for name in ("1", "2", "8"):
             np.testing.assert_allclose(found[name], one, rtol=0, atol=1e-5)
+        # A callback is called once for each of 12 steps of each of 20 samples.
+        pairs = [(step, index) for step in range(1, 13) for index in range(20)]
+        np.testing.assert_array_equal(found["reported"], pairs)
     # The text is that of the program for eight devices, with its loops and branches, and says no such word.
     assert "num_partitions=8" in hlo and " while(" in hlo and " conditional(" in hlo
     assert not re.search(COLLECTIVES, hlo)

@@ -89,7 +89,7 @@ def test_a_sheet_after_a_kill_and_on_a_full_disk(tmp_path, monkeypatch):
     networks, held_out = config.networks(), tiny_images(20)
     sheets = Sheets(tmp_path, "finest", config, held_out)
     for step in (10, 20, 30, 20):
-        sheets(step, networks)
+        sheets(step, (networks,))
     lines = (tmp_path / "finest.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "10", "20"]
     losses = held_out_losses(config, networks, held_out)["data"]
@@ -102,5 +102,5 @@ def test_a_sheet_after_a_kill_and_on_a_full_disk(tmp_path, monkeypatch):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space is left to write .*finest-0"):
         patch.setattr(os, "fsync", full)
-        sheets(40, networks)
+        sheets(40, (networks,))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

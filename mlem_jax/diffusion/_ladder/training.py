@@ -34,9 +34,14 @@ class Training:
     step goes through the networks in `k` parts, whose gradients are averaged: less memory for the same step, which
     `batch_size` has to be a multiple of `k` for.
 
+    Levels are averages of the parameters over the steps (EMA) of decay `ema_decay`; of a longer memory with `0.9999`.
+    `more_ema_decays` lists decays of further averages that are kept beside, each as a ladder of its own, which its
+    `ema_decay` tells apart. Smaller levels are matched to the finest one of `ema_decay`.
+
     Every `sheet_every` steps (0 for never) a picture is drawn with the networks as they are and their held-out
-    loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; with `snapshots` the networks are kept, too. The
-    training does not depend on it.
+    loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; with `snapshots` the networks are kept, too. With
+    `tensorboard` losses and sheets are also written for TensorBoard, which needs the extra `tensorboard`. The training
+    does not depend on these.
     """
 
     steps: int = 10_000
@@ -55,6 +60,8 @@ class Training:
     flip: bool = False
     accumulate: int = 1
     snapshots: bool = False
+    tensorboard: bool = False
+    more_ema_decays: tuple[float, ...] = ()
 
     def __post_init__(self):
         for name, least in _LEAST.items():
@@ -65,7 +72,7 @@ class Training:
             raise ValueError(
                 f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}; write one that does."
             )
-        for name in ("flip", "snapshots"):
+        for name in ("flip", "snapshots", "tensorboard"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} = {getattr(self, name)!r}; true or false is expected.")
         if self.snapshots and not self.sheet_every:
@@ -84,11 +91,30 @@ class Training:
                     f"match_log_normal = {normal!r}; the mean and the positive standard deviation of log s "
                     "are expected, for example [0.5, 1.6]."
                 )
-        if not isinstance(self.ema_decay, float | int) or not 0 <= self.ema_decay < 1:
+        if not _is_decay(self.ema_decay):
             raise ValueError(f"ema_decay = {self.ema_decay!r}; a number in [0, 1) is expected.")
+        more = self.more_ema_decays
+        if (
+            not isinstance(more, tuple)
+            or not all(map(_is_decay, more))
+            or len({*more, self.ema_decay}) <= len(more)
+        ):
+            raise ValueError(
+                f"more_ema_decays = {more!r}; different numbers in [0, 1) are expected, and not ema_decay = "
+                f"{self.ema_decay!r} again, for example [0.99, 0.9999]."
+            )
         if not isinstance(self.label_dropout, float | int) or not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout = {self.label_dropout!r}; a number in [0, 1] is expected.")
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"precision = {self.precision!r} is not known; write one of {get_args(Precision)}."
             )
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """All decays, that of the ladder first."""
+        return (self.ema_decay, *self.more_ema_decays)
+
+
+def _is_decay(value: object) -> bool:
+    return isinstance(value, float | int) and 0 <= value < 1

@@ -37,33 +37,47 @@ def missing(job: Batch, there: Bool[np.ndarray, " n"]) -> list[Batch]:
 
 @eqx.filter_jit
 def draw(
-    mesh: Mesh, sampler: Sampler, indices: Int[Array, " n"], given: Given
+    mesh: Mesh, sampler: Sampler, indices: Int[Array, " n"], shown: Bool[Array, " n"], given: Given
 ) -> tuple[Float[Array, "n ..."], Float[Array, "n saved ..."]]:
-    """The samples of these indices, and their trajectories.
+    """The samples of these indices, and their trajectories. Steps are reported of those that are `shown`.
 
     The indices are sharded over the mesh. Those on one device belong to one coin group, so that a level is evaluated
     there only in steps in which it fires for that group. No device waits for another.
     """
     arrays, rest = eqx.partition(sampler, eqx.is_array)
-    saveat = diffrax.SaveAt(t1=True, ts=sampler.save_at)
 
     def on_one_device(
-        arrays: Sampler, indices: Int[Array, " m"], given: Given
+        arrays: Sampler, indices: Int[Array, " m"], shown: Bool[Array, " m"], given: Given
     ) -> tuple[Float[Array, "m ..."], Float[Array, "m saved ..."]]:
         sampler = eqx.combine(arrays, rest)
         solver = sampler.group_solver(indices[0])
-        states = jax.vmap(partial(sampler.solve, solver, saveat=saveat))(indices, given)
+        states = jax.vmap(partial(_states, sampler, solver))(indices, shown, given)
         return states[:, -1], states[:, :-1]
 
     # The check would ask every solver loop for annotations; nothing here is exchanged between devices.
     mapped = jax.shard_map(
         on_one_device,
         mesh=mesh,
-        in_specs=(EVERYWHERE, EACH, EACH),
+        in_specs=(EVERYWHERE, EACH, EACH, EACH),
         out_specs=EACH,
         check_vma=False,
     )
-    return mapped(arrays, indices, given)
+    return mapped(arrays, indices, shown, given)
+
+
+def _states(
+    sampler: Sampler,
+    solver: diffrax.AbstractSolver,
+    index: Int[Array, ""],
+    shown: Bool[Array, ""],
+    given: Given,
+) -> Float[Array, "saved ..."]:
+    """The states of one sample that are kept, the last one at the end."""
+    kept = diffrax.SubSaveAt(t1=True, ts=sampler.save_at)
+    if sampler.report is None:
+        return sampler.solve(solver, index, given, diffrax.SaveAt(subs=kept))
+    reported = sampler.report.saveat(sampler.ts, index, shown)
+    return sampler.solve(solver, index, given, diffrax.SaveAt(subs=[kept, reported]))[0]
 
 
 def draw_batches(
@@ -78,10 +92,19 @@ def draw_batches(
     is drawn again to keep the shape."""
     padded = jobs + [jobs[-1]] * (mesh.size - len(jobs))
     indices = np.concatenate([np.minimum(np.arange(a, a + size), b - 1) for a, b in padded]).astype(np.int32)
+    owned = np.concatenate(
+        [np.arange(a, a + size) < b for a, b in jobs] + [np.zeros(size * (len(padded) - len(jobs)), bool)]
+    )
     images, trajectories = draw(
-        mesh, sampler, spread(mesh, jnp.asarray(indices)), spread(mesh, given.at(indices))
+        mesh,
+        sampler,
+        spread(mesh, jnp.asarray(indices)),
+        spread(mesh, jnp.asarray(owned)),
+        spread(mesh, given.at(indices)),
     )
     images, trajectories = np.asarray(images), np.asarray(trajectories)
+    if sampler.report is not None:
+        sampler.report.finish()
     finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
     if not finite.all():
         index = int(indices[~finite].min())

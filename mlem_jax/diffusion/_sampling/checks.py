@@ -17,6 +17,7 @@ from ..._term import find_multilevel_term
 from .._ladder import AbstractLadder, Guidance
 from .._network import check_label_range
 from .._predictor import NoisePredictor, sampling_drifts
+from .callback import StepReport
 from .given import Given
 from .sampler import Sampler
 
@@ -154,6 +155,7 @@ def make_sampler(
     args: PyTree,
     save_at: jax.Array | None,
     coin_group: int,
+    report: StepReport | None = None,
 ) -> Sampler:
     """What the samples are functions of, with all arrays JAX's."""
     noise_key, path_key, coin_key = jr.split(key, 3)
@@ -170,6 +172,7 @@ def make_sampler(
         shape=shape,
         stochasticity=stochasticity,
         coin_group=None if plan.deterministic else coin_group,
+        report=report,
     )
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, sampler)
 

@@ -25,6 +25,11 @@ def save_grid(path: str | Path, images: Images, *, columns: int | None = None) -
 
     Raises `ValueError` for other shapes, or no image.
     """
+    _write(Path(path), make_grid(images, columns=columns))
+
+
+def make_grid(images: Images, *, columns: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of the picture that `save_grid` writes."""
     pixels = _pixels("save_grid", images)
     count, height, width, _ = pixels.shape
     columns = min(columns or math.ceil(math.sqrt(count)), count)
@@ -32,7 +37,7 @@ def save_grid(path: str | Path, images: Images, *, columns: int | None = None) -
     sheet = np.zeros((rows * columns, height, width, 3), np.uint8)
     sheet[:count] = pixels
     sheet = sheet.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    _write(Path(path), sheet.reshape(rows * height, columns * width, 3))
+    return sheet.reshape(rows * height, columns * width, 3)
 
 
 def save_images(folder: str | Path, images: Images) -> None:

@@ -20,6 +20,7 @@ from .._ladder import AbstractLadder, Guidance
 from .._mesh import make_mesh, put_everywhere
 from .._predictor import NoisePredictor
 from .batches import Batch, draw_batches, missing, split
+from .callback import step_report, StepCallback
 from .checks import (
     check_given,
     check_key,
@@ -54,6 +55,7 @@ def sample(
     known: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     save_at: Numbers | None = None,
+    callback: StepCallback | None = None,
     batch_size: Any = 64,
     coin_group: Any = 64,
     devices: Sequence[Any] | None = None,
@@ -108,6 +110,10 @@ def sample(
         broadcasts to them (inpainting). Samples have exactly the known pixels; the networks see these noised.
     - `save_at`: decreasing values of `s` between `plan.ts[0]` and `plan.ts[-1]` at which to keep the trajectories,
         linear between steps.
+    - `callback`: called on the host after each step of each batch, as `callback(step, s, states, indices)`: the number
+        of the step, from 1, the noise level that it reached, the states `y` of these samples, `(m, *shape)`, and their
+        indices, `(m,)`, as NumPy arrays. It changes nothing, and `sample` raises what it raises. Every device reports
+        its own samples. The same function again saves compiling again, so name it rather than write a `lambda`.
     - `batch_size`: samples that one device holds at a time; bounds its memory. With random coins, at most
         `coin_group` are.
     - `coin_group`: samples that share their coins. Another number makes other samples, if coins are random.
@@ -147,6 +153,7 @@ def sample(
         args=args,
         save_at=saved_times(save_at, plan),
         coin_group=coin_group,
+        report=None if callback is None else step_report(callback),
     )
     check_levels(sampler, plan.levels, given)
     job = _Job(sampler, plan, n, given, as_bytes, progress)

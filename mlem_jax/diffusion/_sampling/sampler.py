@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ..._brownian import GridBrownianPath
 from ..._solver import with_folded_key
 from .._predictor import NoisePredictor, sampling_terms
+from .callback import StepReport
 from .given import Given, knowing_pixels
 
 
@@ -23,6 +24,7 @@ class Sampler(eqx.Module):
     - `noise_key`, `path_key`: for the start and the Brownian path, folded with the sample's index.
     - `args`: passed to the levels, the same for all samples; not used where there are labels.
     - `coin_group`: number of samples that share their coins; `None` for coins that are not random.
+    - `report`: called after each step, or `None`.
     """
 
     predictors: tuple[NoisePredictor, ...]
@@ -36,6 +38,7 @@ class Sampler(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     stochasticity: float = eqx.field(static=True)
     coin_group: int | None = eqx.field(static=True)
+    report: StepReport | None = eqx.field(static=True, default=None)
 
     def start(self, index: Int[Array, ""], given: Given) -> Float[Array, "..."]:
         """The state from which a sample starts: noise, or the noised image or pixels that it is given."""
@@ -72,8 +75,8 @@ class Sampler(eqx.Module):
         index: Int[Array, ""],
         given: Given,
         saveat: diffrax.SaveAt,
-    ) -> Float[Array, "saved ..."]:
-        """One sample's states where `saveat` asks for them."""
+    ) -> Any:
+        """What `saveat` asks for of one sample."""
         solution = diffrax.diffeqsolve(
             self.terms(index, given),
             solver,

@@ -20,10 +20,10 @@ _SECONDS = 30.0
 _AT_ONCE = 3
 
 
-def checkpoint_bytes(parameters: int) -> int:
+def checkpoint_bytes(parameters: int, averages: int = 1) -> int:
     """Room that the checkpoints of networks take at most, at four bytes a number: the
-    parameters, their average and Adam's two moments."""
-    return _AT_ONCE * 4 * 4 * parameters
+    parameters, their averages and Adam's two moments."""
+    return _AT_ONCE * 4 * (3 + averages) * parameters
 
 
 class Checkpoints:

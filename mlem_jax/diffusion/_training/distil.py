@@ -1,5 +1,6 @@
 """Cheaper levels for any network: small ones that learn its output, on data or on its own samples."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from .._predictor import NoisePredictor
 from .._process import VariancePreserving
 from .._sampling.sample import sample
 from .batches import check_labels, held_out_losses
+from .board import Board, check_tensorboard
 from .distillation import Distillation
 from .run import begin_run, check_room, DataIdentity, LADDER
 from .teacher import Teacher
@@ -102,6 +104,7 @@ def distil(
     [`mlem_jax.diffusion.train_ladder`][] raises.
     """
     out = Path(out)
+    check_tensorboard(training.tensorboard)
     whole = PredictorLadder([network], shape=shape, classes=classes)
     config = _describe(whole, mflops, out.resolve().name, training)
     if whole.labels is not None and whole.classes is None:
@@ -125,18 +128,25 @@ def distil(
     teacher = Teacher(network, config)
     kept = slice(0, count - held), slice(count - held, count)
     parts = [(images[part], None if labels is None else labels[part]) for part in kept]
-    trained, _ = train_networks(
-        config,
-        students,
-        parts[0][0],
-        out / "smaller",
-        steps=training.match_steps,
-        peak_learning_rate=training.match_learning_rate,
-        labels=parts[0][1],
-        teacher=teacher,
-        label="distilling",
-        progress=progress,
+    board = (
+        Board(out / "tensorboard", range(1, len(students) + 1))
+        if training.tensorboard
+        else contextlib.nullcontext()
     )
+    with board as open_board:
+        trained, _ = train_networks(
+            config,
+            students,
+            parts[0][0],
+            out / "smaller",
+            steps=training.match_steps,
+            peak_learning_rate=training.match_learning_rate,
+            labels=parts[0][1],
+            teacher=teacher,
+            label="distilling",
+            progress=progress,
+            record=None if open_board is None else open_board.losses,
+        )
     trained = tuple(map(as_stored, trained))
     card = _card(config, trained, teacher, parts[1], whole, source, count)
     save_ladder(out / LADDER, Ladder(trained, config, card, {}))

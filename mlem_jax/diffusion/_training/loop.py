@@ -16,6 +16,9 @@ from .checkpoints import Checkpoints
 from .signals import StopRequest, TrainingStopped
 from .step import HISTORY_EVERY, State
 
+# Takes the number of steps done and the mean losses of the last steps.
+Record = Callable[[int, np.ndarray], object]
+
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
@@ -24,6 +27,7 @@ class Loop:
     - `steps`: of the whole run; `peak_learning_rate`, for the message of a loss that is not finite.
     - `step`: `(batch, state) -> (state, losses)`; `batch`, the batch of a step's number.
     - `watch`: called with the number of steps done and the state, every `watch_every` steps.
+    - `record`: called with the number of steps done and the mean losses of the window of the history that ends there.
     """
 
     label: str
@@ -33,6 +37,7 @@ class Loop:
     batch: Callable[[int], PyTree]
     watch: Callable[[int, State], object] | None
     watch_every: int
+    record: Record | None = None
 
     def run(self, state: State, checkpoints: Checkpoints, *, progress: bool) -> State:
         """The state after the last step. Raises `FloatingPointError` for a loss or a parameter that is not finite,
@@ -65,6 +70,8 @@ class Loop:
         save = done == self.steps or signum is not None or checkpoints.due(done)
         if save or done % HISTORY_EVERY == 0:
             self._check_finite(state, checkpoints.directory, whole=save)
+        if self.record is not None and (done == self.steps or done % HISTORY_EVERY == 0):
+            self.record(done, np.asarray(state.history[(done - 1) // HISTORY_EVERY]))
         if save:
             checkpoints.save(done, state)
         if self.watch is not None and done % self.watch_every == 0:

@@ -3,7 +3,7 @@
 config.toml        the description of the ladder
 run.json           the data it is trained on, and the description it was begun with
 finest, smaller    checkpoints
-ladder             the result
+ladder             the result; ladder-ema-DECAY for averages of another decay
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class DataIdentity:
 
 def begin_run(out: Path, config: Config, data: DataIdentity) -> None:
     """Creates the folder of a run, or accepts an existing one of the same configuration and data that has the same
-    number of steps or fewer. The ladder of a run that is made longer is moved to `ladder-STEPS`.
+    number of steps or fewer. The ladders of a run that is made longer are moved to `ladder-STEPS` and so on.
 
     A folder without a checkpoint or a ladder is begun anew.
 
@@ -51,8 +51,9 @@ def begin_run(out: Path, config: Config, data: DataIdentity) -> None:
         there = _read(out / _RUN)
         if there is not None:
             _check_data(out, there[0], data)
-            if _is_longer(out, there[1], config) and (out / LADDER).is_dir():
-                os.rename(out / LADDER, _free(out, there[1]))
+            if _is_longer(out, there[1], config):
+                for ladder in finished_ladders(out, there[1]):
+                    os.rename(ladder, _free(ladder, there[1]))
     # The description twice, because config.toml is there to be edited.
     description = {"version": _VERSION, "data": dataclasses.asdict(data), "config": config_text(config)}
     write_text_safely(out / _RUN, json.dumps(description, indent=2) + "\n")
@@ -66,13 +67,30 @@ def has_begun(out: Path) -> bool:
     )
 
 
-def check_room(out: Path, networks: tuple[AbstractNetwork, ...]) -> None:
-    """Raises `OSError` where the disk has no room for the checkpoints and the ladder of a run that has not begun."""
+def config_of_decay(config: Config, decay: float) -> Config:
+    """The description of a ladder with the averages of a decay alone."""
+    training = dataclasses.replace(config.training, ema_decay=decay, more_ema_decays=())
+    return dataclasses.replace(config, training=training)
+
+
+def ladder_of_decay(out: Path, decay: float) -> Path:
+    """Where the ladder of one of `Training.more_ema_decays` is."""
+    return out / f"{LADDER}-ema-{decay:g}"
+
+
+def finished_ladders(out: Path, config: Config) -> list[Path]:
+    """The ladders of a run, as far as they are there, that of `ema_decay` first."""
+    places = [out / LADDER, *(ladder_of_decay(out, decay) for decay in config.training.more_ema_decays)]
+    return [place for place in places if place.is_dir()]
+
+
+def check_room(out: Path, networks: tuple[AbstractNetwork, ...], averages: int = 1) -> None:
+    """Raises `OSError` where the disk has no room for the checkpoints and the ladders of a run that has not begun."""
     if has_begun(out):
         return
     parameters = sum(count_parameters(network) for network in networks)
     # The ladder holds two bytes a number.
-    needed = checkpoint_bytes(parameters) + 2 * parameters
+    needed = checkpoint_bytes(parameters, averages) + 2 * averages * parameters
     free = shutil.disk_usage(out).free
     if free < needed:
         raise OSError(
@@ -111,7 +129,9 @@ def _is_longer(out: Path, before: Config, now: Config) -> bool:
     longer = counts[0] != counts[1] and not shorter
     differ = _differences(before, now, leave_out={"name"})
     # The warm-up may depend on the number of steps; sheets change nothing.
-    free = {"steps", "match_steps", "sheet_every", "snapshots"} | ({"warmup_steps"} if longer else set())
+    free = {"steps", "match_steps", "sheet_every", "snapshots", "tensorboard"} | (
+        {"warmup_steps"} if longer else set()
+    )
     differ += _differences(before.training, now.training, leave_out=free)
     if differ:
         raise ValueError(
@@ -133,8 +153,8 @@ def _differences(before: Any, now: Any, *, leave_out: set[str]) -> list[str]:
     return [f"{name} (there {a}, now {b})" for name, a, b in pairs if a != b]
 
 
-def _free(out: Path, before: Config) -> Path:
-    """A free path for the ladder of a run that is made longer."""
-    steps = before.training.steps
-    names = (f"{LADDER}-{steps}", *(f"{LADDER}-{steps}-{n}" for n in range(2, 1000)))
-    return next(out / name for name in names if not (out / name).exists())
+def _free(ladder: Path, before: Config) -> Path:
+    """A free path for a ladder of a run that is made longer."""
+    name = f"{ladder.name}-{before.training.steps}"
+    names = (name, *(f"{name}-{n}" for n in range(2, 1000)))
+    return next(ladder.with_name(name) for name in names if not ladder.with_name(name).exists())

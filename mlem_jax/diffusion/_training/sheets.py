@@ -14,8 +14,10 @@ from .._data import Images
 from .._ladder import Config
 from .._network import AbstractNetwork
 from .._predictor import ProbabilityFlow
-from .._sampling import save_grid
+from .._sampling import make_grid, save_grid
 from .batches import held_out_losses
+from .board import Board
+from .train import Averages
 
 _COLUMNS = 8
 _STEPS = 32
@@ -40,7 +42,8 @@ def _draw(config: Config, network: AbstractNetwork) -> Float[Array, "n h w c"]:
 
 class Sheets:
     """Called with the number of steps done and the networks, writes `STAGE-STEP.png`, a row of images for each
-    network, and a line of `STAGE.csv` with their held-out losses. A file that is there is replaced in one step.
+    network, and a line of `STAGE.csv` with their held-out losses; both also to TensorBoard, with a `board`. A file that
+    is there is replaced in one step. Networks are the averages of the first decay.
     """
 
     def __init__(
@@ -50,18 +53,22 @@ class Sheets:
         config: Config,
         held_out: Images,
         labels: Int[np.ndarray, " n"] | None = None,
+        board: Board | None = None,
     ):
-        self.folder, self.stage, self.config = folder, stage, config
+        self.folder, self.stage, self.config, self.board = folder, stage, config, board
         self.held_out = held_out[:_HELD_OUT]
         self.labels = None if labels is None else labels[:_HELD_OUT]
 
-    def __call__(self, step: int, networks: tuple[AbstractNetwork, ...]) -> None:
+    def __call__(self, step: int, averages: Averages) -> None:
+        networks = averages[0]
         self.folder.mkdir(parents=True, exist_ok=True)
         images = np.concatenate([np.asarray(_draw(self.config, network)) for network in networks])
         # A network that is not trained yet may draw anything.
         images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=-1.0)
         save_grid(self.folder / f"{self.stage}-{step:08d}.png", images, columns=_COLUMNS)
         losses = held_out_losses(self.config, networks, self.held_out, self.labels)["data"]
+        if self.board is not None:
+            self.board.sheet(step, make_grid(images, columns=_COLUMNS), losses)
         path = self.folder / f"{self.stage}.csv"
         header = ",".join(["step", *(f"network_{k + 1}" for k in range(len(losses)))])
         lines = path.read_text().splitlines()[1:] if path.is_file() else []

@@ -22,7 +22,8 @@ _LAST_RATE = 0.01
 
 
 class State(eqx.Module):
-    """The complete state of a training run; one entry per network in each tuple."""
+    """The complete state of a training run; one entry per network in each tuple. With several decays, the average of a
+    network is a tuple of one for each."""
 
     params: tuple[PyTree[Array], ...]
     average: tuple[PyTree[Array], ...]
@@ -33,14 +34,15 @@ class State(eqx.Module):
 
 
 def first_state(
-    params: tuple[PyTree[Array], ...], optimiser: optax.GradientTransformation, steps: int
+    params: tuple[PyTree[Array], ...], optimiser: optax.GradientTransformation, steps: int, decays: int = 1
 ) -> State:
-    """The state before the first of `steps` steps."""
+    """The state before the first of `steps` steps, with averages of `decays` different decays."""
     windows = -(-steps // HISTORY_EVERY)
+    averages = params if decays == 1 else tuple((p,) * decays for p in params)
     return State(
         # Copies, because a step donates its state and the caller's networks stay the caller's.
         params=jax.tree.map(jnp.copy, params),
-        average=jax.tree.map(jnp.copy, params),
+        average=jax.tree.map(jnp.copy, averages),
         optimiser=tuple(optimiser.init(p) for p in params),
         history=jnp.zeros((windows, len(params))),
         step=jnp.asarray(0),
@@ -100,7 +102,7 @@ def make_step(
         images, labels, teacher = inputs
         batch = inputs_and_target(images, labels, teacher, key)
         params, average, opt_state, losses = [], [], [], []
-        decay = _decay(training, state.step)
+        decays = [_decay(decay, state.step) for decay in training.ema_decays]
         networks = zip(state.params, static, state.average, state.optimiser, strict=True)
         for p, static_, avg, opt in networks:
             loss, grads = in_parts(p, static_, batch)
@@ -109,7 +111,11 @@ def make_step(
                 updates, opt = optimiser.update(grads, opt, p)
             p = optax.apply_updates(p, updates)
             params.append(p)
-            average.append(optax.incremental_update(p, avg, 1 - decay))
+            if len(decays) == 1:
+                average.append(optax.incremental_update(p, avg, 1 - decays[0]))
+            else:
+                pairs = zip(avg, decays, strict=True)
+                average.append(tuple(optax.incremental_update(p, a, 1 - decay) for a, decay in pairs))
             opt_state.append(opt)
             losses.append(loss)
         losses = jnp.stack(losses)
@@ -121,10 +127,10 @@ def make_step(
     return step_fn
 
 
-def _decay(training: Training, step: Array) -> Array:
-    """Of the averages at a step. Early ones forget the initial parameters quickly."""
+def _decay(decay: float, step: Array) -> Array:
+    """Of an average at a step. Early ones forget the initial parameters quickly."""
     t = step.astype(jnp.result_type(float))
-    return jnp.minimum(training.ema_decay, (1 + t) / (10 + t))
+    return jnp.minimum(decay, (1 + t) / (10 + t))
 
 
 def _with_losses(state: State, losses: Float[Array, " networks"]) -> Float[Array, "windows networks"]:

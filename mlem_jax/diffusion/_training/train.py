@@ -21,14 +21,24 @@ from .._mesh import put_everywhere, spread, take_home, training_mesh
 from .._network import AbstractNetwork
 from .batches import batch_indices, check_labels, mirrored
 from .checkpoints import Checkpoints
-from .loop import Loop
+from .loop import Loop, Record
 from .step import first_state, make_optimiser, make_step, State
 
 _SETTINGS = ("batch_size", "warmup_steps", "clip_norm", "ema_decay", "seed", "precision", "flip")
-Watch = Callable[[int, tuple[AbstractNetwork, ...]], object]
+# For each decay of `Training.ema_decays` the networks.
+Averages = tuple[tuple[AbstractNetwork, ...], ...]
+Watch = Callable[[int, Averages], object]
 
 
 def train_networks(
+    config: Config, networks: tuple[AbstractNetwork, ...], *arguments: Any, **settings: Any
+) -> tuple[tuple[AbstractNetwork, ...], Float[np.ndarray, "windows networks"]]:
+    """As `train_averages`, with the averages of `training.ema_decay` alone as a result."""
+    averages, history = train_averages(config, networks, *arguments, **settings)
+    return averages[0], history
+
+
+def train_averages(
     config: Config,
     networks: tuple[AbstractNetwork, ...],
     images: Images,
@@ -42,7 +52,8 @@ def train_networks(
     save_every: int | None = None,
     progress: bool = True,
     watch: Watch | None = None,
-) -> tuple[tuple[AbstractNetwork, ...], Float[np.ndarray, "windows networks"]]:
+    record: Record | None = None,
+) -> tuple[Averages, Float[np.ndarray, "windows networks"]]:
     """Trains several networks side by side on the same batches, the same noise and the same dropped labels.
 
     **Arguments:**
@@ -54,13 +65,15 @@ def train_networks(
     - `teacher`: if given, the networks learn its output, for the same labels, instead of the data's target.
     - `save_every`: steps from one checkpoint to the next; by default one is written every half minute. Another one is
         written at the end, and on SIGINT and SIGTERM.
-    - `watch`: called every `training.sheet_every` steps with the number of steps done and the averaged networks.
+    - `watch`: called every `training.sheet_every` steps with the number of steps done and the averaged networks of each
+        decay.
+    - `record`: called every `HISTORY_EVERY` steps with the number of steps done and the mean losses of these steps.
 
     Each batch is sharded over all devices, or the largest number of devices that divides it evenly. The number of
     devices changes the result by rounding only.
 
-    **Returns:** the networks with averaged (EMA) parameters, and the mean loss of every
-    `HISTORY_EVERY` steps. Equal to those of an uninterrupted run wherever the run was stopped.
+    **Returns:** for each of `training.ema_decays` the networks with averaged (EMA) parameters, and the mean loss of
+    every `HISTORY_EVERY` steps. Equal to those of an uninterrupted run wherever the run was stopped.
 
     Raises `ValueError` if there are fewer images than one batch, if the images have another shape
     than the networks, if the labels do not fit, or if the directory holds a damaged checkpoint or a run of
@@ -70,7 +83,7 @@ def train_networks(
     """
     training = config.training
     if not networks:
-        return (), np.zeros((0, 0), np.float32)
+        return ((),) * len(training.ema_decays), np.zeros((0, 0), np.float32)
     if len(images) < training.batch_size or images.shape[1:] != config.shape:
         raise ValueError(
             f"Training needs at least batch_size={training.batch_size} images of shape {config.shape} "
@@ -80,11 +93,16 @@ def train_networks(
     optimiser = make_optimiser(training, steps, peak_learning_rate)
     params, static = zip(*(eqx.partition(n, eqx.is_inexact_array) for n in networks), strict=True)
     mesh = training_mesh(training.batch_size)
-    state, teacher = put_everywhere(mesh, (first_state(params, optimiser, steps), teacher))
+    decays = len(training.ema_decays)
+    state, teacher = put_everywhere(mesh, (first_state(params, optimiser, steps, decays), teacher))
 
-    def averaged(state: State) -> tuple[AbstractNetwork, ...]:
-        pairs = zip(take_home(state.average), static, strict=True)
-        return tuple(eqx.combine(average, rest) for average, rest in pairs)
+    def averaged(state: State) -> Averages:
+        found = take_home(state.average)
+        each = [found] if decays == 1 else zip(*found, strict=True)
+        return tuple(
+            tuple(eqx.combine(average, rest) for average, rest in zip(averages, static, strict=True))
+            for averages in each
+        )
 
     def batch(step: int) -> PyTree:
         chosen = batch_indices(training.seed, step, training.batch_size, len(images))
@@ -102,6 +120,7 @@ def train_networks(
         batch=batch,
         watch=None if watch is None else lambda done, state: watch(done, averaged(state)),
         watch_every=training.sheet_every,
+        record=record,
     )
     run = _run(config, params, steps, peak_learning_rate, matched=teacher is not None)
     with (
@@ -128,5 +147,6 @@ def _run(
         "teacher": matched,
         "label_dropout": None if config.classes is None else training.label_dropout,
         "log_normal": list(log_normal) if matched and log_normal is not None else None,
+        "more_ema_decays": list(training.more_ema_decays),
         **{name: getattr(training, name) for name in _SETTINGS},
     }

@@ -1,5 +1,6 @@
 """Trains a ladder: the finest level first, then the others, distilled from it."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -26,11 +27,12 @@ from .._ladder import (
 )
 from .._network import AbstractNetwork
 from .batches import check_labels, held_out_losses
-from .run import begin_run, check_room, DataIdentity, LADDER
+from .board import Board, check_tensorboard
+from .run import begin_run, check_room, config_of_decay, DataIdentity, LADDER, ladder_of_decay
 from .sheets import Sheets
 from .snapshots import Snapshots
 from .step import HISTORY_EVERY
-from .train import train_networks, Watch
+from .train import Averages, train_averages, Watch
 
 # On which steps are fitted: with fewer, held-out pilots reject much of what images allow (benchmarks/fitted.py).
 _FIT_PILOTS = 128
@@ -69,20 +71,22 @@ def train_ladder(
     Checkpoints go to `out/finest` and `out/smaller` every half minute, and on SIGINT (Ctrl-C) and SIGTERM; the same
     call after an interruption continues from them and ends with the same numbers, and calibrations that were finished
     are not measured again. Once the ladder exists it is only loaded, unless the configuration has more steps than
-    call after an interruption continues from them and ends with the same numbers, and calibrations that were finished
-    are not measured again. Once the ladder exists it is only loaded, unless the configuration has more steps than
     before: the run is then made longer, and the old ladder is moved to `out/ladder-STEPS`. `out/losses.csv` has the
     loss curves, `out/sheets` a picture and the held-out losses of every `sheet_every` steps, and with `snapshots`
-    `out/snapshots` these networks, as ladders. `data_name` is what messages call the data, such as its path.
+    `out/snapshots` these networks, as ladders. With `tensorboard` both are in `out/tensorboard` too. Averages of
+    `more_ema_decays` become ladders in `out/ladder-ema-DECAY`, which are not calibrated. `data_name` is what messages
+    call the data, such as its path.
 
     Raises `ValueError` if `out` was begun with another configuration or with other data, if the levels are not in the
     order of their FLOPs or one cannot represent an image, if the images or labels do not fit them, or if the finest
     level of `start` is of other sizes; `FloatingPointError` if a loss is not finite; `OSError` where the disk has no
-    room; `KeyboardInterrupt` on a signal, when everything is saved.
+    room; `ModuleNotFoundError` where the extra `tensorboard` is wanted and missing; `KeyboardInterrupt` on a signal,
+    when everything is saved.
     """
     out = Path(out)
     described = "the configuration" if isinstance(config, Config) else str(config)
     config = config if isinstance(config, Config) else read_config(config)
+    check_tensorboard(config.training.tensorboard)
     check_labels(config.classes, labels, len(images))
     check_labels(config.classes, held_out_labels, len(held_out), what="held-out images")
     networks = config.networks() if start is None else _start(config, start)
@@ -96,11 +100,18 @@ def train_ladder(
     begin_run(out, config, DataIdentity(data_name, code, len(images), len(held_out)))
     if (out / LADDER).is_dir():
         return load_ladder(out / LADDER)
-    check_room(out, networks)
-    trained = _train(
-        config, networks, out, (images, labels), (held_out, held_out_labels), start is None, progress
-    )
-    card = _card(config, networks, trained, (held_out, held_out_labels), len(images), start is not None)
+    check_room(out, networks, len(config.training.ema_decays))
+    test = (held_out, held_out_labels)
+    averages = _train(config, networks, out, (images, labels), test, start is None, progress)
+    for decay, trained in zip(config.training.more_ema_decays, averages[1:], strict=True):
+        described_so = config_of_decay(config, decay)
+        card = _card(described_so, networks, trained, test, len(images), start is not None)
+        place = ladder_of_decay(out, decay)
+        # Of a run that was stopped after it was written.
+        if not place.is_dir():
+            save_ladder(place, Ladder(trained, described_so, card, {}))
+    trained = averages[0]
+    card = _card(config, networks, trained, test, len(images), start is not None)
     ladder = Ladder(trained, config, card, {})
     if pilots:
         ladder = _calibrated(ladder, out / _CALIBRATIONS, pilots, progress)
@@ -141,49 +152,55 @@ def _train(
     held_out: Labelled,
     with_finest: bool,
     progress: bool,
-) -> tuple[AbstractNetwork, ...]:
-    """The trained networks, rounded as they will be stored: a calibration belongs to the exact numbers in its
-    levels."""
+) -> Averages:
+    """The trained networks of each decay, rounded as they will be stored: a calibration belongs to the exact numbers in
+    its levels."""
     training = config.training
 
     def stage(name: str, networks: tuple[AbstractNetwork, ...], steps: int, peak: float, teacher=None):
-        watches: list[Watch] = [Sheets(out / "sheets", name, config, *held_out)]
+        numbers = range(1, len(config.levels) + 1)
+        kept = slice(-1, None) if name == "finest" else slice(None, -1)
+        board = Board(out / "tensorboard" / name, numbers[kept]) if training.tensorboard else None
+        watches: list[Watch] = [Sheets(out / "sheets", name, config, *held_out, board=board)]
         if training.snapshots:
-            levels = config.levels[-1:] if name == "finest" else config.levels[:-1]
-            watches.append(Snapshots(out / "snapshots", name, config, levels))
+            watches.append(Snapshots(out / "snapshots", name, config, config.levels[kept]))
 
-        def watch(step: int, networks: tuple[AbstractNetwork, ...]) -> None:
+        def watch(step: int, averages: Averages) -> None:
             for look in watches:
-                look(step, networks)
+                look(step, averages)
 
-        return train_networks(
-            config,
-            networks,
-            data[0],
-            out / name,
-            steps=steps,
-            peak_learning_rate=peak,
-            labels=data[1],
-            teacher=teacher,
-            label=f"{name} level" + ("s" if name == "smaller" else ""),
-            progress=progress,
-            watch=watch if training.sheet_every else None,
-        )
+        with contextlib.nullcontext() if board is None else board:
+            return train_averages(
+                config,
+                networks,
+                data[0],
+                out / name,
+                steps=steps,
+                peak_learning_rate=peak,
+                labels=data[1],
+                teacher=teacher,
+                label=f"{name} level" + ("s" if name == "smaller" else ""),
+                progress=progress,
+                watch=watch if training.sheet_every else None,
+                record=None if board is None else board.losses,
+            )
 
-    finest, finest_history = networks[-1], np.zeros((0, 1), np.float32)
+    all_finest, finest_history = (networks[-1:],) * len(training.ema_decays), np.zeros((0, 1), np.float32)
     if with_finest:
-        (finest,), finest_history = stage("finest", networks[-1:], training.steps, training.learning_rate)
+        all_finest, finest_history = stage("finest", networks[-1:], training.steps, training.learning_rate)
+    (finest,) = all_finest[0]
     if training.match_steps:
         steps, peak, teacher = training.match_steps, training.match_learning_rate, finest
     else:
         steps, peak, teacher = training.steps, training.learning_rate, None
-    smaller, smaller_history = stage("smaller", networks[:-1], steps, peak, teacher)
+    all_smaller, smaller_history = stage("smaller", networks[:-1], steps, peak, teacher)
     stages = [
-        ("finest", training.steps, len(smaller), finest_history),
+        ("finest", training.steps, len(networks) - 1, finest_history),
         ("smaller", steps, 0, smaller_history),
     ]
     _write_losses(out / "losses.csv", len(networks), stages)
-    return tuple(as_stored(network) for network in (*smaller, finest))
+    pairs = zip(all_smaller, all_finest, strict=True)
+    return tuple(tuple(map(as_stored, (*smaller, *finest))) for smaller, finest in pairs)
 
 
 def _check_levels(config: Config, networks: tuple[AbstractNetwork, ...], described: str) -> None:
