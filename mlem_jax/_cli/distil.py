@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from .errors import errors_explained, stop_explained
-from .ladder_options import read_mflops
+from .ladder_options import read_numbers
 from .networks import Family, Networks, Precision, read_levels
 from .options import Checkpoint, GuidanceScales
 from .screen import say
@@ -20,10 +20,18 @@ Out = Annotated[
     ),
 ]
 Sizes = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="X,X,...",
         help="Million FLOPs per image of each new level, cheapest first, such as 1,6: 4 to 8 times less than the next.",
+    ),
+]
+Seconds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X,X,...",
+        help="Instead of --mflops: wall-clock seconds of each new level for an image, as measured here in batches of "
+        "32.",
     ),
 ]
 DataPath = Annotated[
@@ -53,7 +61,8 @@ Pilots = Annotated[
 
 def distil(
     out: Out,
-    mflops: Sizes,
+    mflops: Sizes = None,
+    seconds: Seconds = None,
     network: Networks = None,
     checkpoint: Checkpoint = None,
     family: Family = None,
@@ -79,7 +88,13 @@ def distil(
             raise ValueError(
                 "--samples is for a network that draws its own images; leave it out with --data."
             )
-        sizes = read_mflops(mflops)
+        if (mflops is None) == (seconds is None):
+            raise ValueError("Give the sizes of the levels, --mflops 1,6, say, or --seconds; not both.")
+        sizes: dict[str, list[float]] = (
+            {"mflops": read_numbers("--mflops", mflops, "1,6")}
+            if mflops is not None
+            else {"seconds": read_numbers("--seconds", str(seconds), "0.001,0.005")}
+        )
         ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
         from .. import diffusion
         from ..diffusion._training.distil import DISTILLING
@@ -93,7 +108,7 @@ def distil(
         distilled = diffusion.distil(
             ladder.predictors(guidance=scales)[-1],
             out,
-            mflops=sizes,
+            **sizes,
             images=None if found is None else found.images,
             labels=None if found is None else found.labels,
             shape=ladder.shape,

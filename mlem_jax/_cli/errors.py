@@ -17,7 +17,7 @@ def errors_explained(console: Console) -> Iterator[None]:
     """Turns the errors of bad input, full disks and failing networks into sentences, without a traceback."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError, ValueError, TypeError) as error:
+    except (FileNotFoundError, FileExistsError, ValueError, TypeError, ModuleNotFoundError) as error:
         raise typer.BadParameter(_text(error)) from error
     except (FloatingPointError, OSError, MemoryError) as error:
         console.print(f"[red]Stopped:[/red] {_text(error)}", highlight=False, soft_wrap=True)

@@ -82,7 +82,7 @@ def _preset(name: str, mflops: str, shape: str | None, steps: int) -> Any:
     sizes = _integers("--shape", shape, "64,64,3")
     if len(sizes) != 3:
         raise ValueError(f"--shape {shape}: height, width and channels are expected, such as 64,64,3.")
-    targets = read_mflops(mflops)
+    targets = read_numbers("--mflops", mflops, "2,15,90")
     from ..diffusion import Training
     from ..diffusion._ladder import ladder_of_flops
 
@@ -96,12 +96,12 @@ def _preset(name: str, mflops: str, shape: str | None, steps: int) -> Any:
     return ladder_of_flops((height, width, channels), targets, name=name, training=training)
 
 
-def read_mflops(text: str) -> list[float]:
-    """The numbers of `--mflops`. Raises `ValueError`."""
+def read_numbers(option: str, text: str, example: str) -> list[float]:
+    """The numbers of an option. Raises `ValueError`."""
     try:
         return [float(x) for x in text.split(",")]
     except ValueError:
-        raise ValueError(f"--mflops {text}: numbers are expected, such as 2,15,90.") from None
+        raise ValueError(f"{option} {text}: numbers are expected, such as {example}.") from None
 
 
 def _pick(config: Any, levels: str) -> Any:

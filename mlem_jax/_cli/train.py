@@ -1,5 +1,6 @@
 """The command `train`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,13 @@ Pilots = Annotated[
         "leaves that for the command calibrate.",
     ),
 ]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Also write losses and sheets for TensorBoard, into --out/tensorboard; needs the extra tensorboard.",
+    ),
+]
 
 
 def train(
@@ -55,6 +63,7 @@ def train(
     steps: Steps = None,
     start: Start = None,
     pilots: Pilots = 128,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Trains a ladder of levels on your images, on all devices; with their labels if the TOML file has classes.
 
@@ -70,6 +79,9 @@ def train(
         description = describe_ladder(
             out.resolve().name, config=config, levels=levels, mflops=mflops, shape=shape, steps=steps
         )
+        if tensorboard:
+            training = dataclasses.replace(description.training, tensorboard=True)
+            description = dataclasses.replace(description, training=training)
         from .. import diffusion
         from ..diffusion._ladder import level_sizes
         from ..diffusion._training import check_labels

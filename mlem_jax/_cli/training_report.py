@@ -1,5 +1,6 @@
 """What `train` prints: its data, how large the levels are, and what came of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def report_ladder(console: Console, ladder: Any, out: Path) -> None:
             f"Images: python -m mlem_jax sample --checkpoint {out} --steps 32 --n 64 --out FOLDER; for fitted steps "
             f"first: python -m mlem_jax calibrate --checkpoint {out} --out FILE.npz",
         )
+    for place in sorted(out.glob("ladder-ema-*")):
+        losses = json.loads((place / "card.json").read_text())["held_out_loss"]["data"]
+        shown = ", ".join(f"{loss:.4f}" for loss in losses)
+        say(console, f"Averages of another decay, for --checkpoint: {place} (held-out losses {shown})")
     say(console, f"In Python: mlem_jax.diffusion.load_ladder({str(out / 'ladder')!r})")
 
 

@@ -38,6 +38,7 @@ from .board import Board, check_tensorboard
 from .distillation import Distillation
 from .run import begin_run, check_room, DataIdentity, LADDER
 from .teacher import Teacher
+from .timed_sizes import remember_sizes, timed_sizes
 from .train import train_networks
 
 # Noise levels where the levels' differences move images most, as for the ladder that is shipped.
@@ -54,7 +55,8 @@ def distil(
     network: NoisePredictor,
     out: str | Path,
     *,
-    mflops: Sequence[float | int],
+    mflops: Sequence[float | int] | None = None,
+    seconds: Sequence[float | int] | None = None,
     images: Images | None = None,
     labels: Int[np.ndarray, " n"] | None = None,
     shape: tuple[int, ...] | None = None,
@@ -66,9 +68,9 @@ def distil(
 ) -> Distillation:
     """Makes cheaper levels for a network, whatever it predicts and whoever trained it, and calibrates them with it.
 
-    The levels are [`mlem_jax.diffusion.UNet`][]s of given FLOPs, which learn the network's output on noised images:
-    on the data's, or where there are none on images that it draws itself from noise, with 20 second-order steps each.
-    They share the network's evaluations, `training.batch_size` in each of `training.match_steps` steps.
+    The levels are [`mlem_jax.diffusion.UNet`][]s of given FLOPs or seconds, which learn the network's output on noised
+    images: on the data's, or where there are none on images that it draws itself from noise, with 20 second-order steps
+    each. They share the network's evaluations, `training.batch_size` in each of `training.match_steps` steps.
 
     !!! example
 
@@ -89,7 +91,9 @@ def distil(
 
     - `network`: a [`mlem_jax.diffusion.NoisePredictor`][]; with guidance inside, the levels learn the guided one.
     - `mflops`: million FLOPs of each level for one image, increasing, less than the network's. Levels want to be 4 to 8
-        times cheaper than the next.
+        times cheaper than the next. Or
+    - `seconds`: wall-clock seconds of each level for one image, in batches of 32, as measured here; within some 10%,
+        since widths are integers and times vary. The folder remembers the sizes that were found.
     - `images`, `labels`: data as it was trained on, bytes or numbers in `[-1, 1]` (latents as they are), of which a
         tenth is held out. By default the network's own samples, with one label after another.
     - `shape`, `classes`: of a network that does not know them, see [`mlem_jax.diffusion.PredictorLadder`][].
@@ -106,13 +110,20 @@ def distil(
     out = Path(out)
     check_tensorboard(training.tensorboard)
     whole = PredictorLadder([network], shape=shape, classes=classes)
-    config = _describe(whole, mflops, out.resolve().name, training)
+    if (mflops is None) == (seconds is None):
+        raise ValueError(
+            "distil needs the sizes of the levels; write mflops=[1, 6], say, or seconds=[...]; not both."
+        )
+    timed = None if seconds is None else timed_sizes(whole, seconds, out)
+    config = _describe(whole, mflops if timed is None else timed["mflops"], out.resolve().name, training)
     if whole.labels is not None and whole.classes is None:
         raise ValueError("distil needs integers as labels; write classes=... with their number.")
     count = _count(samples, training) if images is None else len(images)
     if images is not None:
         _check_images(images, labels, config)
     make_writable(out, "Choose another folder.")
+    if timed is not None:
+        remember_sizes(out, timed)
     source = "its own samples" if images is None else "images in memory"
     code = f"{level_id(network)}-{data_fingerprint(images, labels) if images is not None else count}"
     held = _held_out(count)
@@ -149,6 +160,8 @@ def distil(
         )
     trained = tuple(map(as_stored, trained))
     card = _card(config, trained, teacher, parts[1], whole, source, count)
+    if timed is not None:
+        card["timed"] = timed
     save_ladder(out / LADDER, Ladder(trained, config, card, {}))
     return _finished(out, whole, pilots, progress)
 

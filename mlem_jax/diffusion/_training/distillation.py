@@ -41,6 +41,10 @@ class Distillation:
             "its own samples;",
             "to network, to image: mean squared distance of v to the network's and to that of the held-out image)",
         ]
+        if "timed" in card:
+            timed = card["timed"]
+            each = ", ".join(f"{1e3 * seconds:.3g}" for seconds in (*timed["measured"], timed["network"]))
+            lines.append(f"milliseconds for an image, in batches of 32 on {timed['device']}: {each}")
         for budget in _BUDGETS if self.ladder.calibrations else ():
             try:
                 plan = self.ladder.plan(budget=budget)
