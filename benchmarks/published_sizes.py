@@ -26,10 +26,10 @@ from mlem_jax.diffusion import (
 from mlem_jax.diffusion._ladder import count_flops, count_parameters
 
 # The authors' tables count a multiplication with its addition as one.
-DIT = "Peebles & Xie 2023"
-EDM2_PAPER = "Karras et al. 2024"
-JIT_PAPER = "Li & He 2025"
-DDPM = "Ho et al. 2020"
+DIT = "Peebles & Xie 2023, table 4"
+EDM2_LATENTS, EDM2_PIXELS = "Karras et al. 2024, table 2", "Karras et al. 2024, table 3"
+JIT_PAPER = "Li & He 2025, table 7"
+DDPM = "Ho et al. 2020, appendix B"
 
 _DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 _DIT_PUBLISHED = {
@@ -97,7 +97,7 @@ def published() -> Iterator[Size]:
         return eqx.filter_eval_shape(lambda: kind.init(config, key=key))
 
     yield Size("`UNet2DModel`, ddpm-cifar10-32", shapes(UNet2D, _CIFAR), 35.7, None, DDPM)
-    yield Size("`UNet2DModel`, ddpm-celebahq-256", shapes(UNet2D, _CELEBA), 114, None, DDPM)
+    yield Size("`UNet2DModel`, ddpm-celebahq-256 (bedroom, cat, church)", shapes(UNet2D, _CELEBA), 114, None, DDPM)
     for (name, patch), (parameters, adds) in _DIT_PUBLISHED.items():
         width, depth, heads = _DIT_SIZES[name]
         config = PretrainedDiTConfig(patch=patch, width=width, depth=depth, heads=heads)
@@ -106,8 +106,11 @@ def published() -> Iterator[Size]:
     yield Size("DiT-XL/2 at 512", shapes(PretrainedDiT, PretrainedDiTConfig(size=64)), 675, 524.6, DIT)
     for name, (width, parameters, adds) in _EDM2_PUBLISHED.items():
         config = EDM2Config(channels=4, width=width)
-        yield Size(f"EDM2-{name}, latents of 512", shapes(EDM2, config), parameters, adds, EDM2_PAPER)
-    yield Size("EDM2-S, pixels of 64", shapes(EDM2, EDM2Config()), 280, 102, EDM2_PAPER)
+        yield Size(f"EDM2-{name}, latents of 512", shapes(EDM2, config), parameters, adds, EDM2_LATENTS)
+    for name in ("S", "M", "L", "XL"):
+        width, parameters, adds = _EDM2_PUBLISHED[name]
+        network = shapes(EDM2, EDM2Config(width=width))
+        yield Size(f"EDM2-{name}, pixels of 64", network, parameters, adds, EDM2_PIXELS)
     for name, (config, parameters, adds) in _JIT_PUBLISHED.items():
         yield Size(f"JiT-{name}/16", shapes(JiT, config), parameters, adds, JIT_PAPER)
 
