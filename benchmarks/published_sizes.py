@@ -97,7 +97,9 @@ def published() -> Iterator[Size]:
         return eqx.filter_eval_shape(lambda: kind.init(config, key=key))
 
     yield Size("`UNet2DModel`, ddpm-cifar10-32", shapes(UNet2D, _CIFAR), 35.7, None, DDPM)
-    yield Size("`UNet2DModel`, ddpm-celebahq-256 (bedroom, cat, church)", shapes(UNet2D, _CELEBA), 114, None, DDPM)
+    yield Size(
+        "`UNet2DModel`, ddpm-celebahq-256 (bedroom, cat, church)", shapes(UNet2D, _CELEBA), 114, None, DDPM
+    )
     for (name, patch), (parameters, adds) in _DIT_PUBLISHED.items():
         width, depth, heads = _DIT_SIZES[name]
         config = PretrainedDiTConfig(patch=patch, width=width, depth=depth, heads=heads)

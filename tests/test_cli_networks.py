@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import mlem_jax as ml
+from mlem_jax import diffusion
 from mlem_jax._cli import app as _cli
 from mlem_jax.diffusion import load_decoder, load_network, PredictorLadder, sample
 
@@ -79,6 +80,29 @@ def test_two_commands_from_files_to_pictures(files, tmp_path):
         code, text = run("sample", *other, "--calibration", place, "--out", tmp_path / "c")
         assert code == 2 and "of which number 2 differ" in text and "calibrate --network" in text, text
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {"pilots": 16, "steps": 64, "fit_pilots": 0}),
+        (("--sde",), {"pilots": 16, "steps": 128, "fit_pilots": 0}),
+        (("--pilots", 8, "--order", 2, "--fit-pilots", 32), {"pilots": 8, "steps": 64, "fit_pilots": 32}),
+    ],
+)
+def test_networks_of_others_are_measured_quickly_unless_options_say_more(
+    files, tmp_path, monkeypatch, options, expected
+):
+    seen = {}
+
+    def measure(ladder, **settings):
+        seen.update(settings)
+        raise OSError("enough")
+
+    monkeypatch.setattr(diffusion, "calibrate_ladder", measure)
+    pair = ("--network", files / "small", "--network", files / "large")
+    code, text = run("calibrate", *pair, *options, "--out", tmp_path / "found")
+    assert code == 1 and {name: seen[name] for name in expected} == expected, text
 
 
 @pytest.mark.slow
