@@ -30,6 +30,10 @@ class ProgressDisplay(Protocol):
         """Adds to the number of steps done."""
         ...
 
+    def restart(self) -> None:
+        """Measures the rate from here on: an earlier run has done what is done."""
+        ...
+
 
 @contextlib.contextmanager
 def show_progress(
@@ -68,6 +72,10 @@ class _State:
     def advance(self, count: int, text: str = "") -> None:
         """See `ProgressDisplay`."""
         self.update(self.done + count, text)
+
+    def restart(self) -> None:
+        """See `ProgressDisplay`."""
+        self._first, self._begun_at = None, self.done
 
     @property
     def rate(self) -> float | None:
@@ -125,6 +133,9 @@ def _bar(state: _State) -> Iterator[ProgressDisplay]:
 
             def advance(self, count: int, text: str = "") -> None:
                 self.update(state.done + count, text)
+
+            def restart(self) -> None:
+                state.restart()
 
         yield Display()
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from problems import mlem, solve
+from problems import as_user, mlem, solve
 
 import mlem_jax as ml
 
@@ -189,8 +189,15 @@ def test_calibrate_says_what_is_missing():
         ml.calibrate(ml.MultilevelTerm(*LEVELS), ts, y0s, key=jr.key(0), costs=(1.0, 2.0))
     with pytest.raises(ValueError, match="multiple of 4, for example"):
         ml.calibrate(ml.MultilevelTerm(*LEVELS), ts[:-1], y0s, key=jr.key(0))
-    with pytest.raises(ValueError, match="in place of ODETerm"):
+    with pytest.raises(ValueError, match="calibrate was given ODETerm; .* in place of ODETerm"):
         ml.calibrate(diffrax.ODETerm(LEVELS[0]), ts, y0s, key=jr.key(0))
+    # Seeds instead of keys, of every type.
+    for name, key in (("calibrate", np.int64(3)), ("fit_steps", 3), ("calibrate", jnp.array(3))):
+        with (
+            as_user(),
+            pytest.raises(ValueError, match=rf"{name} was given key=3; write key=jax.random.key\(3\)"),
+        ):
+            getattr(ml, name)(ml.MultilevelTerm(*LEVELS), ts, y0s, key=key)
 
 
 @pytest.mark.slow

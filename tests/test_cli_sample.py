@@ -110,8 +110,11 @@ def test_sample_refuses(checkpoint, tmp_path, monkeypatch):
 def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
     asked = []
 
-    def measured(ladder, **settings):
+    def measured(ladder, *, keep_in, **settings):
         asked.append(settings)
+        keep_in.mkdir(exist_ok=True)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
         return stand_in(ladder, **settings)
 
     monkeypatch.setattr(diffusion, "calibrate_ladder", measured)
@@ -142,10 +145,19 @@ def test_calibrate_command(checkpoint, tmp_path, monkeypatch):
         patch.setattr(os, "fsync", _full)
         full = run(*common, "--out", tmp_path / "full.npz")
     assert full.exit_code == 1 and "No space is left to write" in full.output and "3 pilot" in full.output
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new", "out"]
+    # Its parts are kept too, so that the same command does not measure them again.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full.npz.unfinished", "new", "out"]
     # A plan that cannot be made is no reason to lose the measurement.
     poor = run(*common[:3], "--budget", 1e-9, "--out", tmp_path / "poor.npz")
     assert poor.exit_code == 0 and "No plan: " in poor.output and (tmp_path / "poor.npz").is_file()
+    # Interrupted in the second of two methods, when the first is written.
+    both = (*common, "--pilots", 5, "--out", tmp_path / "both")
+    stopped = run(*both)
+    assert stopped.exit_code == 130 and "run the same again to continue" in stopped.output
+    assert (tmp_path / "both" / "calibration_ode.npz").is_file()
+    finished = run(*both)
+    assert finished.exit_code == 0 and len(list((tmp_path / "both").iterdir())) == 2, finished.output
+    assert run(*both).exit_code == 2 and not (tmp_path / "both.unfinished").exists()
 
 
 @pytest.mark.parametrize(

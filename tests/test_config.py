@@ -256,8 +256,9 @@ def test_a_shape_that_is_no_image_is_refused(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_config(tmp_path / "ladder.toml")
+    for path in (tmp_path / "ladder.toml", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"{path} is not a file; the TOML file of a ladder"):
+            read_config(path)
 
 
 def test_networks_are_decided_by_the_seed(tmp_path):

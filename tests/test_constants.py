@@ -169,13 +169,62 @@ def test_explicit_meshes():
 
 # --- the state of another solve ---
 
+
+class Every(ml.AbstractCoins):
+    """Level 2 in every step whose number can be divided."""
+
+    number: int = eqx.field(static=True)
+
+    def init(self, num_levels):
+        return None
+
+    def draw(self, p, state, step, key):
+        return jnp.where(p < 1, step % self.number == 0, True).astype(jnp.int32), state
+
+
+def multistep(drifts):
+    ts = np.linspace(0, 1, 21)
+    return ml.LinearMultistep(ml.MultistepCoefficients.adams_bashforth(ts, drifts=drifts, num_levels=2))
+
+
 OTHER_STATES = {
     "MLEM's into MLAB2": (ml.MLEM([1.0, 0.2]), ml.MLAB2([1.0, 0.2]), "MLAB2 was given MLEM's MLEMState"),
     "MLAB2's into MLEM": (ml.MLAB2([1.0, 0.2]), ml.MLEM([1.0, 0.2]), "MLEM was given MLAB2's MLAB2State"),
-    "other coins": (
+    # Pairs of policies whose states have the same structure.
+    "independent coins into nested": (
         mlem([1.0, 0.2], jr.key(0)),
+        mlem([1.0, 0.2], jr.key(0), coins=ml.NestedCoins()),
+        r"coins=IndependentCoins\(\) and has coins=NestedCoins\(\); continue a solve with the same coins",
+    ),
+    "stratified coins into systematic": (
+        ml.MLAB2([1.0, 0.2], coins=ml.StratifiedCoins(), key=jr.key(0)),
+        ml.MLAB2([1.0, 0.2]),
+        r"MLAB2 was given .* coins=StratifiedCoins\(\) and has coins=SystematicCoins\(offset=0.5\)",
+    ),
+    "another offset": (
+        ml.MLEM([1.0, 0.2], coins=ml.SystematicCoins(0.25)),
         ml.MLEM([1.0, 0.2]),
-        r"MLEM was given .*other coins: these remember nothing, and SystematicCoins\(0.5\) remembers",
+        r"coins=SystematicCoins\(offset=0.25\) and has coins=SystematicCoins\(offset=0.5\)",
+    ),
+    "coins of one's own": (
+        ml.MLEM([1.0, 0.25], coins=Every(4), key=jr.key(0)),
+        ml.MLEM([1.0, 0.25], coins=Every(5), key=jr.key(0)),
+        r"coins=Every\(number=4\) and has coins=Every\(number=5\)",
+    ),
+    "another time variable": (
+        ml.MLAB2([1.0, 0.2], time_variable="log"),
+        ml.MLAB2([1.0, 0.2]),
+        "MLAB2 was given .* time_variable='log' and has time_variable='time'",
+    ),
+    "MLEM's into LinearMultistep": (
+        ml.MLEM([1.0, 0.2]),
+        multistep(3),
+        "LinearMultistep was given MLEM's MLEMState as solver_state; its own MultistepState is expected",
+    ),
+    "other coefficients": (
+        multistep(3),
+        multistep(2),
+        "keeps 2 drifts and 1 increments .*; 1 and 1 are expected",
     ),
     "all 1 before": (ml.MLAB2([1.0, 1.0]), ml.MLAB2([1.0, 0.2]), "MLAB2 was given .* other probabilities"),
     "all 1 now": (ml.MLAB2([1.0, 0.2]), ml.MLAB2([1.0, 1.0]), "MLAB2 was given .* other probabilities"),
@@ -188,6 +237,32 @@ def test_another_solver_s_state_is_refused(first, second, message):
     state = first.init(TERM, 0.0, 1.0, jnp.asarray(1.0), None)
     with as_user(), pytest.raises(ValueError, match=message):
         solve(TERM, second, jnp.asarray(1.0), solver_state=state)
+
+
+def test_the_state_of_the_same_solver_is_accepted_in_every_transformation():
+    # What identifies coins must not depend on whether their numbers are traced.
+    y0 = jnp.array([1.0, 2.0])
+    offsets = jnp.array([0.5, 0.5])
+    with as_user():
+        whole = solve(TERM, ml.MLEM([1.0, 0.2]), y0, steps=40).ys[-1]
+
+        def continued(solver, state, y):
+            half = 0.0 if state is None else 0.5
+            return solve(TERM, solver, y, t0=half, t1=half + 0.5, steps=20, solver_state=state)
+
+        outer = ml.MLEM([1.0, 0.2], coins=ml.SystematicCoins(offsets))
+        for first in (eqx.filter_jit(continued), continued):
+            begun = first(outer, None, y0)
+            for second in (eqx.filter_jit(continued), continued):
+                np.testing.assert_allclose(
+                    second(outer, begun.solver_state, begun.ys[-1]).ys[-1], whole, rtol=1e-6
+                )
+        # A batch of states belongs to a batch of solves.
+        many = jax.vmap(lambda y: continued(outer, None, y))(y0)
+        ends = jax.vmap(lambda s, y: continued(outer, s, y).ys[-1])(many.solver_state, many.ys[:, -1])
+        np.testing.assert_allclose(ends, whole, rtol=1e-6)
+        with pytest.raises(ValueError, match="MLEM was given the solver_state of a batch of 2 solves"):
+            continued(outer, many.solver_state, many.ys[0, -1])
 
 
 def test_a_state_of_other_levels_is_refused():

@@ -65,7 +65,7 @@ def test_fitted_for_the_distribution_the_end_has_more_of_its_spread(monkeypatch)
     def fine(t, y, args):
         return jnp.stack([y[1], -jnp.sin(2 * y[0])])
 
-    def searched(pilots, most, report):
+    def searched(pilots, most, kept, report):
         schedule = Schedule(tuple(range(0, 65, 8)), 0, ((),) * 8)
         yield Searcher(pilots, Memory(), everyone(pilots.count)).try_out(schedule)
 

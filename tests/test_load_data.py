@@ -140,18 +140,21 @@ def test_files_of_another_kind_are_told_apart(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(tmp_path / "a.png", "a.png")
     for name, message in (
-        ("a.png", r"a.png is one picture; name the folder that holds the pictures, such as .*"),
+        ("a.png", f"a.png is one picture; name the folder that holds the pictures, such as {tmp_path}."),
         ("a.zip", "a.zip is an archive of files; unpack it and name the folder"),
     ):
         with pytest.raises(ValueError, match=message):
             load(tmp_path / name, (4, 4, 1))
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist. A folder of pictures, an .npy"):
         load(tmp_path / "nowhere", (4, 4, 1))
     booleans, holes = np.zeros((20, 4, 4, 1), bool), np.zeros((20, 4, 4, 1), np.float32)
     holes[7, 1, 2, 0] = np.nan
     for array, message in (
         (booleans, r"type bool.*Write 255 \* images.astype\(numpy.uint8\) if True is white"),
-        (holes, "1 of 20 images have NaN or infinite numbers, the first of them number 7"),
+        (
+            holes,
+            "numbers that are not finite: 1 of 20 images have NaN or infinite ones, the first of them number 7",
+        ),
     ):
         np.save(tmp_path / "a.npy", array)
         with pytest.raises(ValueError, match=message):

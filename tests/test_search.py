@@ -1,5 +1,7 @@
 """The search for steps and the catalogue of plans that it makes."""
 
+import dataclasses
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from problems import as_user
 
 import mlem_jax as ml
+from mlem_jax._calibration.kept_parts import KeptParts
 from mlem_jax._calibration.step_grids import grid_of, resampled
 
 KEY = jr.key(0)
@@ -55,6 +58,36 @@ def catalogue(entries):
         levels_id=("a", "b"),
         state_id="s",
     )
+
+
+def interrupted(monkeypatch, call, stops):
+    """The result of a call that is interrupted after each of these numbers of parts and then repeated to its end, and
+    the total number of parts that were computed."""
+    total, left = 0, 0
+
+    def one_more(self):
+        nonlocal total, left
+        if left == 0:
+            raise KeyboardInterrupt
+        total, left = total + 1, left - 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptParts, "_computing", one_more)
+        for stop in stops:
+            left = stop
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        left = -1
+        return call(), total
+
+
+def assert_same_numbers(found, expected, *, but=("seconds",)):
+    for field in dataclasses.fields(expected):
+        if field.name not in but:
+            ours, others = (jax.tree.leaves(getattr(one, field.name)) for one in (found, expected))
+            assert len(ours) == len(others)
+            for one, other in zip(ours, others, strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 ALONE = [((1,), (2,), 0.4), ((1,), (4,), 0.1), ((1,), (8,), 0.025)]
@@ -177,6 +210,45 @@ def test_search_beats_equal_steps_with_classical_coefficients(steps):
     theirs = np.abs(ends(classical, ml.MultilevelTerm(fine), equal) - exact).mean()
     ours = np.abs(ends(plan.solver(), plan.terms(TERM), plan.ts) - exact).mean()
     assert ours < 0.5 * theirs
+
+
+@pytest.mark.slow
+def test_what_is_interrupted_continues_without_repetition_and_ends_on_the_same_numbers(tmp_path, monkeypatch):
+    y0s = jr.normal(KEY, (8, 2))
+    settings = {"key": KEY, "costs": (0.01, 1.0), "batch_size": 4, "progress": False}
+
+    def fit(keep_in=None):
+        return ml.fit_steps(TERM, TS[::8], y0s, most=2, keep_in=keep_in, **settings)
+
+    def calibrate(keep_in=None):
+        return ml.calibrate(TERM, TS[::8], y0s, trials=(), keep_in=keep_in, **settings)
+
+    whole, parts = interrupted(monkeypatch, fit, [])
+    # Within the search, and within the final fits, each of which has at least one part for itself and one in it.
+    found, computed = interrupted(
+        monkeypatch, lambda: fit(tmp_path), [1, parts - 2 - 2 * len(whole.levels), 1, 2]
+    )
+    # An entry that is interrupted between two of its parts is begun again, without those.
+    assert parts <= computed <= parts + 2
+    assert_same_numbers(found, whole)
+    measured, parts = interrupted(monkeypatch, calibrate, [])
+    # The levels' seconds, and for both batches increments and two levels with each of three strides.
+    assert parts == 1 + 2 * (1 + 2 * 3)
+    found, computed = interrupted(monkeypatch, lambda: calibrate(tmp_path), [0, 2, 7])
+    assert computed == parts
+    assert_same_numbers(found.measurements, measured.measurements)
+    # A line that was cut short and a damaged file are computed again; parts of other pilots are not used.
+    (folder,) = tmp_path.glob("fit-*")
+    with open(folder / "numbers.txt", "a") as file:
+        file.write('\n["(0')
+    (folder / "entry-1.npz").write_bytes(b"short")
+    found, computed = interrupted(monkeypatch, lambda: fit(tmp_path), [])
+    assert computed == 1
+    assert_same_numbers(found, whole)
+    y0s = y0s + 0.1
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patch:
+        patch.setattr(KeptParts, "_computing", lambda self: 1 / 0)
+        fit(tmp_path)
 
 
 @pytest.mark.slow

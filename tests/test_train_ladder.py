@@ -88,6 +88,9 @@ def test_a_run_that_is_interrupted_while_it_calibrates_keeps_what_it_measured(tm
 
     def measure(ladder, *, sde=False, **settings):
         asked.append(("sde" if sde else "ode") + ("_2" if "method" in settings else ""))
+        # Within a calibration its parts are kept, and the second method measures only what is its own.
+        assert settings["keep_in"] == tmp_path / "kept" / "parts"
+        assert (settings["like"] is None) == (asked[-1] != "ode_2")
         if len(asked) in interruptions:
             interruptions.clear()
             raise KeyboardInterrupt
@@ -111,7 +114,7 @@ def test_a_run_that_is_interrupted_while_it_calibrates_keeps_what_it_measured(tm
 def test_a_ladder_from_one_file(tmp_path, monkeypatch):
     def one_measured(ladder, **settings):
         # Each calibration compiles for half a minute; how they are measured has its own tests.
-        measure = calibrate_ladder if settings.keys() <= {"pilots", "progress"} else stand_in
+        measure = calibrate_ladder if settings.keys().isdisjoint({"method", "sde"}) else stand_in
         return measure(ladder, **settings)
 
     monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", one_measured)

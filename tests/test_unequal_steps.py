@@ -26,11 +26,19 @@ def merged_at_random(steps, extra, seed):
     return np.sort(np.append(np.linspace(0, 1, steps + 1), times))
 
 
+def irregular(seed):
+    draw = np.random.default_rng(seed)
+    lengths = np.exp(draw.normal(size=24) * draw.uniform(0.2, 1.2))
+    return np.append(0, np.cumsum(lengths)) / lengths.sum()
+
+
 # All of 24 steps, so that a solver is compiled once.
 GRIDS = {
     "merged observations": merged(20),
     "random observations": merged_at_random(20, 4, 0),
     "many random observations": merged_at_random(12, 12, 0),
+    # Steps grow over several steps, each by more than 1.52: with factors that follow them 1.34 times Euler's error.
+    "irregular": irregular(29),
     "alternating by 1.4": alternating(24, 1.4),
     "alternating by 2": alternating(24, 2.0),
     "alternating by 4": alternating(24, 4.0),

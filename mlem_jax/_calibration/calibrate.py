@@ -1,6 +1,8 @@
 """Measurements of levels along pilot trajectories, and trial runs of the multilevel method on them."""
 
+import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -9,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
+from .._checks import as_key
 from .._coins import AbstractCoins, IndependentCoins, StratifiedCoins, SystematicCoins
 from .._custom_types import Args, Y
 from .._fingerprint import level_id, state_id
@@ -18,6 +21,7 @@ from .calibration import Calibration
 from .costs import check_costs, relative_costs, time_levels
 from .fit_steps import fit_steps
 from .inputs import check_finite, make_pilots
+from .kept_parts import kept_parts, KeptParts
 from .measurements import Measurements
 from .pilots import LevelSubsetTerms, Pilots, ReportProgress
 from .single_runs import run_single_levels, SingleRuns, strides
@@ -48,6 +52,7 @@ def calibrate(
     trials: Sequence[AbstractCoins] = _TRIED,
     fit: bool = False,
     like: Calibration | None = None,
+    keep_in: str | Path | None = None,
     progress: bool = True,
 ) -> Calibration:
     """Measures, along trajectories of the finest level, the sizes of the levels' increments, their effects on the end
@@ -83,6 +88,8 @@ def calibrate(
         settings call `fit_steps` and [`mlem_jax.Calibration.with_fitted`][].
     - `like`: a calibration of the same levels on the same pilots for another method, whose increments, effects and
         costs are taken over; what depends on the method is measured. Pass the same `ts`, `y0s` and `key`.
+    - `keep_in`: a folder in which finished parts are kept. The same call after an interruption continues from them and
+        ends with the same numbers. Delete the folder when the calibration is saved.
     - `progress`: whether to show a progress bar.
 
     The measurement takes about `5 N` evaluations of the finest level per pilot.
@@ -98,6 +105,7 @@ def calibrate(
             f"calibrate was given method={method!r}; an object is expected, mlem_jax.EulerMaruyama() or "
             'mlem_jax.AdamsBashforth("log").'
         )
+    key = as_key("calibrate", key)
     keys = jr.split(key, 3)
     pilots = make_pilots(terms, ts, y0s, args, labels, keys[0], batch_size)
     num_levels = len(pilots.term.levels)
@@ -106,18 +114,36 @@ def calibrate(
         _check_like(like, pilots)
     runs = num_levels * len(strides(len(pilots.ts) - 1))
     work = len(pilots.batches) * (_SWEEP_WORK * (like is None) + runs) + len(trials) * len(TRIAL_BUDGETS)
+    problem = (
+        terms,
+        ts,
+        y0s,
+        args,
+        labels,
+        key,
+        method,
+        costs,
+        probes,
+        sensitivity_level,
+        batch_size,
+        trials,
+    )
     with show_progress("calibrating", total=work, shown=progress) as display:
+        kept = kept_parts("calibration", keep_in, (*problem, like is None), display.restart)
 
         def report_progress(what: str, count: int) -> None:
             display.advance(count, what)
 
         if like is None:
-            levels = _measure_levels(pilots, priced, sensitivity_level, probes, keys[1], report_progress)
+            sweep_key = keys[1]
+            levels = _measure_levels(
+                pilots, priced, sensitivity_level, probes, sweep_key, kept, report_progress
+            )
         else:
             levels = {name: getattr(like.measurements, name) for name in _OF_THE_LEVELS}
-        single = run_single_levels(pilots, method, report_progress)
+        single = run_single_levels(pilots, method, kept, report_progress)
         measured = _record(pilots, levels, single, method, finest_error)
-        tried = run_trials(measured, trials, pilots, single, keys[2], report_progress)
+        tried = run_trials(measured, trials, pilots, single, keys[2], kept, report_progress)
     found = Calibration(measured, tried)
     if not fit:
         return found
@@ -127,7 +153,15 @@ def calibrate(
         "batch_size": batch_size,
     }
     steps = fit_steps(
-        terms, ts, y0s, args, labels=labels, key=jr.fold_in(key, 3), progress=progress, **settings
+        terms,
+        ts,
+        y0s,
+        args,
+        labels=labels,
+        key=jr.fold_in(key, 3),
+        keep_in=keep_in,
+        progress=progress,
+        **settings,
     )
     return found.with_fitted(steps)
 
@@ -163,16 +197,17 @@ def _measure_levels(
     sensitivity_level: int,
     probes: int,
     key: PRNGKeyArray,
+    kept: KeptParts,
     report_progress: ReportProgress,
 ) -> dict[str, np.ndarray]:
     """What does not depend on the method: the fields `_OF_THE_LEVELS` of `Measurements`."""
     report_progress("timing the levels", 0)
     batch = pilots.batches[0]
     y0, inputs = jtu.tree_map(lambda leaf: leaf[0], batch)
-    seconds = time_levels(pilots.term, pilots.ts[0], *batch, pilots.args)
+    (seconds,) = kept.arrays("seconds", lambda: [time_levels(pilots.term, pilots.ts[0], *batch, pilots.args)])
     costs = relative_costs(pilots.term, priced, seconds, pilots.ts[0], y0, inputs.args(pilots.args))
     index = sensitivity_level % len(pilots.term.levels)
-    sizes, effects = _sweep(pilots, index, probes, key, report_progress)
+    sizes, effects = _sweep(pilots, index, probes, key, kept, report_progress)
     return {
         "increment_rms": np.sqrt(np.mean(sizes, axis=2)),
         "effects": np.asarray(effects, np.float32),
@@ -204,7 +239,12 @@ def _check_like(like: Calibration, pilots: Pilots) -> None:
 
 
 def _sweep(
-    pilots: Pilots, sensitivity_level: int, probes: int, key: PRNGKeyArray, report_progress: ReportProgress
+    pilots: Pilots,
+    sensitivity_level: int,
+    probes: int,
+    key: PRNGKeyArray,
+    kept: KeptParts,
+    report_progress: ReportProgress,
 ) -> tuple[Float[np.ndarray, "steps levels pilots"], Float[np.ndarray, "steps levels pilots probes"]]:
     """Mean squares and effects of the increments on all pilots."""
     # Terms with this level only, so that the derivatives of the other levels are not compiled.
@@ -215,9 +255,11 @@ def _sweep(
     report_progress("increments along trajectories", 0)
     for i, (ys, inputs) in enumerate(pilots.batches):
         mine = keys[i * batch_size : (i + 1) * batch_size]
-        found.append(sweep(pilots.make_terms, cheap, pilots.ts, ys, pilots.args, probes, inputs, mine))
-        jax.block_until_ready(found[-1])
+        one = functools.partial(
+            sweep, pilots.make_terms, cheap, pilots.ts, ys, pilots.args, probes, inputs, mine
+        )
+        found.append(kept.arrays(f"increments-{i + 1}", one))
         report_progress("increments along trajectories", _SWEEP_WORK)
-    sizes, effects = (np.concatenate([np.asarray(f[j]) for f in found], axis=2) for j in (0, 1))
+    sizes, effects = (np.concatenate(parts, axis=2) for parts in zip(*found, strict=True))
     check_finite(effects, pilots.ts)
     return sizes, effects

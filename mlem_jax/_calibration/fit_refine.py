@@ -8,13 +8,15 @@ Wainwright 2016), and pulled back through a cheap level. It determines how fast 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Float
 
 from .fit_pilots import FitPilots
 from .fit_rollout import Fitted, moved, roll_out, Rollout, step_features, to_drifts
+from .kept_parts import KeptParts
 
 # The largest number of Gauss-Newton steps, and the decrease of the logarithm of the held-out error below which no
 # further step is taken.
@@ -39,23 +41,41 @@ class _Problem(NamedTuple):
     matrix: Float[np.ndarray, "pilots parameters parameters"]
 
 
-def refine(pilots: FitPilots, rollout: Rollout, report: Callable[[str], None]) -> Rollout:
-    """The roll-out with refined coefficients. A step is accepted only if it decreases the error of held-out pilots."""
-    best, ridge = rollout, _RIDGE
+def refine(
+    pilots: FitPilots, rollout: Rollout, report: Callable[[str], None], kept: KeptParts | None = None
+) -> Rollout:
+    """The roll-out with refined coefficients. A step is accepted only if it decreases the error of held-out pilots. Each
+    step is a part of `kept`."""
+    kept = KeptParts() if kept is None else kept
+    best, ridge = rollout, np.array(_RIDGE)
+    structure = jtu.tree_structure(list(rollout.fitted))
     for number in range(_ROUNDS):
         report(f"refining, cost {best.schedule.cost(pilots.costs):.1f}")
-        problem = _linearised(pilots, best, seed=number)
-        before = best
-        for _ in range(_TRIES):
-            given = _changed(before, _change(problem, before, ridge))
-            found = roll_out(pilots, before.schedule, before.memory, before.groups, given=given)
-            if found.typical_error < before.typical_error:
-                best, ridge = found, ridge / _LOWERED
-                break
-            ridge *= _RAISED
+        before, computed = best, []
+
+        def compute(before: Rollout = before, ridge: float = float(ridge), number: int = number) -> list[Any]:
+            found, after = _one_step(pilots, before, ridge, seed=number)
+            computed.append(found)  # noqa: B023 (called at once)
+            return [after, *jtu.tree_leaves(list(found.fitted))]
+
+        ridge, *numbers = kept.arrays(f"step-{number + 1}", compute)
+        given = jtu.tree_unflatten(structure, numbers)
+        best = computed[0] if computed else roll_out(pilots, *before[:3], given=given)
         if not np.log(before.typical_error / best.typical_error) > _GAIN:
             break
     return best
+
+
+def _one_step(pilots: FitPilots, before: Rollout, ridge: float, seed: int) -> tuple[Rollout, float]:
+    """The roll-out after one step, or the one before if no step lowers the error, and the next ridge."""
+    problem = _linearised(pilots, before, seed=seed)
+    for _ in range(_TRIES):
+        given = _changed(before, _change(problem, before, ridge))
+        found = roll_out(pilots, *before[:3], given=given)
+        if found.typical_error < before.typical_error:
+            return found, ridge / _LOWERED
+        ridge *= _RAISED
+    return before, ridge
 
 
 def _change(problem: _Problem, rollout: Rollout, ridge: float) -> Float[np.ndarray, "groups parameters"]:

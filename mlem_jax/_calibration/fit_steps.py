@@ -1,6 +1,8 @@
 """From terms and pilots to a catalogue of fitted steps, in one call."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -10,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
-from .._checks import check_grid
+from .._checks import as_key, check_grid
 from .._custom_types import Args, TimeVariable, Y
 from .._fingerprint import level_id, state_id
 from .._progress import show_progress
@@ -25,6 +27,7 @@ from .fit_refine import refine
 from .fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from .fit_step import everyone, left_out
 from .inputs import check_labels
+from .kept_parts import kept_parts, KeptParts
 from .pilots import PilotInputs
 from .search_steps import Found, multilevel, Searcher, single_level
 
@@ -67,6 +70,7 @@ def fit_steps(
     most: float | int = 32.0,
     distribution: float | int = 0.0,
     batch_size: int = 32,
+    keep_in: str | Path | None = None,
     progress: bool = True,
 ) -> FittedSteps:
     """Fits the steps of solves of different costs, for a ladder of levels or for a single level: the times of the
@@ -112,15 +116,17 @@ def fit_steps(
         reduces standard deviations, which makes images with few evaluations blurred. Entries whose error would
         increase by more than 5% are fitted to the trajectories alone.
     - `batch_size`: number of pilots evaluated together; it bounds the memory.
+    - `keep_in`: a folder in which finished parts are kept, as for [`mlem_jax.calibrate`][].
     - `progress`: whether to show a progress bar.
 
     Raises `ValueError` for terms without a `MultilevelTerm`, fewer than 8 pilots, times that are not monotone, a `most`
     below 2, a `distribution` outside `[0, 1)`, labels beside `args` or of another number than the pilots, and invalid
     costs.
     """
+    key = as_key("fit_steps", key)
     make_terms = as_terms_of_key(terms)
     example = make_terms(key)
-    _, term = find_multilevel_term(example)
+    _, term = find_multilevel_term(example, "fit_steps")
     check_grid("fit_steps", ts, fewest=_FEWEST_STEPS)
     fine = np.asarray(ts, float)
     count = jtu.tree_leaves(y0s)[0].shape[0]
@@ -134,6 +140,7 @@ def fit_steps(
     stride = -(-(len(fine) - 1) // _MOST_TIMES)
     priced = check_costs(term, costs)
     batch = jtu.tree_map(lambda leaf: leaf[:batch_size], (y0s, own))
+    settings = (terms, fine, y0s, args, labels, key, time_variable, costs, float(most), float(distribution))
     seconds = time_levels(term, fine[0], batch[0], batch[1], args)
     relative = relative_costs(term, priced, seconds, fine[0], y0, first)
     work = _units_of_work(relative, float(most), (len(fine) - 1) // stride)
@@ -141,10 +148,11 @@ def fit_steps(
         args=args, labels=labels, key=key, costs=relative, time_variable=time_variable
     )
     with show_progress("fitting steps", total=work, unit="schedules", shown=progress) as display:
+        kept = kept_parts("fit", keep_in, settings, display.restart)
         pilots = FitPilots(make_terms, fine, stride, y0s, batch_size=batch_size, **problem)
         display.advance(1, "reference trajectories")
-        found = list(_search(pilots, float(most), display.advance))
-        entries = _entries(pilots, found, float(distribution), display.advance)
+        found = list(_search(pilots, float(most), kept, display.advance))
+        entries = _entries(pilots, found, float(distribution), kept, display.advance)
         display.update(work)
     levels, tables, errors, fitted = zip(*entries, strict=True)
     return FittedSteps(
@@ -180,23 +188,40 @@ def _check_settings(pilots: int, most: float | int, distribution: float | int) -
 
 
 def _entries(
-    pilots: FitPilots, found: list[Found], distribution: float, advance: Callable[[int, str], None]
+    pilots: FitPilots,
+    found: list[Found],
+    distribution: float,
+    kept: KeptParts,
+    advance: Callable[[int, str], None],
 ) -> list[tuple[tuple[int, ...], MultistepCoefficients, np.ndarray, bool]]:
     """The entries of the catalogue: levels, coefficients, errors of held-out pilots, and whether they are fitted."""
     # Where there are enough pilots, errors are those of pilots that were not used in the search.
     unused = slice(_SEARCHED if pilots.count >= 2 * _SEARCHED else 0, None)
+    names = [field.name for field in dataclasses.fields(MultistepCoefficients)]
     entries = []
-    for one in _worth_it(found):
-        table, errors, better = _final(pilots, one.schedule, distribution, lambda what: advance(0, what))
-        entries.append((one.schedule.levels, table, errors[unused], better))
+    for number, one in enumerate(_worth_it(found)):
+        name = f"entry-{number + 1}"
+        inside = kept.within(name)
+
+        def final(one: Found = one, parts: KeptParts = inside) -> tuple[np.ndarray, ...]:
+            table, errors, better = _final(
+                pilots, one.schedule, distribution, parts, lambda what: advance(0, what)
+            )
+            return (*(getattr(table, name) for name in names), errors, np.array(better))
+
+        *numbers, errors, better = kept.arrays(name, final)
+        table = MultistepCoefficients(**dict(zip(names, numbers, strict=True)))
+        entries.append((one.schedule.levels, table, errors[unused], bool(better)))
         advance(1, f"all pilots, cost {one.cost:.1f}")
     return entries
 
 
-def _search(pilots: FitPilots, most: float, report: Callable[[int, str], None]) -> Iterator[Found]:
+def _search(
+    pilots: FitPilots, most: float, kept: KeptParts, report: Callable[[int, str], None]
+) -> Iterator[Found]:
     """Schedules of all costs: the finest level alone, cheaper ones alone, and several levels."""
     few = pilots.part(min(_SEARCHED, pilots.count))
-    searcher = Searcher(few, _MEMORY, left_out(few.count, _GROUPS))
+    searcher = Searcher(few, _MEMORY, left_out(few.count, _GROUPS), kept)
     finest = len(pilots.costs) - 1
     counts = _counts(_SINGLE, 1.0, most, searcher.times)
     alone = []
@@ -216,9 +241,9 @@ def _search(pilots: FitPilots, most: float, report: Callable[[int, str], None]) 
             report(1, f"several levels, cost {found.cost:.1f}")
             yield found
             cost, error = envelope(
-                np.array([one.cost for one in alone]), np.array([one.rollout.typical_error for one in alone])
+                np.array([one.cost for one in alone]), np.array([one.typical_error for one in alone])
             )
-            worse = cost_to_reach(cost, error, found.rollout.typical_error) < found.cost
+            worse = cost_to_reach(cost, error, found.typical_error) < found.cost
             useless = useless + 1 if worse else 0
             # With more evaluations the finest level alone has even smaller errors in comparison.
             if useless == _USELESS:
@@ -230,8 +255,7 @@ def _worth_it(found: list[Found]) -> list[Found]:
 
     def beaten(one: Found) -> bool:
         return any(
-            other.cost <= one.cost and other.rollout.typical_error < _BEATEN * one.rollout.typical_error
-            for other in found
+            other.cost <= one.cost and other.typical_error < _BEATEN * one.typical_error for other in found
         )
 
     finest = max(found, key=lambda one: one.schedule.base).schedule.base
@@ -239,7 +263,11 @@ def _worth_it(found: list[Found]) -> list[Found]:
 
 
 def _final(
-    pilots: FitPilots, schedule: Schedule, distribution: float, report: Callable[[str], None]
+    pilots: FitPilots,
+    schedule: Schedule,
+    distribution: float,
+    kept: KeptParts,
+    report: Callable[[str], None],
 ) -> tuple[MultistepCoefficients, np.ndarray, bool]:
     """The coefficients of a schedule from all pilots, the errors of held-out pilots, and whether these errors are
     smaller than with the classical coefficients.
@@ -248,7 +276,7 @@ def _final(
     the same weight."""
     groups = left_out(pilots.count, _GROUPS)
     tried = [roll_out(pilots, schedule, memory, groups) for memory in (_MEMORY, _LONG_MEMORY)]
-    held_out = refine(pilots, min(tried, key=lambda rollout: rollout.typical_error), report)
+    held_out = refine(pilots, min(tried, key=lambda rollout: rollout.typical_error), report, kept)
     classical = roll_out(pilots, schedule, _MEMORY, everyone(pilots.count), classical=True)
     if distribution:
         # Held-out distances to the pilots' own references do not rate distributions, for which a long memory is worse.

@@ -35,7 +35,7 @@ def make_pilots(
     y0s = jtu.tree_map(lambda y: _as_solved(y, ts), y0s)
     count = _count(y0s)
     make_terms = as_terms_of_key(terms)
-    place, term = find_multilevel_term(make_terms(key))
+    place, term = find_multilevel_term(make_terms(key), "calibrate")
     check_labels(labels, args, count)
     inputs = PilotInputs(jr.split(key, count), jtu.tree_map(jnp.asarray, labels))
     y0, first = jtu.tree_map(lambda leaf: leaf[0], (y0s, inputs))

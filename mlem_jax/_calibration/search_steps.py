@@ -14,6 +14,7 @@ from jaxtyping import Float
 from .fit_pilots import FitPilots
 from .fit_rollout import Memory, roll_out, Rollout, Schedule
 from .fit_step import Groups
+from .kept_parts import KeptParts
 from .step_grids import first_densities, grid_of, resampled
 
 # A change is kept if it reduces the logarithm of the typical error by at least this much. A smaller gain is within the
@@ -37,30 +38,44 @@ _STEPS_AT_FIRST, _STEPS_PER_EVALUATION, _STEPS_FACTOR = 8, 4, 1.3
 
 
 class Found(NamedTuple):
-    """A schedule, its roll-out and its cost."""
+    """A schedule, the typical error of its roll-out and its cost. `rollouts` contains the roll-out, unless the error is
+    known from an interrupted search and the roll-out was not needed yet."""
 
     schedule: Schedule
-    rollout: Rollout
+    typical_error: float
     cost: float
+    rollouts: list[Rollout]
 
     @property
     def merit(self) -> float:
         """The logarithm of the typical error, corrected to equal cost; smaller is better."""
-        return float(np.log(self.rollout.typical_error)) + _EXCHANGE * float(np.log(self.cost))
+        return float(np.log(self.typical_error)) + _EXCHANGE * float(np.log(self.cost))
 
 
 class Searcher:
-    """Rolls out pilots, starting from known roll-outs of similar schedules."""
+    """Rolls out pilots, starting from known roll-outs of similar schedules. The errors of all roll-outs are kept: after
+    an interruption the search repeats its decisions without them."""
 
-    def __init__(self, pilots: FitPilots, memory: Memory, groups: Groups):
+    def __init__(self, pilots: FitPilots, memory: Memory, groups: Groups, kept: KeptParts | None = None):
         self.pilots, self.memory, self.groups = pilots, memory, groups
+        self.kept = KeptParts() if kept is None else kept
         self.times = len(pilots.ts) - 1
 
     def try_out(self, schedule: Schedule, like: Found | None = None) -> Found:
         """The roll-out of a schedule, from the first step that differs from a known one."""
-        known = None if like is None else like.rollout
-        rollout = roll_out(self.pilots, schedule, self.memory, self.groups, known=known)
-        return Found(schedule, rollout, schedule.cost(self.pilots.costs))
+        rollouts: list[Rollout] = []
+
+        def error() -> float:
+            if like is not None and not like.rollouts:
+                like.rollouts.append(self._roll_out(like.schedule, None))
+            rollouts.append(self._roll_out(schedule, None if like is None else like.rollouts[0]))
+            return rollouts[0].typical_error
+
+        typical = self.kept.number(str(tuple(schedule)), error)
+        return Found(schedule, typical, schedule.cost(self.pilots.costs), rollouts)
+
+    def _roll_out(self, schedule: Schedule, known: Rollout | None) -> Rollout:
+        return roll_out(self.pilots, schedule, self.memory, self.groups, known=known)
 
 
 def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Iterator[Found]:
@@ -208,7 +223,7 @@ def _one_evaluation_more(searcher: Searcher, best: Found, level: int) -> Found:
     middles = sorted({(a + b) // 2 for a, b in zip(edges, edges[1:], strict=False)})
     changed = [_changed_evaluations(best.schedule, level, None, middle) for middle in middles]
     tried = [searcher.try_out(schedule, best) for schedule in changed if schedule is not None]
-    return min(tried, key=lambda found: found.rollout.typical_error) if tried else best
+    return min(tried, key=lambda found: found.typical_error) if tried else best
 
 
 def _moved_evaluations(searcher: Searcher, best: Found, level: int) -> Found:

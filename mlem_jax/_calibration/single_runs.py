@@ -1,16 +1,18 @@
 """Runs of each level alone on the pilots, with several numbers of steps."""
 
+import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._solver import AbstractMethod
+from .kept_parts import KeptParts
 from .pilots import (
     differences,
+    PilotInputs,
     Pilots,
     ReportProgress,
     rms_distance,
@@ -52,30 +54,30 @@ def strides(total: int) -> list[int]:
     return [*_STRIDES, *(m for m in _LONGER_STRIDES if total % m == 0 and total // m >= _FEWEST_STEPS)]
 
 
-def run_single_levels(pilots: Pilots, method: AbstractMethod, report_progress: ReportProgress) -> SingleRuns:
+def run_single_levels(
+    pilots: Pilots, method: AbstractMethod, kept: KeptParts, report_progress: ReportProgress
+) -> SingleRuns:
     """Solves all pilots with each level alone and with each stride."""
     total, num_levels = len(pilots.ts) - 1, len(pilots.term.levels)
     every = strides(total)
     solver = method.single_level_solver()
     ends: dict[tuple[int, int], list[PyTree]] = {}
+
+    def run(level: int, stride: int, ys: PyTree, inputs: PilotInputs) -> list[Array]:
+        alone = SingleLevelTerms(pilots.make_terms, pilots.place, level)
+        segment, ts = total // every[-1], pilots.ts[::stride]
+        found = segmented_ends(method, lambda part: solver, alone, ts, segment, ys, pilots.args, inputs)
+        return jtu.tree_leaves(found)
+
     for stride in every:
         for level in range(num_levels):
-            alone = SingleLevelTerms(pilots.make_terms, pilots.place, level)
-            ends[level, stride] = [
-                segmented_ends(
-                    method,
-                    lambda part: solver,
-                    alone,
-                    pilots.ts[::stride],
-                    total // every[-1],
-                    ys,
-                    pilots.args,
-                    inputs,
-                )
-                for ys, inputs in pilots.batches
-            ]
-            jax.block_until_ready(ends[level, stride])
-            report_progress("each level alone", len(pilots.batches))
+            ends[level, stride] = []
+            for i, (ys, inputs) in enumerate(pilots.batches):
+                compute = functools.partial(run, level, stride, ys, inputs)
+                leaves = kept.arrays(f"level-{level + 1}-{stride}-{i + 1}", compute)
+                found = jtu.tree_unflatten(jtu.tree_structure(ys), map(jnp.asarray, leaves))
+                ends[level, stride].append(found)
+                report_progress("each level alone", 1)
     finest_ends = {stride: ends[num_levels - 1, stride] for stride in every}
     reference, left = _reference(finest_ends, method.order)
     rows = [

@@ -1,5 +1,6 @@
 """Trial runs of the multilevel method on the pilots, which measure what the linear model neglects."""
 
+import functools
 from collections.abc import Sequence
 
 import diffrax
@@ -12,6 +13,7 @@ from .._coins import AbstractCoins
 from .._custom_types import Args, Y
 from .._probabilities import TabulatedProbabilities
 from .._term import MakeTerms
+from .kept_parts import KeptParts
 from .linear_model import error_of_counts, firing_counts, select, Selection
 from .measurements import Measurements
 from .pilots import (
@@ -48,40 +50,26 @@ def run_trials(
     pilots: Pilots,
     single: SingleRuns,
     key: PRNGKeyArray,
+    kept: KeptParts,
     report_progress: ReportProgress,
 ) -> Trials:
     """Solves the pilots with the plans of each policy for all trial budgets. Measures the distance to the finest level
     alone with the same steps, and compares it with the prediction of the linear model."""
-    total = measured.num_steps
     levels = _kept_levels(measured)
-    kept = LevelSubsetTerms(pilots.make_terms, levels)
-    segment = int(measured.single_steps[0])
+    subset = LevelSubsetTerms(pilots.make_terms, levels)
     rows: list[tuple[str, float, float, float, float, float]] = []
     for policy in policies:
-        seeds = 1 if policy.deterministic else _SEEDS
         for budget in TRIAL_BUDGETS:
             report_progress(f"trial runs of {measured.method.name}, {policy.name}", 1)
             plan = _trial_plan(measured, budget, policy, levels)
             if plan is None:
                 continue
-            steps = len(plan.ts) - 1
-            model = select(measured, Selection(levels, total // steps))
-            table = np.ones((total, measured.num_levels))
-            table[:steps, model.pad :] = plan.table
-            counts = firing_counts(policy, table, jr.split(jr.fold_in(key, len(rows)), seeds))
-            finest = single.finest_ends[total // steps]
-            distances, alignment = [], 0.0
-            for count in counts:
-                fired = count[:steps, model.pad :]
-                ends = [
-                    _solve(kept, plan, fired, segment, ys, pilots.args, inputs, key)
-                    for ys, inputs in pilots.batches
-                ]
-                distances.append(squared_distances(ends, finest))
-                if policy.deterministic:
-                    alignment = cosine(differences(ends, finest), differences(finest, single.reference))
-            predicted = error_of_counts(model, table, counts)
-            rows.append((policy.name, budget, predicted, *root_mean(np.mean(distances, axis=0)), alignment))
+            number = len(rows)
+            run = functools.partial(
+                _trial, measured, plan, subset, pilots, single, jr.fold_in(key, number), key
+            )
+            (numbers,) = kept.arrays(f"trial-{number + 1}", lambda run=run: [np.array(run())])
+            rows.append((policy.name, budget, *numbers.tolist()))
     if not rows:
         return Trials.none()
     names, budgets, predictions, measurements, uncertainties, alignments = zip(*rows, strict=True)
@@ -93,6 +81,36 @@ def run_trials(
         uncertainty=np.array(uncertainties),
         alignment=np.array(alignments),
     )
+
+
+def _trial(
+    measured: Measurements,
+    plan: Plan,
+    terms: LevelSubsetTerms,
+    pilots: Pilots,
+    single: SingleRuns,
+    coin_key: PRNGKeyArray,
+    key: PRNGKeyArray,
+) -> tuple[float, float, float, float]:
+    """The predicted error of a plan, its measured one with its relative standard error, and `Trials.alignment`."""
+    total, steps, policy = measured.num_steps, len(plan.ts) - 1, plan.coins
+    model = select(measured, Selection(terms.levels, total // steps))
+    table = np.ones((total, measured.num_levels))
+    table[:steps, model.pad :] = plan.table
+    counts = firing_counts(policy, table, jr.split(coin_key, 1 if policy.deterministic else _SEEDS))
+    finest = single.finest_ends[total // steps]
+    segment = int(measured.single_steps[0])
+    distances, alignment = [], 0.0
+    for count in counts:
+        fired = count[:steps, model.pad :]
+        ends = [
+            _solve(terms, plan, fired, segment, ys, pilots.args, inputs, key) for ys, inputs in pilots.batches
+        ]
+        distances.append(squared_distances(ends, finest))
+        if policy.deterministic:
+            alignment = cosine(differences(ends, finest), differences(finest, single.reference))
+    predicted = error_of_counts(model, table, counts)
+    return (float(predicted), *root_mean(np.mean(distances, axis=0)), alignment)
 
 
 def _solve(

@@ -1,12 +1,13 @@
 """The command `calibrate`."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .errors import check_place, errors_explained
+from .errors import check_place, errors_explained, stop_explained
 from .inputs import apply_scales, common_options
 from .networks import Family, Negative, network_options, Networks, Precision, read_levels
 from .options import Budget, BUDGETS, Checkpoint, GuidanceScales, Sde
@@ -82,16 +83,19 @@ def calibrate(
     """Measures a ladder's levels along real trajectories, sizes of the increments, costs, trial runs, and fits steps
     of all costs.
 
-    Prints the report and a plan made from it. About ten minutes for the shipped networks on two cores, of which the
+    Prints the report and a plan made from it. After an interruption run the same command again: finished parts, in
+    OUT.unfinished, are not measured again. About ten minutes for the shipped networks on two cores, of which the
     fit takes all but one; --fit-pilots 0 leaves it out. Networks of others are named one by one: calibrate --network
     small --network large --out FOLDER. They are measured quickly, on 16 images and without a fit, unless options ask
     for more.
     """
     console = Console()
-    with errors_explained(console):
+    with errors_explained(console), stop_explained(console):
         if steps is not None and steps % 4:
             raise ValueError(f"--steps {steps}: a multiple of 4 is expected, such as {-(-steps // 4) * 4}.")
-        if out.exists():
+        # Parts of a calibration that was interrupted.
+        unfinished = out.with_name(f"{out.name}.unfinished")
+        if out.exists() and not unfinished.exists():
             raise FileExistsError(f"{out} exists already; choose another --out or move it away.")
         ladder, scales = read_levels(checkpoint, network, guidance, family, dtype, negative)
         check_place(out.parent, "--out")
@@ -106,8 +110,10 @@ def calibrate(
             "steps": steps or (_QUICK_STEPS if network else _STEPS)[sde],
             "pilots": pilots or (_QUICK_PILOTS if network else _PILOTS),
             "guidance": scales,
+            "keep_in": unfinished,
         }
         found = _measure(console, out, ladder, order, fit_pilots, settings)
+        shutil.rmtree(unfinished, ignore_errors=True)
     wanted = budget or BUDGETS[sde]
     try:
         if into_file:

@@ -58,6 +58,6 @@ def check_place(folder: Path, option: str) -> None:
 
 def _text(error: Exception) -> str:
     # An error of the system also has a number, which says nothing to a reader.
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
-        return error.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}."
     return str(error)

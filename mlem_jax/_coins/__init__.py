@@ -3,6 +3,7 @@
 from .base import (
     AbstractCoins as AbstractCoins,
     as_coins as as_coins,
+    as_text as as_text,
     level_coefficients as level_coefficients,
     next_finer as next_finer,
     simulate_counts as simulate_counts,

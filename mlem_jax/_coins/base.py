@@ -5,6 +5,7 @@ increment then has the weight `n_k / p_k`, whose mean is 1. Policies differ in h
 """
 
 import abc
+import re
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+# Addresses of objects differ between processes.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_ONE_LINE = 10**6
 
 
 class AbstractCoins(eqx.Module):
@@ -90,6 +95,12 @@ def as_coins(caller: str, coins: Any) -> AbstractCoins:
             "Write the parentheses: an object is expected, not a class."
         )
     return coins
+
+
+def as_text(coins: AbstractCoins) -> str:
+    """The class and the settings of a policy, with the shapes and dtypes of its arrays. Policies with the same text can
+    continue each other's states; it does not depend on whether arrays are traced."""
+    return _ADDRESS.sub("", eqx.tree_pformat(coins, width=_ONE_LINE))
 
 
 def next_finer(p: Any) -> Any:

@@ -97,7 +97,7 @@ def learn_probabilities(
     """
     keys = jr.split(as_key(NAME, key), 3)
     make_terms = as_terms_of_key(terms)
-    _, term = find_multilevel_term(make_terms(keys[0]))
+    _, term = find_multilevel_term(make_terms(keys[0]), "learn_probabilities")
     ts = as_grid(NAME, ts)
     sizes = dict(iterations=iterations, batch_size=batch_size, perturbations=perturbations)
     check_settings(len(ts) - 1, mu, budget, knots=knots, **sizes)

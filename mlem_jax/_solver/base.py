@@ -17,11 +17,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .._batching import across_batch, from_current, furthest, refuse_batch, refuse_gradient
 from .._checks import as_int, as_key
-from .._coins import AbstractCoins, as_coins, level_coefficients
+from .._coins import AbstractCoins, as_coins, as_text, level_coefficients
 from .._custom_types import Args, Numbers, RealScalarLike, Y
 from .._probabilities import AbstractProbabilities, as_probabilities
 from .._term import find_multilevel_term, MultilevelTerm
-from .state import AbstractMultilevelState, Firings
+from .state import AbstractMultilevelState, check_state, Firings
 
 _BATCHED = (
     "The coins of {} differ between the trajectories of a vmap (its key or probabilities are batched), so every level "
@@ -141,6 +141,7 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
             step=jnp.asarray(0, jnp.int32),
             draws=jnp.asarray(0, jnp.int32),
             coins=self.coins.init(num_levels),
+            policy=as_text(self.coins),
             evaluations=jnp.zeros(num_levels, jnp.int32),
             costs=None if term.costs is None else jnp.asarray(term.costs),
             firings=firings,
@@ -149,24 +150,13 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
     def _check_state(self, state: Any, term: MultilevelTerm) -> None:
         """Raises `ValueError` unless the state belongs to this kind of solver, these coins and this number of
         levels."""
-        name, num_levels = type(self).__name__, len(term.levels)
-        if not isinstance(state, self.state_cls):
-            owner = type(state).__name__
-            owner = f"{owner.removesuffix('State')}'s {owner}" if owner.endswith("State") else f"a {owner}"
+        name = type(self).__name__
+        check_state(name, self.state_cls, state, len(term.levels))
+        policy = as_text(self.coins)
+        if state.policy != policy:
             raise ValueError(
-                f"{name} was given {owner} as solver_state; its own {self.state_cls.__name__} is expected. Continue a "
-                "solve with the kind of solver that began it."
-            )
-        if len(state.evaluations) != num_levels:
-            raise ValueError(
-                f"{name} was given the solver_state of a solve with {len(state.evaluations)} levels; one for the "
-                f"{num_levels} levels of this MultilevelTerm is expected."
-            )
-        expected = jax.eval_shape(lambda: self.coins.init(num_levels))
-        if _shapes(state.coins) != _shapes(expected):
-            raise ValueError(
-                f"{name} was given the solver_state of a solve with other coins: these remember "
-                f"{_described(state.coins)}, and {self.coins.name} remembers {_described(expected)}."
+                f"{name} was given the solver_state of a solve with coins={state.policy} and has coins={policy}; "
+                "continue a solve with the same coins."
             )
         recorded = 0 if state.firings is None else state.firings.times.shape[0]
         if recorded != self.record:
@@ -235,6 +225,7 @@ class AbstractMultilevelSolver(diffrax.AbstractItoSolver):
             step=state.step + 1,
             draws=number + 1,
             coins=coins,
+            policy=state.policy,
             evaluations=state.evaluations + counts,
             costs=state.costs,
             firings=firings,
@@ -253,11 +244,3 @@ def _map_arrays(function: Callable[[Array], Array], tree: Any) -> Any:
     """The same PyTree with a function applied to its floating-point arrays."""
     arrays, rest = eqx.partition(tree, eqx.is_inexact_array)
     return eqx.combine(jtu.tree_map(function, arrays), rest)
-
-
-def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
-    return jtu.tree_structure(tree), [jnp.shape(leaf) for leaf in jtu.tree_leaves(tree)]
-
-
-def _described(tree: PyTree) -> str:
-    return "nothing" if tree is None else eqx.tree_pformat(tree).replace("\n", " ")

@@ -28,6 +28,10 @@ _OTHER_PROBABILITIES = (
     "MLAB2 was given the solver_state of a solve with other probabilities: those of one of the two solves are all 1, "
     "and it remembers no corrections. Continue a solve with the probabilities that began it."
 )
+_OTHER_VARIABLE = (
+    "MLAB2 was given the solver_state of a solve with time_variable={!r} and has time_variable={!r}; continue a solve "
+    "with the time variable that it began with."
+)
 _NO_BASE = (
     "MLAB2 needs the cheapest level in every step, a first probability of 1, and was given a smaller one. "
     "Set it to 1, or use mlem_jax.MLEM, which needs no level in every step."
@@ -138,13 +142,14 @@ class MLAB2(AbstractMultilevelSolver):
         drift = jtu.tree_map(jnp.zeros_like, y0)
         length = factor = jnp.zeros((), jnp.result_type(t0, t1, float))
         if self.probabilities.every_step:
-            return LastStep(drift, length, factor)
+            return LastStep(drift, length, factor, time_variable=self.time_variable)
         p = jax.eval_shape(self.probabilities, t0, jnp.asarray(t1) - jnp.asarray(t0))
         above = p.shape[0] - 1
         increments = jtu.tree_map(lambda leaf: jnp.zeros((above, *leaf.shape), leaf.dtype), drift)
         with jax.numpy_dtype_promotion("standard"):
             wide = jnp.promote_types(p.dtype, length.dtype)
-        return LastStep(drift, length, factor, increments, jnp.zeros(above, wide))
+        deficit = jnp.zeros(above, wide)
+        return LastStep(drift, length, factor, increments, deficit, time_variable=self.time_variable)
 
     def step(
         self,
@@ -161,6 +166,8 @@ class MLAB2(AbstractMultilevelSolver):
         self._check_state(solver_state, term)
         if (solver_state.last.increments is None) != self.probabilities.every_step:
             raise ValueError(_OTHER_PROBABILITIES)
+        if solver_state.last.time_variable != self.time_variable:
+            raise ValueError(_OTHER_VARIABLE.format(solver_state.last.time_variable, self.time_variable))
         drift_term, dt, others = split_terms(terms, place, t0, t1)
         last = solver_state.last
         length = self._length(t0, t1).astype(last.length.dtype)
@@ -173,7 +180,8 @@ class MLAB2(AbstractMultilevelSolver):
             counts = (jnp.arange(num_levels) == num_levels - 1).astype(jnp.int32)
             fired = jnp.ones(num_levels, bool)
             number, coins = solver_state.draws, solver_state.coins
-            now, corrections = LastStep(step.term.vf(t0, y0, args), length, factor), []
+            now = LastStep(step.term.vf(t0, y0, args), length, factor, time_variable=self.time_variable)
+            corrections = []
         else:
             p, weights, coefficients, _, fired, number, coins = self._draw_coins(t, jnp.abs(dt), solver_state)
             bounds = self.probabilities.bounds
@@ -225,7 +233,8 @@ class MLAB2(AbstractMultilevelSolver):
         seen = jtu.tree_map(
             lambda new, old: jnp.where(_along(fired[1:], new), new, old), found, last.increments
         )
-        now = LastStep(drift, length, step.factor, seen, deficit + above * (1 - weights))
+        deficit = deficit + above * (1 - weights)
+        now = LastStep(drift, length, step.factor, seen, deficit, time_variable=self.time_variable)
         return counts, now, _add(None, weights * above * windows, found)
 
     def _length(self, t0: RealScalarLike, t1: RealScalarLike) -> Array:

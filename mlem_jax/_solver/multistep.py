@@ -17,6 +17,7 @@ from .._custom_types import Args, RealScalarLike, Y
 from .._term import find_multilevel_term, LevelControl, split_terms
 from .multistep_coefficients import MultistepCoefficients
 from .results import not_finite
+from .state import check_state
 
 _BATCHED = (
     "The coefficients of LinearMultistep differ between the trajectories of a vmap, so every level would be evaluated "
@@ -103,7 +104,7 @@ class LinearMultistep(diffrax.AbstractItoSolver):
         self, terms: PyTree, t0: RealScalarLike, t1: RealScalarLike, y0: Y, args: Args
     ) -> MultistepState:
         """Checks the terms and returns the state before the first step."""
-        _, term = find_multilevel_term(terms)
+        _, term = find_multilevel_term(terms, "LinearMultistep")
         term.check_levels(t0, y0, args)
         table = self.coefficients
         if len(term.levels) != table.num_levels:
@@ -135,7 +136,8 @@ class LinearMultistep(diffrax.AbstractItoSolver):
     ) -> tuple[Y, None, dict[str, Y], MultistepState, diffrax.RESULTS]:
         """One step; as [`diffrax.AbstractSolver.step`][]."""
         del made_jump
-        place, term = find_multilevel_term(terms)
+        place, term = find_multilevel_term(terms, "LinearMultistep")
+        self._check_state(solver_state, len(term.levels))
         drift_term, dt, others = split_terms(terms, place, t0, t1)
         row = self._row(t0, t1, dt, solver_state.step)
         numbers = jnp.arange(len(term.levels))
@@ -170,6 +172,19 @@ class LinearMultistep(diffrax.AbstractItoSolver):
             costs=solver_state.costs,
         )
         return y1, None, dict(y0=y0, y1=y1), state, result
+
+    def _check_state(self, state: Any, num_levels: int) -> None:
+        """Raises `ValueError` unless a state is that of a solve with as many coefficients as these."""
+        check_state("LinearMultistep", MultistepState, state, num_levels)
+        kept = self.coefficients.drifts.shape[1] - 1, *self.coefficients.increments.shape[2:]
+        parts = (state.drifts, 0), (state.increments, 1)
+        remembered = tuple(jtu.tree_leaves(tree)[0].shape[axis] for tree, axis in parts)
+        if remembered != kept:
+            raise ValueError(
+                f"LinearMultistep was given the solver_state of a solve with other coefficients, which keeps "
+                f"{remembered[0]} drifts and {remembered[1]} increments of each level; {kept[0]} and {kept[1]} are "
+                "expected. Continue a solve with the coefficients that began it."
+            )
 
     def _row(self, t0: RealScalarLike, t1: RealScalarLike, dt: RealScalarLike, step: Array) -> "_Row":
         """The coefficients of a step, whose index is the same for all trajectories of a batch."""

@@ -43,7 +43,7 @@ def check_shape(path: Path, found: tuple[int, ...], shape: tuple[int, int, int])
 def _refuse_other_files(path: Path) -> None:
     if path.suffix.lower() in Image.registered_extensions():
         raise ValueError(
-            f"{path} is one picture; name the folder that holds the pictures, such as {path.parent}."
+            f"{path} is one picture; name the folder that holds the pictures, such as {path.absolute().parent}."
         )
     members = []
     if zipfile.is_zipfile(path):
@@ -90,8 +90,8 @@ def _check_numbers(path: Path, found: np.ndarray) -> None:
     if not np.isfinite(low) or not np.isfinite(high):
         bad = np.flatnonzero(~np.isfinite(found).all(axis=(1, 2, 3)))
         raise ValueError(
-            f"{path} holds numbers from {low:g} to {high:g}: {len(bad)} of {len(found)} images have NaN or infinite "
-            f"numbers, the first of them number {bad[0]} (counted from 0). Leave them out: "
+            f"{path} holds numbers that are not finite: {len(bad)} of {len(found)} images have NaN or infinite ones, "
+            f"the first of them number {bad[0]} (counted from 0). Leave them out: "
             "images[numpy.isfinite(images).all(axis=(1, 2, 3))]."
         )
     # Numbers that are never negative lie in [0, 1], and would all be too bright.

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 
 from .array import check_shape, read_array
 from .folder import read_pictures
-from .idx import HINT, load_images, load_labels
+from .idx import FASHION_MNIST, HINT, load_images, load_labels
 from .split import count_held_out, split_by_content
 
 Images = UInt8[np.ndarray, "_ h w c"] | Float[np.ndarray, "_ h w c"]
@@ -65,7 +65,8 @@ def load_data(
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. {HINT}")
+        expected = "A folder of pictures, an .npy or .npz file, or a folder of MNIST's IDX files is expected."
+        raise FileNotFoundError(f"{path} does not exist. {HINT if path == FASHION_MNIST else expected}")
     if path.is_file():
         found, numbers = read_array(path, shape, labels=labels)
         _check_count(path, len(found))

@@ -1,6 +1,7 @@
 """Calibration of a ladder on images of fresh noise."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -36,6 +37,7 @@ def calibrate_ladder(
     guidance: Guidance | None = None,
     fit_pilots: int = 0,
     like: Calibration | None = None,
+    keep_in: str | Path | None = None,
     progress: bool = True,
 ) -> Calibration:
     """Calibrates the probability flow, or the reverse SDE, on `pilots` images of fresh noise and Karras'
@@ -44,7 +46,8 @@ def calibrate_ladder(
     With labels each pilot has its own, drawn uniformly; `guidance` as for `Ladder.term`. With `fit_pilots`,
     [`mlem_jax.fit_steps`][] also fits steps of all costs on that many further images, and plans then choose among them
     too; 128 are enough for images. `like`, a calibration of the same ladder, equation and pilots for another method,
-    saves the measurement of what both have in common."""
+    saves the measurement of what both have in common. `keep_in` is a folder in which finished parts are kept: the same
+    call after an interruption continues from them."""
     process, shape = ladder.process, ladder.shape
     ts = process.grid(steps or (256 if sde else 128))
     key = jr.key(ladder.seed + 2)
@@ -58,11 +61,11 @@ def calibrate_ladder(
 
     # Folds of the key from 2 on, after the two that it is split into.
     y0s, labels = starts(keys[0], jr.fold_in(key, 2), pilots)
-    found = calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, like=like, progress=progress)
+    shared: dict[str, Any] = {"keep_in": keep_in, "progress": progress}
+    found = calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, like=like, **shared)
     if fit_pilots:
         y0s, labels = starts(jr.fold_in(key, 3), jr.fold_in(key, 4), fit_pilots)
-        settings: dict[str, Any] = {"labels": labels, "key": jr.fold_in(key, 5), "progress": progress}
-        settings["distribution"] = _DISTRIBUTION
+        settings = {"labels": labels, "key": jr.fold_in(key, 5), "distribution": _DISTRIBUTION, **shared}
         found = found.with_fitted(fit_steps(terms, ts, y0s, time_variable="log", **settings))
     return dataclasses.replace(found, remarks=(*ladder.remarks, *_remarks(found)))
 
@@ -77,6 +80,7 @@ def calibrate_methods(
     steps: int | None = None,
     pilots: int = 32,
     fit_pilots: int = 0,
+    keep_in: str | Path | None = None,
     progress: bool = True,
 ) -> _AnyLadder:
     """The same ladder with calibrations for all methods, of which `ladder.plan` takes the best; those of the other
@@ -91,6 +95,7 @@ def calibrate_methods(
             pilots=pilots,
             fit_pilots=fit_pilots if method == METHODS[-1] else 0,
             like=next(iter(found.values()), None),
+            keep_in=keep_in,
             progress=progress,
         )
     return ladder.with_calibrations({**ladder.calibrations, **found})

@@ -35,6 +35,10 @@ def read_config(path: str | Path) -> Config:
     Raises `FileNotFoundError`, or `ValueError` naming the table and key that is unknown, missing or
     malformed.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path} is not a file; the TOML file of a ladder is expected, such as the config.toml in a run's folder."
+        )
     return _config(_table(path), path)
 
 

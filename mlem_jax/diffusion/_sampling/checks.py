@@ -58,12 +58,6 @@ def positive_integer(name: str, value: Any) -> int:
     return found
 
 
-def check_key(key: Any) -> None:
-    """Raises `ValueError` for a number in a key's place."""
-    if isinstance(key, int | np.integer):
-        raise ValueError(f"sample was given key={key}; write key=jax.random.key({key}).")
-
-
 def check_plan(
     plan: Any, predictors: tuple[NoisePredictor, ...], shape: tuple[int, ...], stochasticity: float
 ) -> None:

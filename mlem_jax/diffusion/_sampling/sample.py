@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Bool, PRNGKeyArray, PyTree
 
 from ..._calibration import AbstractPlan
+from ..._checks import as_key
 from ..._custom_types import Numbers
 from ..._fingerprint import fingerprint
 from ..._progress import show_progress
@@ -23,7 +24,6 @@ from .batches import Batch, draw_batches, missing, split
 from .callback import step_report, StepCallback
 from .checks import (
     check_given,
-    check_key,
     check_labels,
     check_levels,
     check_plan,
@@ -133,7 +133,7 @@ def sample(
     n = positive_integer("n", n)
     batch_size = positive_integer("batch_size", batch_size)
     coin_group = positive_integer("coin_group", coin_group)
-    check_key(key)
+    key = as_key("sample", key)
     labels = None if labels is None else jax.tree.map(jnp.asarray, labels)
     check_labels(n, args, labels, levels)
     predictors, shape = levels_and_shape(levels, shape, guidance)

@@ -69,8 +69,8 @@ def train_ladder(
     uniformly and no guidance.
 
     Checkpoints go to `out/finest` and `out/smaller` every half minute, and on SIGINT (Ctrl-C) and SIGTERM; the same
-    call after an interruption continues from them and ends with the same numbers, and calibrations that were finished
-    are not measured again. Once the ladder exists it is only loaded, unless the configuration has more steps than
+    call after an interruption continues from them and ends with the same numbers. Finished parts of calibrations are
+    not measured again. Once the ladder exists it is only loaded, unless the configuration has more steps than
     before: the run is then made longer, and the old ladder is moved to `out/ladder-STEPS`. `out/losses.csv` has the
     loss curves, `out/sheets` a picture and the held-out losses of every `sheet_every` steps, and with `snapshots`
     `out/snapshots` these networks, as ladders. With `tensorboard` both are in `out/tensorboard` too. Averages of
@@ -121,8 +121,8 @@ def train_ladder(
 
 
 def _calibrated(ladder: Ladder, folder: Path, pilots: int, progress: bool) -> Ladder:
-    """The ladder with its calibrations. Each is kept in the folder once it is measured, so that an interrupted run does
-    not measure it again."""
+    """The ladder with its calibrations. Each and its parts are kept in the folder once they are measured, so that an
+    interrupted run does not measure them again."""
     wanted: dict[str, dict[str, Any]] = {
         "ode": {},
         "ode_2": {"method": METHODS[1], "fit_pilots": _FIT_PILOTS},
@@ -135,7 +135,11 @@ def _calibrated(ladder: Ladder, folder: Path, pilots: int, progress: bool) -> La
         levels = ladder.term(sde=settings.get("sde", False)).levels
         found = Calibration.load(path) if path.is_file() else None
         if found is None or found.mismatch(levels, np.zeros(ladder.shape)) is not None:
-            found = calibrate_ladder(ladder, pilots=pilots, progress=progress, **settings)
+            # What the methods of an equation have in common is measured once.
+            like = calibrations.get("ode") if kind == "ode_2" else None
+            found = calibrate_ladder(
+                ladder, pilots=pilots, like=like, keep_in=folder / "parts", progress=progress, **settings
+            )
             found.save(path)
         calibrations[kind] = found
     return dataclasses.replace(ladder, calibrations=calibrations)
