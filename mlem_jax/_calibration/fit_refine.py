@@ -44,8 +44,8 @@ class _Problem(NamedTuple):
 def refine(
     pilots: FitPilots, rollout: Rollout, report: Callable[[str], None], kept: KeptParts | None = None
 ) -> Rollout:
-    """The roll-out with refined coefficients. A step is accepted only if it decreases the error of held-out pilots. Each
-    step is a part of `kept`."""
+    """The roll-out with refined coefficients. A step is accepted only if it decreases the error of held-out pilots.
+    Each step is a part of `kept`."""
     kept = KeptParts() if kept is None else kept
     best, ridge = rollout, np.array(_RIDGE)
     structure = jtu.tree_structure(list(rollout.fitted))
