@@ -2,6 +2,7 @@
 
 import jax.random as jr
 import numpy as np
+from jaxtyping import Float
 
 from .._bisection import bisect
 from .._coins import AbstractCoins
@@ -26,11 +27,14 @@ _LOG_RANGE, _WIDTH = 30.0, 0.01
 _TINY = 1e-30
 
 
-def _shape(model: LinearModel, p: np.ndarray) -> np.ndarray:
+def _rms_effect(model: LinearModel) -> Float[np.ndarray, "steps levels"]:
+    return np.sqrt(np.mean(model.effects**2, axis=2))
+
+
+def _shape(model: LinearModel, effect: np.ndarray, p: np.ndarray) -> np.ndarray:
     """`h sqrt(V / C)`, the optimum for coins that are independent over steps (docs/theory.md, "Probabilities"). `V` is
     the mean square of the effect and `C` the derivative of the expected cost with respect to `p_k`: a firing of level
     `k` evaluates the levels `k` and `k - 1`, unless they are evaluated anyway."""
-    effect = np.sqrt(np.mean(model.effects**2, axis=2))
     finer = np.concatenate([p[:, 1:], np.zeros_like(p[:, :1])], axis=1)
     coarser = np.concatenate([np.ones_like(p[:, :1]), p[:, :-1]], axis=1)
     below = np.concatenate([[0.0], model.costs[:-1]])
@@ -41,12 +45,12 @@ def _shape(model: LinearModel, p: np.ndarray) -> np.ndarray:
     return np.maximum(shape, _LEAST_SHAPE * shape.max(axis=0) + _TINY)
 
 
-def _table(model: LinearModel, scale: float, shares: np.ndarray) -> np.ndarray:
+def _table(model: LinearModel, effect: np.ndarray, scale: float, shares: np.ndarray) -> np.ndarray:
     """Probabilities `min(1, scale * share_k * shape_k)`, and 1 for the cheapest level and the padding."""
     p = np.zeros_like(model.effects[:, :, 0])
     p[:, : model.pad + 1] = 1.0
     for _ in range(_ROUNDS):
-        wanted = np.minimum(1.0, scale * shares * _shape(model, p))
+        wanted = np.minimum(1.0, scale * shares * _shape(model, effect, p))
         p[: model.steps, model.pad + 1 :] = wanted[: model.steps, model.pad + 1 :]
         p[model.steps :] = 1.0
     return p
@@ -77,8 +81,10 @@ def probabilities_at_cost(
 ) -> np.ndarray | None:
     """The probabilities of this family whose expected cost is the budget; `None` if all of them cost more."""
 
+    effect = _rms_effect(model)
+
     def table(log_scale: float) -> np.ndarray:
-        return _tiled(model, _table(model, float(np.exp(log_scale)), shares), coins)
+        return _tiled(model, _table(model, effect, float(np.exp(log_scale)), shares), coins)
 
     def affordable(log_scale: float) -> bool:
         return expected_cost(model, table(log_scale), coins, seeds=seeds) <= budget

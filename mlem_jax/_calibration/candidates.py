@@ -55,17 +55,27 @@ def best_candidate(search: Search, budget: float | int) -> Candidate | None:
     # The choice treats a deterministic pattern as if its positions were random. Otherwise it would fit the positions at
     # which the pattern fires on the few pilots.
     chooser = search._replace(coins=search.coins.randomised())
-    found = [
-        candidate
-        for selection in _selections(search, budget)
-        if (candidate := _candidate(chooser, selection, budget, equal, seeds=FEW_SEEDS)) is not None
-    ]
-    found.sort(key=lambda candidate: candidate.error)
-    refined = [_refine(chooser, candidate, equal, budget) for candidate in found[:_REFINED]]
+    found: list[Candidate] = []
+    # The error is at least the discretisation error, so the search can end where that exceeds the error of the last
+    # candidate that is refined.
+    selections = sorted(_selections(search, budget), key=lambda selection: _discretisation(search, selection))
+    for selection in selections:
+        if len(found) == _REFINED and _discretisation(search, selection) >= found[-1].error:
+            break
+        candidate = _candidate(chooser, selection, budget, equal, seeds=FEW_SEEDS)
+        if candidate is not None:
+            found = sorted([*found, candidate], key=lambda candidate: candidate.error)[:_REFINED]
+    refined = [_refine(chooser, candidate, equal, budget) for candidate in found]
     if not refined:
         return None
     best, shares = min(refined, key=lambda pair: pair[0].error)
     return _candidate(search, best.selection, budget, shares, seeds=MANY_SEEDS)
+
+
+def _discretisation(search: Search, selection: Selection) -> float:
+    """The error of the finest level with the steps of a selection."""
+    measured = search.measured
+    return float(measured.single_level_error(measured.num_levels - 1, measured.num_steps // selection.stride))
 
 
 def _candidate(
@@ -78,7 +88,7 @@ def _candidate(
         return None
     cost, linear, uncertainty = predict(model, table, coins, seeds=seeds)
     coin_error, uncertainty = search.trials.corrected(coins.name, budget, linear, uncertainty)
-    discretisation = float(measured.single_level_error(measured.num_levels - 1, model.steps))
+    discretisation = _discretisation(search, selection)
     return Candidate(
         selection=selection,
         table=table[: model.steps, model.pad :],
