@@ -7,15 +7,24 @@ import numpy as np
 from _curves import by_method, cost_at, markdown, Row
 from _quality_images import Entry, Made
 from _quality_measures import MEASURES, SHORT
-from _quality_methods import CONVERGED, LAW, PATH, SEVERAL, SEVERAL_LAW
+from _quality_methods import CONVERGED, DPM, INDEPENDENT, LAW, PATH, SEVERAL, SEVERAL_LAW
 from matplotlib.figure import Figure
 
 # Numbers of evaluations of the fitted single network at whose quality costs are compared.
 SINGLE = (4, 5, 6, 8)
 # What images are compared with: the converged sampler's from the same and from other noise, real ones.
 TARGETS = ("same", "other", "real")
-# Costs at which the sheet shows every method, each at most a quarter more expensive; and how many images.
-COSTS, SLACK, COLUMNS = (1.6, 2.6, 3.7), 1.3, 8
+# Costs at which the sheet shows every method, by which factor a method's own cost may differ, and how
+# many images.
+COSTS, SLACK, COLUMNS = (1.6, 2.6, 3.7), 1.5, 8
+
+# The rows of the headline picture.
+HEADLINE = {
+    (DPM,): "DPM-Solver++(2M), largest network",
+    (LAW,): "largest network, fitted steps",
+    (INDEPENDENT,): "four networks, the paper's coins",
+    (SEVERAL_LAW,): "several networks, fitted steps",
+}
 
 
 def within_noise(row: Row, target: str) -> bool:
@@ -133,6 +142,26 @@ def sheet(shown: Sequence[tuple[Entry, Made]]) -> Figure:
         axes[0, column].text(
             0.5, 1.6, f"about {wanted} evaluations", transform=axes[0, column].transAxes, ha="center"
         )
+    return figure
+
+
+def headline(shown: Sequence[tuple[Entry, Made]]) -> Figure:
+    """The same noise by a few methods at each of `COSTS`: rivals at that cost or the next higher one, several levels at
+    that cost or the next lower one."""
+    reference = next(made for entry, made in shown if entry.kind == CONVERGED)
+    figure = Figure(figsize=(4.4 * len(COSTS), 0.86 * (len(HEADLINE) + 1)), layout="constrained")
+    axes = figure.subplots(len(HEADLINE) + 1, len(COSTS), squeeze=False)
+    for column, wanted in enumerate(COSTS):
+        for axis, (kinds, label) in zip(axes[:, column], HEADLINE.items(), strict=False):
+            mine = [made for entry, made in shown if entry.kind in kinds]
+            if SEVERAL_LAW in kinds:
+                chosen = max((made for made in mine if made.cost <= wanted), key=lambda made: made.cost)
+            else:
+                # Budgets are met up to the chance of the coins.
+                enough = [made for made in mine if made.cost > 0.95 * wanted]
+                chosen = min(enough, key=lambda made: made.cost)
+            _strip(axis, f"{label}: {chosen.cost:.1f} evaluations", chosen)
+        _strip(axes[-1, column], f"converged: {reference.cost:.0f} evaluations", reference)
     return figure
 
 

@@ -49,7 +49,7 @@ from _quality_methods import (
     small_networks,
     switched,
 )
-from _quality_report import curves, report, sheet, TARGETS
+from _quality_report import curves, headline, report, sheet, TARGETS
 
 import mlem_jax as ml
 from mlem_jax._io import write_safely
@@ -217,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_table(stem, found["rows"])
     save_figure(curves(found), RESULTS / f"{stem}.png")
     save_figure(sheet(shown), RESULTS / f"{stem}_images.png")
+    if not given.sde:
+        save_figure(headline(shown), RESULTS / f"{stem}_headline.png")
     print("written:", write_results(stem, found))
 
 
