@@ -45,12 +45,14 @@ _GROUPS = 4
 _SINGLE = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 32)
 # Schedules are searched for up to this number of evaluations of the finest level.
 _MOST_EVALUATIONS = 10
-# The search ends after this number of consecutive schedules that are worse than the finest level alone.
-_USELESS = 2
+# The search ends after this number of consecutive schedules that need at least this fraction of the cost of the finest
+# level alone.
+_USELESS, _NO_GAIN = 2, 0.9
 # Numbers of steps of cheaper levels alone.
 _CHEAP = (8, 16)
-# A fit for the distribution is kept if it increases the error of held-out pilots by at most this factor. On the shipped
-# ladder it increases that of several levels by -2 to 2%, and that of the finest level alone by 4 to 15%.
+# Steps of the finest level alone are what all others are compared with, by their error. They are fitted for the
+# distribution only if this increases the error of held-out pilots by at most this factor. On the shipped ladder it does
+# by 4 to 15%, and for several levels by -2 to 2%.
 _TOLERATED = 1.05
 # A schedule is beaten by one that is as cheap if its error is above this fraction of the other's. Closer errors are
 # within the noise of the pilots.
@@ -113,8 +115,8 @@ def fit_steps(
     - `distribution`: the weight in the objective, from 0 to below 1, of the distance between the distributions of the
         pilots' states and of the reference (means and standard deviations). The remaining weight is that of the
         distance of each pilot to its own reference. For images 0.9 is a good value: a fit to the trajectories alone
-        reduces standard deviations, which makes images with few evaluations blurred. Entries whose error would
-        increase by more than 5% are fitted to the trajectories alone.
+        reduces standard deviations, which makes images with few evaluations blurred. Steps of the finest
+        level alone whose error would increase by more than 5% are fitted to the trajectories alone.
     - `batch_size`: number of pilots evaluated together; it bounds the memory.
     - `keep_in`: a folder in which finished parts are kept, as for [`mlem_jax.calibrate`][].
     - `progress`: whether to show a progress bar.
@@ -243,9 +245,9 @@ def _search(
             cost, error = envelope(
                 np.array([one.cost for one in alone]), np.array([one.typical_error for one in alone])
             )
-            worse = cost_to_reach(cost, error, found.typical_error) < found.cost
-            useless = useless + 1 if worse else 0
-            # With more evaluations the finest level alone has even smaller errors in comparison.
+            needed = cost_to_reach(cost, error, found.typical_error)
+            useless = useless + 1 if found.cost > _NO_GAIN * needed else 0
+            # The gain decreases with the number of evaluations.
             if useless == _USELESS:
                 return
 
@@ -282,8 +284,9 @@ def _final(
         # Held-out distances to the pilots' own references do not rate distributions, for which a long memory is worse.
         law = Law.of(pilots.path[-1], distribution)
         also = roll_out(pilots, schedule, _MEMORY, groups, law=law)
-        tolerated = min(_TOLERATED * held_out.typical_error, classical.typical_error)
-        held_out = also if also.typical_error < tolerated else held_out
+        alone = schedule.levels == (len(pilots.costs) - 1,)
+        tolerated = _TOLERATED * held_out.typical_error if alone else np.inf
+        held_out = also if also.typical_error < min(tolerated, classical.typical_error) else held_out
     better = held_out.typical_error < classical.typical_error
     chosen = held_out if better else classical
     return coefficients_of(chosen, pilots.ts), chosen.errors, better
