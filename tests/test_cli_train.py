@@ -42,14 +42,18 @@ def pictures(tmp_path):
 
 @pytest.mark.slow
 def test_from_idx_files_and_from_an_earlier_ladder(run, tmp_path):
-    (tmp_path / "ladder.toml").write_text(TEXT)
+    (tmp_path / "ladder.toml").write_text(
+        TEXT.replace("[training]\n", "[training]\nmore_ema_decays = [0.5]\n")
+    )
     images = np.random.default_rng(0).integers(0, 256, (12, 4, 4))
     write_idx(tmp_path / "data", images)
     write_idx(tmp_path / "data", images, train=False)
     common = ("--config", tmp_path / "ladder.toml", "--data", tmp_path / "data")
-    result = run("--out", tmp_path / "run", *common)
+    result = run("--out", tmp_path / "run", "--tensorboard", *common)
     assert result.exit_code == 0, result.output
     assert "12 images to train on, 12 held out." in result.output and "distance to finest" in result.output
+    assert "run/ladder-ema-0.5 (held-out losses " in result.output
+    assert all(list((tmp_path / "run" / "tensorboard" / stage).iterdir()) for stage in ("finest", "smaller"))
     again = run("--out", tmp_path / "more", "--from", tmp_path / "run" / "ladder", *common)
     assert again.exit_code == 0, again.output
     # The smaller level's distance before it was matched on: what it was when the first run had ended.

@@ -90,11 +90,8 @@ def distil(
             )
         if (mflops is None) == (seconds is None):
             raise ValueError("Give the sizes of the levels, --mflops 1,6, say, or --seconds; not both.")
-        sizes: dict[str, list[float]] = (
-            {"mflops": read_numbers("--mflops", mflops, "1,6")}
-            if mflops is not None
-            else {"seconds": read_numbers("--seconds", str(seconds), "0.001,0.005")}
-        )
+        sizes = None if mflops is None else read_numbers("--mflops", mflops, "1,6")
+        times = None if seconds is None else read_numbers("--seconds", seconds, "0.001,0.005")
         ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
         from .. import diffusion
         from ..diffusion._training.distil import DISTILLING
@@ -108,7 +105,8 @@ def distil(
         distilled = diffusion.distil(
             ladder.predictors(guidance=scales)[-1],
             out,
-            **sizes,
+            mflops=sizes,
+            seconds=times,
             images=None if found is None else found.images,
             labels=None if found is None else found.labels,
             shape=ladder.shape,

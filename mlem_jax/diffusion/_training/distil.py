@@ -110,12 +110,16 @@ def distil(
     out = Path(out)
     check_tensorboard(training.tensorboard)
     whole = PredictorLadder([network], shape=shape, classes=classes)
-    if (mflops is None) == (seconds is None):
+    if seconds is not None and mflops is None:
+        timed = timed_sizes(whole, seconds, out)
+        sizes: Sequence[float | int] = timed["mflops"]
+    elif mflops is not None and seconds is None:
+        timed, sizes = None, mflops
+    else:
         raise ValueError(
             "distil needs the sizes of the levels; write mflops=[1, 6], say, or seconds=[...]; not both."
         )
-    timed = None if seconds is None else timed_sizes(whole, seconds, out)
-    config = _describe(whole, mflops if timed is None else timed["mflops"], out.resolve().name, training)
+    config = _describe(whole, sizes, out.resolve().name, training)
     if whole.labels is not None and whole.classes is None:
         raise ValueError("distil needs integers as labels; write classes=... with their number.")
     count = _count(samples, training) if images is None else len(images)
