@@ -69,7 +69,9 @@ def test_fitted_for_the_distribution_the_end_has_more_of_its_spread(monkeypatch)
         schedule = Schedule(tuple(range(0, 65, 8)), 0, ((),) * 8)
         yield Searcher(pilots, Memory(), everyone(pilots.count)).try_out(schedule)
 
-    monkeypatch.setattr(importlib.import_module("mlem_jax._calibration.fit_steps"), "_search", searched)
+    monkeypatch.setattr(
+        importlib.import_module("mlem_jax._calibration.fit_steps"), "search_schedules", searched
+    )
     term, ts = ml.MultilevelTerm(cheap, fine, costs=(0.1, 1.0)), np.linspace(0, 3, 65)
     pilots, fresh = (jr.normal(jr.key(seed), (count, 2)) for seed, count in ((0, 64), (2, 2000)))
 

@@ -1,0 +1,95 @@
+"""The search of schedules for fitted steps: the finest level alone, cheaper levels alone, and several levels."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from .envelope import cost_to_reach, envelope
+from .fit_pilots import FitPilots
+from .fit_rollout import Memory
+from .fit_step import left_out
+from .kept_parts import KeptParts
+from .search_steps import Found, multilevel, Searcher, single_level
+
+# How many drifts and increments a step may use in the search.
+MEMORY = Memory()
+# The search uses this number of pilots. The steps that it finds are then fitted on all pilots.
+SEARCHED = 40
+# Groups of pilots in the cross-validation; each is held out once.
+GROUPS = 4
+# Numbers of steps of the finest level alone, up to the wanted cost.
+SINGLE = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 32)
+# Schedules are searched for up to this number of evaluations of the finest level.
+_MOST_EVALUATIONS = 10
+# The search ends after this number of consecutive schedules that need at least this fraction of the cost of the finest
+# level alone.
+_USELESS, _NO_GAIN = 2, 0.9
+# Numbers of steps of cheaper levels alone.
+_CHEAP = (8, 16)
+# A schedule is beaten by one that is as cheap if its error is above this fraction of the other's. Closer errors are
+# within the noise of the pilots.
+_BEATEN = 0.95
+
+
+def search_schedules(
+    pilots: FitPilots, most: float, kept: KeptParts, report: Callable[[int, str], None]
+) -> Iterator[Found]:
+    """Schedules of all costs: the finest level alone, cheaper ones alone, and several levels."""
+    few = pilots.part(min(SEARCHED, pilots.count))
+    searcher = Searcher(few, MEMORY, left_out(few.count, GROUPS), kept)
+    finest = len(pilots.costs) - 1
+    counts = _counts(SINGLE, 1.0, most, searcher.times)
+    alone = []
+    for found in single_level(searcher, finest, counts):
+        report(1, f"finest level alone, {len(found.schedule.evaluated)} steps")
+        alone.append(found)
+        yield found
+    for level in range(finest):
+        counts = _counts(_CHEAP, float(pilots.costs[level]), most, searcher.times)
+        for found in single_level(searcher, level, counts):
+            report(1, f"level {level + 1} alone, {len(found.schedule.evaluated)} steps")
+            yield found
+    if finest:
+        useless = 0
+        single = [found.schedule for found in alone]
+        for found in multilevel(searcher, finest, min(_MOST_EVALUATIONS, int(most)), single):
+            report(1, f"several levels, cost {found.cost:.1f}")
+            yield found
+            cost, error = envelope(
+                np.array([one.cost for one in alone]), np.array([one.typical_error for one in alone])
+            )
+            needed = cost_to_reach(cost, error, found.typical_error)
+            useless = useless + 1 if found.cost > _NO_GAIN * needed else 0
+            # The gain decreases with the number of evaluations.
+            if useless == _USELESS:
+                return
+
+
+def worth_fitting(found: list[Found]) -> list[Found]:
+    """The schedules that no cheaper one beats, and all of the finest level alone, with which they are compared."""
+
+    def beaten(one: Found) -> bool:
+        return any(
+            other.cost <= one.cost and other.typical_error < _BEATEN * one.typical_error for other in found
+        )
+
+    finest = max(found, key=lambda one: one.schedule.base).schedule.base
+    return [one for one in found if one.schedule.levels == (finest,) or not beaten(one)]
+
+
+def units_of_work(costs: Float[np.ndarray, " levels"], most: float, times: int) -> int:
+    """The largest number of progress reports: one for each schedule that is searched, and one for each that is
+    fitted."""
+    finest = len(costs) - 1
+    single, several = (
+        len(_counts(SINGLE, 1.0, most, times)),
+        min(_MOST_EVALUATIONS, int(most)) if finest else 0,
+    )
+    cheap = sum(len(_counts(_CHEAP, float(cost), most, times)) for cost in costs[:-1])
+    return 2 * (single + several + cheap) + 1
+
+
+def _counts(wanted: Sequence[int], cost: float, most: float, times: int) -> list[int]:
+    """The numbers of steps of a level whose cost is at most `most`."""
+    return [n for n in wanted if n <= min(most / cost, times)]
