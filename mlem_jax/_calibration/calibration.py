@@ -12,7 +12,7 @@ from .._coins import AbstractCoins
 from .._custom_types import Y
 from .._solver import AbstractMethod
 from .files import decode_record, read_record, write_record
-from .fingerprints import mismatch
+from .fingerprints import counted, mismatch
 from .fit_catalogue import FittedSteps
 from .fit_plan import FittedPlan
 from .measurements import Measurements
@@ -180,8 +180,8 @@ class Calibration:
     def __repr__(self) -> str:
         measured = self.measurements
         return (
-            f"<Calibration for {self.method.name}: {measured.num_levels} levels, {measured.num_steps} steps, "
-            f"{measured.num_pilots} pilots>"
+            f"<Calibration for {self.method.name}: {counted(measured.num_levels, 'level')}, "
+            f"{measured.num_steps} steps, {measured.num_pilots} pilots>"
         )
 
     def __str__(self) -> str:

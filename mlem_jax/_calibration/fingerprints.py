@@ -14,13 +14,18 @@ def mismatch(
     differ from those that something was made for; `None` if they do not differ."""
     ids = tuple(level_id(level) for level in levels)
     if len(ids) != len(levels_id):
-        return f"{what} {len(levels_id)} levels and is used with {len(ids)}."
+        return f"{what} {counted(len(levels_id), 'level')} and is used with {counted(len(ids), 'level')}."
     differ = [str(k + 1) for k, (now, then) in enumerate(zip(ids, levels_id, strict=True)) if now != then]
     if differ:
         return (
-            f"{what} {len(ids)} levels, of which number {', '.join(differ)} differ from those that it is used with: in "
-            "a network, its process or prediction, the guidance, or the stochasticity."
+            f"{what} {counted(len(ids), 'level')}, of which number {', '.join(differ)} differ from those that it is used "
+            "with: in a network, its process or prediction, the guidance, or the stochasticity."
         )
     if state_id(y0) != made_for_state:
         return f"{what} a state {made_for_state} and is used with {state_id(y0)}."
     return None
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with a noun in the singular or plural."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from .fingerprints import counted
 from .measurements import Measurements
 from .plan import times
 from .trials import Trials
@@ -199,7 +200,8 @@ def calibration_report(measured: Measurements, trials: Trials) -> str:
         ("share", 6, share, ".0%"),
     )
     lines = [
-        f"{measured.num_levels} levels, {measured.num_steps} steps, {measured.num_pilots} pilot trajectories",
+        f"{counted(measured.num_levels, 'level')}, {measured.num_steps} steps, "
+        f"{measured.num_pilots} pilot trajectories",
         f"seconds: for a batch of {measured.batch} on {measured.device}",
         "level" + "".join(f"{name:>{width}}" for name, width, *_ in columns),
     ]

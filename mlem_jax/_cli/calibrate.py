@@ -165,6 +165,8 @@ def _measure(
             if into_file:
                 calibration.save(out)
             else:
+                # That of an earlier call, which was interrupted.
+                (out / f"calibration_{kind}.npz").unlink(missing_ok=True)
                 ladder.with_calibrations({kind: calibration}).save_calibrations(out)
         finally:
             # Shown even if the disk has become full.
