@@ -18,8 +18,8 @@ def mismatch(
     differ = [str(k + 1) for k, (now, then) in enumerate(zip(ids, levels_id, strict=True)) if now != then]
     if differ:
         return (
-            f"{what} {counted(len(ids), 'level')}, of which number {', '.join(differ)} differ from those that it is used "
-            "with: in a network, its process or prediction, the guidance, or the stochasticity."
+            f"{what} {counted(len(ids), 'level')}, of which number {', '.join(differ)} differ from those that it is "
+            "used with: in a network, its process or prediction, the guidance, or the stochasticity."
         )
     if state_id(y0) != made_for_state:
         return f"{what} a state {made_for_state} and is used with {state_id(y0)}."
