@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._fingerprint import fingerprint
-from .._io import make_writable, read_npz, write_safely
+from .._io import full_disk_explained, make_writable, read_npz, write_safely
 
 _NUMBERS = "numbers.txt"
 
@@ -51,7 +51,8 @@ class KeptParts:
             self._computing()
             self._numbers[name] = compute()
             if self._folder is not None:
-                with open(self._folder / _NUMBERS, "a") as file:
+                path = self._folder / _NUMBERS
+                with full_disk_explained(path), open(path, "a") as file:
                     # Begun with a line break, because the line before may be incomplete.
                     file.write("\n" + json.dumps([name, self._numbers[name]]))
         return self._numbers[name]
