@@ -50,6 +50,17 @@ def test_errors_fall_with_the_order_of_the_method_and_no_faster(first_order, met
     assert steep.single_level_error(0, 200) == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(
+    ("method", "where"), [(ml.EulerMaruyama(), [0, 2, 4, 6]), (ml.AdamsBashforth(), [1, 3, 5, 7])]
+)
+def test_effects_are_those_where_a_method_applies_its_corrections(method, where):
+    # At the start of a step, or in its middle: for steps of twice the measured length, two measured steps each.
+    effects = np.tile(np.arange(8.0)[:, None, None], (1, 2, 3))
+    measured = dataclasses.replace(made(effects, (0.1, 1.0)), method=method)
+    model = select(measured, Selection((0, 1), 2))
+    np.testing.assert_allclose(model.effects[:4, 1], np.tile(np.array(where)[:, None], (1, 3)))
+
+
 @pytest.mark.parametrize(("own", "tried", "stated"), [(0.05, 0.2, 0.2), (0.3, 0.2, 0.3)])
 def test_a_prediction_is_as_uncertain_as_the_worse_of_its_sources(own, tried, stated):
     trials = ml.Trials(
