@@ -149,7 +149,7 @@ def headline(shown: Sequence[tuple[Entry, Made]]) -> Figure:
     """The same noise by a few methods at each of `COSTS`: rivals at that cost or the next higher one, several levels at
     that cost or the next lower one."""
     reference = next(made for entry, made in shown if entry.kind == CONVERGED)
-    figure = Figure(figsize=(4.4 * len(COSTS), 0.86 * (len(HEADLINE) + 1)), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(COSTS), 0.78 * (len(HEADLINE) + 1)), layout="constrained")
     axes = figure.subplots(len(HEADLINE) + 1, len(COSTS), squeeze=False)
     for column, wanted in enumerate(COSTS):
         for axis, (kinds, label) in zip(axes[:, column], HEADLINE.items(), strict=False):
@@ -158,10 +158,11 @@ def headline(shown: Sequence[tuple[Entry, Made]]) -> Figure:
                 chosen = max((made for made in mine if made.cost <= wanted), key=lambda made: made.cost)
             else:
                 # Budgets are met up to the chance of the coins.
-                enough = [made for made in mine if made.cost > 0.95 * wanted]
+                enough = [made for made in mine if made.cost > 0.9 * wanted]
                 chosen = min(enough, key=lambda made: made.cost)
             _strip(axis, f"{label}: {chosen.cost:.1f} evaluations", chosen)
         _strip(axes[-1, column], f"converged: {reference.cost:.0f} evaluations", reference)
+    figure.get_layout_engine().set(hspace=0.0, h_pad=0.02)
     return figure
 
 
