@@ -262,7 +262,7 @@ def test_one_level_functions_in_args_and_whole_numbers_as_states():
         and plan.advice == ("There is one level; it is solved alone.",)
     )
     assert "gamma: needs" in str(found)
-    assert repr(found) == "<Calibration for MLEM: 1 levels, 16 steps, 2 pilots>"
+    assert repr(found) == "<Calibration for MLEM: 1 level, 16 steps, 2 pilots>"
     assert repr(plan).startswith("<Plan: levels 1, 10 steps, cost 10, predicted error 0.0")
 
 
