@@ -4,7 +4,8 @@ Run `python benchmarks/quality.py --quick` (2,048 images of each method) or `--f
 reverse SDE; `--smoke` has few images and methods and writes no results. `--images N` sets the number, `--steps FILE`
 takes another catalogue of fitted steps than the shipped one. Images and fits are kept in `--folder` as they are made,
 so that an interrupted run continues; `--minutes M` interrupts it. Delete the folder after a change of the fit. Writes
-`benchmarks/results/quality_ode.json`, a `.csv` table, a picture of the curves and a sheet of images. Needs the Debian
+`benchmarks/results/quality_ode.json`, a `.csv` table, a picture of the curves, a sheet of images, and the
+picture of the project's README. Needs the Debian
 package dataset-fashion-mnist.
 
 Each method makes the same number of images from the same noise. They are compared by three measures: the Frechet
@@ -59,6 +60,8 @@ from mlem_jax.plot import save_figure
 # The noise of the methods, of the images they are compared with, and of the search for the distribution.
 NOISE, OTHER, SEARCH = 70, 71, 72
 MOST_COST = 7.0
+# The picture of the project's README.
+HEADLINE = Path(__file__).parents[1] / "docs" / "samples.png"
 
 
 class Size(NamedTuple):
@@ -218,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_figure(curves(found), RESULTS / f"{stem}.png")
     save_figure(sheet(shown), RESULTS / f"{stem}_images.png")
     if not given.sde:
-        save_figure(headline(shown), RESULTS / f"{stem}_headline.png")
+        save_figure(headline(shown), HEADLINE)
     print("written:", write_results(stem, found))
 
 
