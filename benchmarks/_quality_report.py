@@ -18,6 +18,8 @@ TARGETS = ("same", "other", "real")
 # many images.
 COSTS, SLACK, COLUMNS = (1.6, 2.6, 3.7), 1.5, 8
 
+# Ticks of the curves' axis of cost.
+TICKS = (0.25, 0.5, 1, 2, 3, 4, 6, 8)
 # The rows of the headline picture.
 HEADLINE = {
     (DPM,): "DPM-Solver++(2M), largest network",
@@ -97,7 +99,7 @@ def report(found: dict[str, Any]) -> str:
 
 def curves(found: dict[str, Any]) -> Figure:
     """Excess against cost: a panel for each measure and target, a line for each method."""
-    figure = Figure(figsize=(17, 14), layout="constrained")
+    figure = Figure(figsize=(15, 14), layout="constrained")
     panels = figure.subplots(len(TARGETS), len(MEASURES))
     methods = by_method(found["rows"])
     for axes, target in zip(panels, TARGETS, strict=True):
@@ -119,29 +121,40 @@ def curves(found: dict[str, Any]) -> Figure:
             axis.axhspan(0, 2 * floor, color="0.9")
             axis.set(xscale="log", yscale="log", title=f"{measure} to {target}", xlabel="finest evaluations")
             axis.set_ylim(bottom=floor / 2)
-            axis.grid(alpha=0.3, which="both")
+            axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
     panels[0, 0].set_ylabel("excess over the floor (grey: within two standard errors)")
-    panels[0, -1].legend(fontsize=7)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 
 def sheet(shown: Sequence[tuple[Entry, Made]]) -> Figure:
-    """The same noise by every method at each of `COSTS`: a method's images of about that cost, the dearer one where
-    two are as near."""
+    """The same noise by every method at each of `COSTS`: images of about that cost, and of several levels those of at
+    most that cost. Methods of other costs are left out."""
     kinds = list(dict.fromkeys(entry.kind for entry, _ in shown if entry.kind != CONVERGED))
-    reference = next(made for entry, made in shown if entry.kind == CONVERGED)
-    figure = Figure(figsize=(5.6 * len(COSTS), 0.92 * (len(kinds) + 1)), layout="constrained")
-    axes = figure.subplots(len(kinds) + 1, len(COSTS), squeeze=False)
-    for column, wanted in enumerate(COSTS):
-        for axis, kind in zip(axes[:, column], kinds, strict=False):
+    table = {}
+    for kind in kinds:
+        row = []
+        for wanted in COSTS:
             mine = [made for entry, made in shown if entry.kind == kind]
+            if kind in (SEVERAL, SEVERAL_LAW):
+                mine = [made for made in mine if made.cost <= wanted]
             near = min(mine, key=lambda made: abs(np.log(made.cost / wanted)) - 1e-3 * made.cost)
-            fits = 1 / SLACK < near.cost / wanted < SLACK
-            _strip(axis, f"{kind}: {near.cost:.2f}" if fits else f"{kind}: none", near if fits else None)
-        _strip(axes[-1, column], f"{CONVERGED}: {reference.cost:.0f}", reference)
-        axes[0, column].text(
-            0.5, 1.6, f"about {wanted} evaluations", transform=axes[0, column].transAxes, ha="center"
-        )
+            row.append(near if 1 / SLACK < near.cost / wanted < SLACK else None)
+        if any(row):
+            table[kind] = row
+    reference = next(made for entry, made in shown if entry.kind == CONVERGED)
+    table[CONVERGED] = [reference] * len(COSTS)
+    figure = Figure(figsize=(5.6 * len(COSTS), 0.85 * len(table)), layout="constrained")
+    axes = figure.subplots(len(table), len(COSTS), squeeze=False)
+    for line, (kind, row) in zip(axes, table.items(), strict=True):
+        for axis, made in zip(line, row, strict=True):
+            _strip(axis, kind if made is None else f"{kind}: {made.cost:.2f}", made)
+            if made is None:
+                axis.text(0.0, 0.5, "not at this cost", color="0.5", transform=axis.transAxes)
+    figure.get_layout_engine().set(hspace=0.0, h_pad=0.02)
     return figure
 
 

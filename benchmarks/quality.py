@@ -5,8 +5,7 @@ reverse SDE; `--smoke` has few images and methods and writes no results. `--imag
 takes another catalogue of fitted steps than the shipped one. Images and fits are kept in `--folder` as they are made,
 so that an interrupted run continues; `--minutes M` interrupts it. Delete the folder after a change of the fit. Writes
 `benchmarks/results/quality_ode.json`, a `.csv` table, a picture of the curves, a sheet of images, and the
-picture of the project's README. Needs the Debian
-package dataset-fashion-mnist.
+picture of the project's README. Needs the Debian package dataset-fashion-mnist.
 
 Each method makes the same number of images from the same noise. They are compared by three measures: the Frechet
 distance of features of a small classifier trained here (not FID, whose formula it has), the Frechet distance of the 48
