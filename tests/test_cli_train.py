@@ -67,7 +67,7 @@ def test_from_idx_files_and_from_an_earlier_ladder(run, tmp_path):
     assert len(first) == len(second) == 2
     np.testing.assert_array_equal(arrays(first[-1]), arrays(second[-1]))
     missing = run("--out", tmp_path / "run", *common[:2], "--data", tmp_path / "nowhere")
-    assert missing.exit_code == 2 and "dataset-fashion-mnist" in missing.output
+    assert missing.exit_code == 2 and "IDX files is expected" in missing.output
     # The finest of the two alone.
     one = run("--out", tmp_path / "one", *common, "--levels", 2, "--pilots", 0)
     assert one.exit_code == 0, one.output
