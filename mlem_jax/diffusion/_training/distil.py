@@ -70,7 +70,8 @@ def distil(
 
     The levels are [`mlem_jax.diffusion.UNet`][]s of given FLOPs or seconds, which learn the network's output on noised
     images: on the data's, or where there are none on images that it draws itself from noise, with 20 second-order steps
-    each. They share the network's evaluations, `training.batch_size` in each of `training.match_steps` steps.
+    each, which noised again have the distribution of the states on its trajectories. They share the network's
+    evaluations, `training.batch_size` in each of `training.match_steps` steps.
 
     !!! example
 
