@@ -1,4 +1,4 @@
-"""Study 6: colour images of 64 x 64 pixels with a finest network of 700 MFLOP: gamma, plans, and all rivals.
+"""Study 6: colour images of 64 x 64 pixels with a finest network of 595 MFLOP: gamma, plans, and all rivals.
 
     python benchmarks/make_heads.py 42000 runs/heads   # its docstring says how to install its requirements
     python benchmarks/faces.py --quick --heads runs/heads --out runs/faces
