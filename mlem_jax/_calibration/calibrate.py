@@ -114,31 +114,17 @@ def calibrate(
         _check_like(like, pilots)
     runs = num_levels * len(strides(len(pilots.ts) - 1))
     work = len(pilots.batches) * (_SWEEP_WORK * (like is None) + runs) + len(trials) * len(TRIAL_BUDGETS)
-    problem = (
-        terms,
-        ts,
-        y0s,
-        args,
-        labels,
-        key,
-        method,
-        costs,
-        probes,
-        sensitivity_level,
-        batch_size,
-        trials,
-    )
+    problem = (terms, ts, y0s, args, labels, key)
+    settings = (method, costs, probes, sensitivity_level, batch_size, trials)
     with show_progress("calibrating", total=work, shown=progress) as display:
-        kept = kept_parts("calibration", keep_in, (*problem, like is None), display.restart)
+        kept = kept_parts("calibration", keep_in, (problem, settings, like is None), display.restart)
 
         def report_progress(what: str, count: int) -> None:
             display.advance(count, what)
 
         if like is None:
-            sweep_key = keys[1]
-            levels = _measure_levels(
-                pilots, priced, sensitivity_level, probes, sweep_key, kept, report_progress
-            )
+            given = (sensitivity_level, probes, keys[1])
+            levels = _measure_levels(pilots, priced, *given, kept, report_progress)
         else:
             levels = {name: getattr(like.measurements, name) for name in _OF_THE_LEVELS}
         single = run_single_levels(pilots, method, kept, report_progress)
@@ -147,23 +133,9 @@ def calibrate(
     found = Calibration(measured, tried)
     if not fit:
         return found
-    settings: dict[str, Any] = {
-        "time_variable": method.time_variable,
-        "costs": costs,
-        "batch_size": batch_size,
-    }
-    steps = fit_steps(
-        terms,
-        ts,
-        y0s,
-        args,
-        labels=labels,
-        key=jr.fold_in(key, 3),
-        keep_in=keep_in,
-        progress=progress,
-        **settings,
-    )
-    return found.with_fitted(steps)
+    shared: dict[str, Any] = dict(costs=costs, batch_size=batch_size, keep_in=keep_in, progress=progress)
+    shared |= dict(labels=labels, key=jr.fold_in(key, 3), time_variable=method.time_variable)
+    return found.with_fitted(fit_steps(terms, ts, y0s, args, **shared))
 
 
 def _record(

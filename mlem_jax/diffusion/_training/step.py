@@ -57,6 +57,23 @@ def make_optimiser(training: Training, steps: int, peak: float) -> optax.Gradien
     return optax.chain(optax.clip_by_global_norm(training.clip_norm), optax.adam(schedule))
 
 
+def _gradient(
+    loss_fn: Callable, params: PyTree, static: PyTree, batch: PyTree, parts: int
+) -> tuple[Float[Array, ""], PyTree]:
+    """The loss of a batch and its gradient, accumulated over this number of parts."""
+    if parts == 1:
+        return jax.value_and_grad(loss_fn)(params, static, *batch)
+    # Each part has every `parts`-th image, so that every device has some of it.
+    divided = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
+        found = jax.value_and_grad(loss_fn)(params, static, *part)
+        return jax.tree.map(lambda a, b: a + b / parts, total, found), None
+
+    nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    return jax.lax.scan(add, nothing, divided)[0]
+
+
 def make_step(
     config: Config, static: tuple[PyTree, ...], optimiser: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
@@ -71,20 +88,6 @@ def make_step(
     def loss_fn(params, static_, x, noise_level, labels, target):
         out = evaluate(eqx.combine(params, static_), x, noise_level, labels)
         return jnp.mean((out - target) ** 2)
-
-    def in_parts(params, static_, batch):
-        count = training.accumulate
-        if count == 1:
-            return jax.value_and_grad(loss_fn)(params, static_, *batch)
-        # Each part has every `count`-th image, so that every device has some of it.
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), batch)
-
-        def add(total, part):
-            found = jax.value_and_grad(loss_fn)(params, static_, *part)
-            return jax.tree.map(lambda a, b: a + b / count, total, found), None
-
-        nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-        return jax.lax.scan(add, nothing, parts)[0]
 
     def inputs_and_target(images, labels, teacher, key):
         log_normal = None if teacher is None else training.match_log_normal
@@ -105,7 +108,7 @@ def make_step(
         decays = [_decay(decay, state.step) for decay in training.ema_decays]
         networks = zip(state.params, static, state.average, state.optimiser, strict=True)
         for p, static_, avg, opt in networks:
-            loss, grads = in_parts(p, static_, batch)
+            loss, grads = _gradient(loss_fn, p, static_, batch, training.accumulate)
             # optax mixes dtypes and ranks inside, whatever the user has forbidden.
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
                 updates, opt = optimiser.update(grads, opt, p)
