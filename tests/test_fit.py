@@ -14,6 +14,7 @@ from mlem_jax._calibration.fit_pilots import FitPilots
 from mlem_jax._calibration.fit_refine import _changed, _linearised, refine
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import Choice, everyone, fit_step, left_out, normal_equations
+from mlem_jax._calibration.fit_subsets import step_subsets
 
 TS = np.linspace(0.5, 2.5, 65)
 PLACES = (0, 6, 14, 24, 34, 48, 64)
@@ -258,6 +259,17 @@ def test_without_noise_the_coefficients_are_found():
     coefficients, choice = fit_step(synthetic(0.0), SUBSETS, everyone(16))
     np.testing.assert_allclose(coefficients, [[0.7, 0.3]], atol=1e-4)
     assert choice.features == (0, 1)
+
+
+def test_classical_coefficients_integrate_the_drift_and_hold_the_finest_increment():
+    # A step from 1 to 1.5 after two others: of the drift t (newest first: 1, and twice 0.5 less) the integral is 0.625,
+    # or 0.5 with one drift; the newest increment of level 3, of 2, is held. Level 2's and older ones are not used.
+    features = np.array([1.0, 0.5, 0.5, 7.0, 2.0, 7.0])
+    times = 0.5 * np.arange(4)
+    weights = ml.MultistepCoefficients.adams_bashforth(times, drifts=3).drifts[-1]
+    for chosen, prior in step_subsets(times, [1, 2], np.asarray(weights), "time"):
+        drift = 0.5 if 1 not in chosen else 0.625
+        np.testing.assert_allclose(prior @ features[list(chosen)], drift + 0.5 * 2.0)
 
 
 def test_noise_leaves_the_classical_coefficients():
