@@ -112,6 +112,17 @@ def trials(predicted, measured, *, budget=(2.0, 8.0), alignment=None):
     )
 
 
+def test_a_free_choice_of_levels_and_steps_is_the_best_of_all_choices():
+    measured = made(random_effects(0), (0.1, 0.3, 1.0))
+
+    def error(steps=None, levels=None):
+        found = best_candidate(Search(measured, ml.Trials.none(), ml.IndependentCoins(), steps, levels), 6.0)
+        return found.error
+
+    given = [error(steps, levels) for steps in (8, 16) for levels in ((0, 2), (1, 2), (0, 1, 2))]
+    assert error() == pytest.approx(min(given)) and sorted(given)[2] > 1.05 * min(given)
+
+
 def test_trial_runs_correct_predictions():
     # Beyond the linear model's: sqrt(0.5**2 - 0.3**2) = 0.4 at budget 2, sqrt(0.13**2 - 0.05**2) = 0.12... at budget 8.
     tried = trials((0.3, 0.05), (0.5, 0.13))
