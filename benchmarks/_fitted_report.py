@@ -61,10 +61,10 @@ def report(table: Sequence[dict[str, Any]]) -> str:
             return "not reached"
         return f"{middle:.2f} ({0 if least is None else least:.2f} to {'never' if most is None else f'{most:.2f}'})"
 
-    lines = [
-        [row["rival"], f"{row['error']:.4f}", row["method"], shown(row["cost"]), shown(row["times_fewer"])]
-        for row in table
-    ]
+    lines = []
+    for row in table:
+        fewer = "" if row["cost"]["median"] is None else shown(row["times_fewer"])
+        lines.append([row["rival"], f"{row['error']:.4f}", row["method"], shown(row["cost"]), fewer])
     unit = table[0]["unit"] if table else "finest evaluations"
     return markdown(["at the error of", "error", "method", unit, "times fewer"], lines)
 
