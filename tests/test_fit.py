@@ -10,11 +10,13 @@ import pytest
 from problems import as_user
 
 import mlem_jax as ml
+from mlem_jax._calibration.fit_entries import _final
 from mlem_jax._calibration.fit_pilots import FitPilots
 from mlem_jax._calibration.fit_refine import _changed, _linearised, refine
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import Choice, everyone, fit_step, left_out, normal_equations
 from mlem_jax._calibration.fit_subsets import step_subsets
+from mlem_jax._calibration.kept_parts import KeptParts
 
 TS = np.linspace(0.5, 2.5, 65)
 PLACES = (0, 6, 14, 24, 34, 48, 64)
@@ -241,6 +243,18 @@ def test_classical_rollout_is_adams_bashforth(pilots):
     found = coefficients_of(rollout, TS)
     np.testing.assert_allclose(found.drifts[:, :2], expected.drifts, rtol=1e-12)
     assert np.all(found.drifts[:, 2:] == 0)
+
+
+def test_where_a_fit_is_worse_on_held_out_pilots_the_classical_steps_are_taken(pilots, monkeypatch):
+    def worse(pilots, rollout, report, kept):
+        return rollout._replace(errors=1e3 * rollout.errors)
+
+    monkeypatch.setattr("mlem_jax._calibration.fit_entries.refine", worse)
+    alone = Schedule(PLACES, 2, ((),) * 6)
+    found, _, better = _final(pilots, alone, 0.0, KeptParts(), lambda what: None)
+    expected = ml.MultistepCoefficients.adams_bashforth(TS[list(PLACES)], drifts=2)
+    np.testing.assert_allclose(found.drifts[:, :2], expected.drifts, rtol=1e-12)
+    assert not better
 
 
 def synthetic(noise, outlier=0.0, pilots=16, size=5, seed=0):
