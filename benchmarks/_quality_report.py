@@ -9,6 +9,7 @@ from _quality_images import Entry, Made
 from _quality_measures import MEASURES, SHORT
 from _quality_methods import CONVERGED, DPM, INDEPENDENT, LAW, PATH, SEVERAL, SEVERAL_LAW
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # Numbers of evaluations of the fitted single network at whose quality costs are compared.
 SINGLE = (4, 5, 6, 8)
@@ -20,6 +21,8 @@ COSTS, SLACK, COLUMNS = (1.6, 2.6, 3.7), 1.5, 8
 
 # Ticks of the curves' axis of cost.
 TICKS = (0.25, 0.5, 1, 2, 3, 4, 6, 8)
+# Rows of images with little space between them.
+CLOSE = ConstrainedLayoutEngine(hspace=0.0, h_pad=0.02)
 # The rows of the headline picture.
 HEADLINE = {
     (DPM,): "DPM-Solver++(2M), largest network",
@@ -147,14 +150,13 @@ def sheet(shown: Sequence[tuple[Entry, Made]]) -> Figure:
             table[kind] = row
     reference = next(made for entry, made in shown if entry.kind == CONVERGED)
     table[CONVERGED] = [reference] * len(COSTS)
-    figure = Figure(figsize=(5.6 * len(COSTS), 0.85 * len(table)), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(COSTS), 0.85 * len(table)), layout=CLOSE)
     axes = figure.subplots(len(table), len(COSTS), squeeze=False)
     for line, (kind, row) in zip(axes, table.items(), strict=True):
         for axis, made in zip(line, row, strict=True):
             _strip(axis, kind if made is None else f"{kind}: {made.cost:.2f}", made)
             if made is None:
                 axis.text(0.0, 0.5, "not at this cost", color="0.5", transform=axis.transAxes)
-    figure.get_layout_engine().set(hspace=0.0, h_pad=0.02)
     return figure
 
 
@@ -162,7 +164,7 @@ def headline(shown: Sequence[tuple[Entry, Made]]) -> Figure:
     """The same noise by a few methods at each of `COSTS`: rivals at that cost or the next higher one, several levels at
     that cost or the next lower one."""
     reference = next(made for entry, made in shown if entry.kind == CONVERGED)
-    figure = Figure(figsize=(4.4 * len(COSTS), 0.78 * (len(HEADLINE) + 1)), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(COSTS), 0.78 * (len(HEADLINE) + 1)), layout=CLOSE)
     axes = figure.subplots(len(HEADLINE) + 1, len(COSTS), squeeze=False)
     for column, wanted in enumerate(COSTS):
         for axis, (kinds, label) in zip(axes[:, column], HEADLINE.items(), strict=False):
@@ -175,7 +177,6 @@ def headline(shown: Sequence[tuple[Entry, Made]]) -> Figure:
                 chosen = min(enough, key=lambda made: made.cost)
             _strip(axis, f"{label}: {chosen.cost:.1f} evaluations", chosen)
         _strip(axes[-1, column], f"converged: {reference.cost:.0f} evaluations", reference)
-    figure.get_layout_engine().set(hspace=0.0, h_pad=0.02)
     return figure
 
 

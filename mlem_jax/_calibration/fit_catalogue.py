@@ -182,6 +182,7 @@ class FittedSteps:
                 for level, count in zip(plan.levels, plan.coefficients.evaluations, strict=True)
             )
             gain = "" if len(plan.levels) == 1 else f"{plan.speedup_over_single:.2f}"
+            gain = "not fitted" if gain == "inf" else gain
             lines.append(
                 f"{plan.cost:6.2f}  {len(plan.ts) - 1:5d}  {counts:24s}  {plan.typical_error:13.4g}  "
                 f"{plan.error:9.4g}  {gain:>17s}"

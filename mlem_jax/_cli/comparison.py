@@ -133,9 +133,10 @@ class _Plans(NamedTuple):
 def _name(plan: Plan | FittedPlan, finest: int) -> str:
     """Of a plan's rows."""
     if isinstance(plan, FittedPlan):
-        if len(plan.levels) > 1:
+        cheapest, *others = plan.levels
+        if others:
             return SEVERAL
-        return ALONE if plan.levels == (finest,) else f"level {plan.levels[0] + 1} alone, fitted"
+        return ALONE if cheapest == finest else f"level {cheapest + 1} alone, fitted"
     return FIRST if plan.method == METHODS[0] else SECOND
 
 
