@@ -35,7 +35,7 @@ def test_arrays_that_cannot_be_used_say_why(tmp_path):
         (good.astype(np.int64), r"type int64; bytes .*astype\(numpy.uint8\)"),
         (np.full(good.shape, 0.5), r"from 0.5 to 0.5; -1 .black. to 1 .white. is expected.*2 \* images - 1"),
         (np.linspace(-2, 1, 320).reshape(good.shape), "from -2 to 1"),
-        (np.full(good.shape, np.nan), "from nan to nan"),
+        (np.full(good.shape, np.nan), "not finite: 20 of 20 images"),
         (np.array([{}]), "cannot be used: .*Python objects"),
     ):
         np.save(path, array)
