@@ -48,7 +48,7 @@ def test_arrays_that_cannot_be_used_say_why(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="a.npy cannot be used"):
             load(path, (4, 4, 1))
-    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist. A folder of pictures"):
         load(tmp_path / "nowhere", (4, 4, 1))
 
 
