@@ -137,11 +137,11 @@ def test_main_job_with_fitted_steps(run, ladder, tmp_path, monkeypatch):
     assert said in result.output.replace("\n", " ")
 
 
-def test_rows_are_named_by_the_levels_of_their_plan(ladder):
-    ode = ladder.calibrations["ode"]
-    steps = catalogue(ode, [((0,), (4,), 0.5), ((1,), (4,), 0.1), ((0, 1), (4, 2), 0.02)])
-    names = {plan.levels: _demo._name(plan, 1) for plan in steps.plans()}
-    assert names == {(0,): "level 1 alone, fitted", (1,): _demo.ALONE, (0, 1): _demo.SEVERAL}
+def test_rows_are_named_by_the_levels_of_their_plan():
+    shipped = diffusion.load_ladder().calibrations["ode_2"].fitted
+    names = {plan.levels: _demo._name(plan, 3) for plan in shipped.plans()}
+    assert names.pop((3,)) == _demo.ALONE and names.pop((1,)) == "level 2 alone, fitted"
+    assert {name for levels, name in names.items() if len(levels) > 1} == {_demo.SEVERAL}
 
 
 @pytest.mark.slow
