@@ -82,6 +82,32 @@ def test_a_level_learns_a_network_from_noise_alone(found):
     # In evaluations of the network: 160 samples of 20 steps, and 300 steps of 32 images.
     for text in ("on its own samples, 160 images", "beside 3,200 for its own samples", "9,600"):
         assert text in str(distilled)
+    # A step costs three evaluations of the level.
+    assert distilled.levels.card["cost"]["levels"] == [pytest.approx(28_800 * costs[0] / costs[1], rel=0.1)]
+
+
+def test_held_out_images_are_not_trained_on(tmp_path, monkeypatch):
+    given = []
+
+    def record(config, networks, images, *rest, **settings):
+        given.append(images)
+        raise InterruptedError
+
+    monkeypatch.setattr(_distil, "train_networks", record)
+    pictures = np.linspace(-1, 1, 160 * 16, dtype=np.float32).reshape(160, *SHAPE)
+    with pytest.raises(InterruptedError):
+        distil(
+            teacher(),
+            tmp_path / "levels",
+            images=pictures,
+            shape=SHAPE,
+            mflops=MFLOPS,
+            training=QUICK,
+            progress=False,
+        )
+    (images,) = given
+    assert 100 < len(images) < 160
+    np.testing.assert_array_equal(images, pictures[: len(images)])
 
 
 def calibrated(ladder, **settings):
