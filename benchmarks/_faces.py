@@ -44,7 +44,9 @@ def averaged(folder: Path, network: AbstractNetwork) -> tuple[AbstractNetwork, i
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
     if not steps:
         raise FileNotFoundError(f"{folder} holds no checkpoint.")
-    kept = ocp.StandardCheckpointer().restore(folder.absolute() / str(max(steps)) / "default")["average"][0]
+    kept = ocp.StandardCheckpointer().restore(folder.absolute() / str(max(steps)) / "default")["averages"][0][
+        0
+    ]
 
     def stored(path: Any, leaf: Any) -> Any:
         found = kept
@@ -68,7 +70,7 @@ def finest_network(
     of the command `train` that may be unfinished. Raises `ValueError` if that has another network."""
     untrained = config.networks()[-1]
     if checkpoint is None:
-        (trained,), _ = train_networks(
+        ((trained,), *_), _ = train_networks(
             config,
             (untrained,),
             images,
@@ -94,7 +96,7 @@ def with_smaller_levels(
     """The ladder whose smaller levels are matched to the finest one, all in one pass over its outputs, or trained on
     the images like the finest one; in both cases for `match_steps` steps."""
     training, name = config.training, "matched" if matched else "independent"
-    smaller, _ = train_networks(
+    (smaller, *_), _ = train_networks(
         config,
         config.networks()[:-1],
         images,

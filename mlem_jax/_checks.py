@@ -123,3 +123,8 @@ def as_costs(caller: str, costs: Any, num_levels: int) -> Float[np.ndarray, " le
             "cheapest level first."
         )
     return array
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with a noun in the singular or plural."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -50,7 +50,7 @@ def train(folder, *, teacher=None, steps=12, **training):
     """The smaller level after a few steps, and its losses."""
     images, labels = data()
     settings = config(**training)
-    (found,), history = train_networks(
+    ((found,),), history = train_networks(
         settings,
         settings.networks()[:1],
         images,

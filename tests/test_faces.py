@@ -79,7 +79,7 @@ def test_a_network_is_read_as_far_as_it_is_trained(tmp_path):
     config = tiny_config(steps=4)
     network = config.networks()[0]
     settings = {"steps": 4, "peak_learning_rate": 1e-2, "save_every": 2, "progress": False}
-    (trained,), _ = train_networks(config, (network,), tiny_images(), tmp_path, **settings)
+    ((trained,),), _ = train_networks(config, (network,), tiny_images(), tmp_path, **settings)
     found, steps = averaged(tmp_path, network)
     assert steps == 4
     assert eqx.tree_equal(found, trained)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mlem_jax as ml
+from mlem_jax._calibration.fit_entries import _is_kept
 from mlem_jax._calibration.fit_law import fit_features, Law
 from mlem_jax._calibration.fit_rollout import Memory, Schedule
 from mlem_jax._calibration.fit_step import everyone
@@ -92,6 +93,16 @@ def test_fitted_for_the_distribution_the_end_has_more_of_its_spread(monkeypatch)
         mine = spread(plan.terms(term), plan.solver(), np.asarray(plan.ts))
         errors.append(float(jnp.sum((mine - exact) ** 2)))
     assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "classical", "alone", "kept"),
+    [(1.04, 9.0, True, True), (1.06, 9.0, True, False), (1.5, 9.0, False, True), (1.5, 1.2, False, False)],
+)
+def test_the_finest_level_alone_is_fitted_for_the_distribution_only_at_no_cost(error, classical, alone, kept):
+    """The fit to the trajectories has an error of 1. Other steps keep the fit for the distribution unless the classical
+    coefficients are better."""
+    assert _is_kept(error, 1.0, classical, alone=alone) == kept
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

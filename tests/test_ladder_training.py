@@ -131,7 +131,7 @@ def matched(folder, log_normal):
     config = tiny_config(match_log_normal=log_normal)
     networks = config.networks()
     teacher = randomised(networks[1])
-    trained, _ = train_networks(
+    (trained,), _ = train_networks(
         config,
         networks[:1],
         tiny_images(),
@@ -155,7 +155,7 @@ def test_training_on_data_keeps_the_schedules_noise_levels(tmp_path):
     trained = []
     for log_normal in (None, (-2.0, 0.2)):
         config = tiny_config(match_log_normal=log_normal)
-        networks, _ = train_networks(
+        (networks,), _ = train_networks(
             config,
             config.networks()[:1],
             tiny_images(),

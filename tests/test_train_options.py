@@ -11,12 +11,11 @@ from problems import as_user
 from mlem_jax.diffusion import load_ladder, train_ladder, Training
 from mlem_jax.diffusion._training import train_networks
 from mlem_jax.diffusion._training.batches import mirrored
-from mlem_jax.diffusion._training.train import train_averages
 
 
 def train(folder, images, **training):
     config = tiny_config(**training)
-    found, history = train_networks(
+    (found,), history = train_networks(
         config, config.networks()[:1], images, folder, steps=6, peak_learning_rate=1e-2, progress=False
     )
     return arrays(found), history
@@ -59,7 +58,7 @@ def test_averages_of_several_decays_are_those_of_each_alone(tmp_path):
     """A decay of 0.2 is reached in the third of 6 steps, one of 0.9 never."""
     config = tiny_config(ema_decay=0.9, more_ema_decays=(0.2,))
     settings = {"steps": 6, "peak_learning_rate": 1e-2, "progress": False}
-    both, _ = train_averages(config, config.networks()[:1], tiny_images(), tmp_path / "both", **settings)
+    both, _ = train_networks(config, config.networks()[:1], tiny_images(), tmp_path / "both", **settings)
     for decay, networks in zip((0.9, 0.2), both, strict=True):
         alone, _ = train(tmp_path / str(decay), tiny_images(), ema_decay=decay)
         np.testing.assert_array_equal(arrays(networks), alone)

@@ -111,7 +111,7 @@ def test_a_network_that_is_right_in_training_predicts_the_noise_in_sampling(kind
 def test_trained_and_sampled_end_to_end(kind, tmp_path):
     """Images that are gradients: after training, samples lie near the two-dimensional space of gradients."""
     config = config_of(kind, tmp_path)
-    networks, _ = train_networks(
+    (networks,), _ = train_networks(
         config,
         config.networks(),
         tiny_images(512),

@@ -15,12 +15,12 @@ from mlem_jax.diffusion._training.step import _with_losses, first_state, HISTORY
 def test_the_history_has_the_mean_of_each_window():
     # Losses 0, 1, 2, ... of one network and their squares of another; the last window is not full.
     steps = 2 * HISTORY_EVERY + 3
-    state = first_state(({}, {}), optax.sgd(0.1), steps)
+    state = first_state(({}, {}), optax.sgd(0.1), steps, decays=1)
     rows = np.stack([np.arange(steps), np.arange(steps) ** 2], axis=1).astype(np.float32)
 
     def one(state, row):
         history = _with_losses(state, row)
-        return state.__class__(state.params, state.average, state.optimiser, history, state.step + 1), None
+        return state.__class__(state.params, state.averages, state.optimiser, history, state.step + 1), None
 
     found, _ = jax.lax.scan(one, state, jnp.asarray(rows))
     windows = np.split(rows, [HISTORY_EVERY, 2 * HISTORY_EVERY])

@@ -23,7 +23,7 @@ def trained(folder, *, steps=20):
     config = tiny_config()
     small, large = config.networks()
     common = {"peak_learning_rate": 1e-2, "save_every": 10, "progress": False}
-    found, history = train_networks(
+    (found,), history = train_networks(
         config, (small,), tiny_images(), folder, steps=steps, teacher=randomised(large), **common
     )
     return arrays(found), history

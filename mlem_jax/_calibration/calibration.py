@@ -8,11 +8,12 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Float
 
+from .._checks import counted
 from .._coins import AbstractCoins
 from .._custom_types import Y
 from .._solver import AbstractMethod
 from .files import decode_record, read_record, write_record
-from .fingerprints import counted, mismatch
+from .fingerprints import mismatch
 from .fit_catalogue import FittedSteps
 from .fit_plan import FittedPlan
 from .measurements import Measurements

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .._checks import counted
 from .._custom_types import Y
 from .._fingerprint import level_id, state_id
 
@@ -24,8 +25,3 @@ def mismatch(
     if state_id(y0) != made_for_state:
         return f"{what} a state {made_for_state} and is used with {state_id(y0)}."
     return None
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with a noun in the singular or plural."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

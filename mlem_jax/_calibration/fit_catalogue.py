@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from .._checks import counted
 from .._custom_types import Y
 from .._solver import MultistepCoefficients
 from .envelope import cost_to_reach, envelope
@@ -172,8 +173,7 @@ class FittedSteps:
 
     def __str__(self) -> str:
         lines = [
-            f"fitted steps for {len(self.costs)} level{'s' if len(self.costs) > 1 else ''}, errors of "
-            f"{self.errors.shape[1]} held-out pilots",
+            f"fitted steps for {counted(len(self.costs), 'level')}, errors of {self.errors.shape[1]} held-out pilots",
             "  cost  steps  evaluations of levels     typical error  RMS error  over single level",
         ]
         for plan in self.plans():
@@ -182,7 +182,8 @@ class FittedSteps:
                 for level, count in zip(plan.levels, plan.coefficients.evaluations, strict=True)
             )
             gain = "" if len(plan.levels) == 1 else f"{plan.speedup_over_single:.2f}"
-            gain = "not fitted" if gain == "inf" else gain
+            if np.isinf(plan.speedup_over_single):
+                gain = "not fitted"
             lines.append(
                 f"{plan.cost:6.2f}  {len(plan.ts) - 1:5d}  {counts:24s}  {plan.typical_error:13.4g}  "
                 f"{plan.error:9.4g}  {gain:>17s}"

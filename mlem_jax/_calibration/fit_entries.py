@@ -72,9 +72,16 @@ def _final(
         # Held-out distances to the pilots' own references do not rate distributions, for which a long memory is worse.
         law = Law.of(pilots.path[-1], distribution)
         also = roll_out(pilots, schedule, MEMORY, groups, law=law)
-        alone = schedule.levels == (len(pilots.costs) - 1,)
-        tolerated = _TOLERATED * held_out.typical_error if alone else np.inf
-        held_out = also if also.typical_error < min(tolerated, classical.typical_error) else held_out
+        errors = (one.typical_error for one in (also, held_out, classical))
+        if _is_kept(*errors, alone=schedule.levels == (len(pilots.costs) - 1,)):
+            held_out = also
     better = held_out.typical_error < classical.typical_error
     chosen = held_out if better else classical
     return coefficients_of(chosen, pilots.ts), chosen.errors, better
+
+
+def _is_kept(distribution: float, trajectories: float, classical: float, *, alone: bool) -> bool:
+    """Whether a fit for the distribution is kept, from the errors of held-out pilots with it, with the fit to the
+    trajectories, and with the classical coefficients; `alone`, for steps of the finest level alone."""
+    tolerated = _TOLERATED * trajectories if alone else np.inf
+    return distribution < min(tolerated, classical)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .fingerprints import counted
+from .._checks import counted
 from .measurements import Measurements
 from .plan import times
 from .trials import Trials

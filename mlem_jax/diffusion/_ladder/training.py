@@ -34,9 +34,9 @@ class Training:
     step goes through the networks in `k` parts, whose gradients are averaged: less memory for the same step, which
     `batch_size` has to be a multiple of `k` for.
 
-    Levels are averages of the parameters over the steps (EMA) of decay `ema_decay`; of a longer memory with `0.9999`.
-    `more_ema_decays` lists decays of further averages that are kept beside, each as a ladder of its own, which its
-    `ema_decay` tells apart. Smaller levels are matched to the finest one of `ema_decay`.
+    The levels have exponential moving averages of the parameters, with decay `ema_decay`. For each decay in
+    `more_ema_decays` another average is kept and written as a ladder of its own, whose `ema_decay` is that decay.
+    Smaller levels are matched to the finest level with `ema_decay`.
 
     Every `sheet_every` steps (0 for never) a picture is drawn with the networks as they are and their held-out
     loss is written down, see [`mlem_jax.diffusion.train_ladder`][]; with `snapshots` the networks are kept, too. With

@@ -1,8 +1,8 @@
 """Losses and sheets of a stage of training, for TensorBoard."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ def check_tensorboard(wanted: bool) -> None:
 
 class Board:
     """Writes event files, which `tensorboard --logdir FOLDER` shows: `loss/level_1` and so on every 50 steps, and with
-    every sheet `held_out_loss/level_1` and so on, and the sheet. A context, which closes the file.
+    every sheet `held_out_loss/level_1` and so on, and the sheet.
 
     **Arguments:** `folder`; `levels`, the numbers of the networks, from 1.
     """
@@ -26,15 +26,6 @@ class Board:
     def __init__(self, folder: Path, levels: Sequence[int]):
         self._folder, self._levels = folder, levels
         self._writer: Any = None
-
-    def __enter__(self) -> "Board":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
     def losses(self, step: int, losses: np.ndarray) -> None:
         """The mean losses of the last steps, one for each network."""
@@ -58,3 +49,19 @@ class Board:
 
             self._writer = SummaryWriter(str(self._folder), purge_step=step)
         return self._writer
+
+    def close(self) -> None:
+        """Closes the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def open_board(wanted: bool, folder: Path, levels: Sequence[int]) -> Iterator[Board | None]:
+    """A board that is closed at the end, or `None` where none is wanted."""
+    board = Board(folder, levels) if wanted else None
+    try:
+        yield board
+    finally:
+        if board is not None:
+            board.close()

@@ -1,6 +1,5 @@
 """Cheaper levels for any network: small ones that learn its output, on data or on its own samples."""
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from .._predictor import NoisePredictor
 from .._process import VariancePreserving
 from .._sampling.sample import sample
 from .batches import check_labels, held_out_losses
-from .board import Board, check_tensorboard
+from .board import check_tensorboard, open_board
 from .distillation import Distillation
 from .run import begin_run, check_room, DataIdentity, LADDER
 from .teacher import Teacher
@@ -91,10 +90,11 @@ def distil(
     **Arguments:**
 
     - `network`: a [`mlem_jax.diffusion.NoisePredictor`][]; with guidance inside, the levels learn the guided one.
-    - `mflops`: million FLOPs of each level for one image, increasing, less than the network's. Levels want to be 4 to 8
-        times cheaper than the next. Or
-    - `seconds`: wall-clock seconds of each level for one image, in batches of 32, as measured here; within some 10%,
-        since widths are integers and times vary. The folder remembers the sizes that were found.
+    - `mflops`: million FLOPs of each level for one image, increasing, less than the network's. Each level should be 4
+        to 8 times cheaper than the next.
+    - `seconds`: given instead of `mflops`: wall-clock seconds of each level for one image, measured in batches of 32 on
+        this machine. They are met to about 10%, because widths are integers and times vary. The sizes that were found
+        are kept in the folder.
     - `images`, `labels`: data as it was trained on, bytes or numbers in `[-1, 1]` (latents as they are), of which a
         tenth is held out. By default the network's own samples, with one label after another.
     - `shape`, `classes`: of a network that does not know them, see [`mlem_jax.diffusion.PredictorLadder`][].
@@ -111,15 +111,7 @@ def distil(
     out = Path(out)
     check_tensorboard(training.tensorboard)
     whole = PredictorLadder([network], shape=shape, classes=classes)
-    if seconds is not None and mflops is None:
-        timed = timed_sizes(whole, seconds, out)
-        sizes: Sequence[float | int] = timed["mflops"]
-    elif mflops is not None and seconds is None:
-        timed, sizes = None, mflops
-    else:
-        raise ValueError(
-            "distil needs the sizes of the levels; write mflops=[1, 6], say, or seconds=[...]; not both."
-        )
+    timed, sizes = _sizes(whole, mflops, seconds, out)
     config = _describe(whole, sizes, out.resolve().name, training)
     if whole.labels is not None and whole.classes is None:
         raise ValueError("distil needs integers as labels; write classes=... with their number.")
@@ -144,13 +136,8 @@ def distil(
     teacher = Teacher(network, config)
     kept = slice(0, count - held), slice(count - held, count)
     parts = [(images[part], None if labels is None else labels[part]) for part in kept]
-    board = (
-        Board(out / "tensorboard", range(1, len(students) + 1))
-        if training.tensorboard
-        else contextlib.nullcontext()
-    )
-    with board as open_board:
-        trained, _ = train_networks(
+    with open_board(training.tensorboard, out / "tensorboard", range(1, len(students) + 1)) as board:
+        (trained,), _ = train_networks(
             config,
             students,
             parts[0][0],
@@ -161,7 +148,7 @@ def distil(
             teacher=teacher,
             label="distilling",
             progress=progress,
-            record=None if open_board is None else open_board.losses,
+            record=None if board is None else board.losses,
         )
     trained = tuple(map(as_stored, trained))
     card = _card(config, trained, teacher, parts[1], whole, source, count)
@@ -169,6 +156,23 @@ def distil(
         card["timed"] = timed
     save_ladder(out / LADDER, Ladder(trained, config, card, {}))
     return _finished(out, whole, pilots, progress)
+
+
+def _sizes(
+    whole: PredictorLadder,
+    mflops: Sequence[float | int] | None,
+    seconds: Sequence[float | int] | None,
+    out: Path,
+) -> tuple[dict[str, Any] | None, Sequence[float | int]]:
+    """What was measured to find levels of given seconds, if that is asked for, and the levels' million FLOPs."""
+    if mflops is not None and seconds is None:
+        return None, mflops
+    if seconds is not None and mflops is None:
+        timed = timed_sizes(whole, seconds, out)
+        return timed, timed["mflops"]
+    raise ValueError(
+        "distil needs the sizes of the levels; write mflops=[1, 6], say, or seconds=[...]; not both."
+    )
 
 
 def _describe(whole: PredictorLadder, mflops: Sequence[float | int], name: str, training: Training) -> Config:

@@ -1,6 +1,7 @@
 """One step of training: noise, losses, gradients, the optimiser's update, averages of the parameters."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,11 +23,11 @@ _LAST_RATE = 0.01
 
 
 class State(eqx.Module):
-    """The complete state of a training run; one entry per network in each tuple. With several decays, the average of a
-    network is a tuple of one for each."""
+    """The complete state of a training run; one entry per network in each tuple. `averages` has such a tuple for each
+    decay."""
 
     params: tuple[PyTree[Array], ...]
-    average: tuple[PyTree[Array], ...]
+    averages: tuple[tuple[PyTree[Array], ...], ...]
     optimiser: tuple[PyTree[Array], ...]
     # Mean loss of each window of HISTORY_EVERY steps, one row per window.
     history: Float[Array, "windows networks"]
@@ -34,15 +35,14 @@ class State(eqx.Module):
 
 
 def first_state(
-    params: tuple[PyTree[Array], ...], optimiser: optax.GradientTransformation, steps: int, decays: int = 1
+    params: tuple[PyTree[Array], ...], optimiser: optax.GradientTransformation, steps: int, decays: int
 ) -> State:
     """The state before the first of `steps` steps, with averages of `decays` different decays."""
     windows = -(-steps // HISTORY_EVERY)
-    averages = params if decays == 1 else tuple((p,) * decays for p in params)
     return State(
         # Copies, because a step donates its state and the caller's networks stay the caller's.
         params=jax.tree.map(jnp.copy, params),
-        average=jax.tree.map(jnp.copy, averages),
+        averages=jax.tree.map(jnp.copy, (params,) * decays),
         optimiser=tuple(optimiser.init(p) for p in params),
         history=jnp.zeros((windows, len(params))),
         step=jnp.asarray(0),
@@ -104,26 +104,23 @@ def make_step(
         key = jr.fold_in(jr.key(training.seed + 1), state.step)
         images, labels, teacher = inputs
         batch = inputs_and_target(images, labels, teacher, key)
-        params, average, opt_state, losses = [], [], [], []
-        decays = [_decay(decay, state.step) for decay in training.ema_decays]
-        networks = zip(state.params, static, state.average, state.optimiser, strict=True)
-        for p, static_, avg, opt in networks:
+        params, opt_state, losses = [], [], []
+        for p, static_, opt in zip(state.params, static, state.optimiser, strict=True):
             loss, grads = _gradient(loss_fn, p, static_, batch, training.accumulate)
             # optax mixes dtypes and ranks inside, whatever the user has forbidden.
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
                 updates, opt = optimiser.update(grads, opt, p)
             p = optax.apply_updates(p, updates)
             params.append(p)
-            if len(decays) == 1:
-                average.append(optax.incremental_update(p, avg, 1 - decays[0]))
-            else:
-                pairs = zip(avg, decays, strict=True)
-                average.append(tuple(optax.incremental_update(p, a, 1 - decay) for a, decay in pairs))
             opt_state.append(opt)
             losses.append(loss)
         losses = jnp.stack(losses)
         history = _with_losses(state, losses)
-        new = State(tuple(params), tuple(average), tuple(opt_state), history, state.step + 1)
+        averages: Any = tuple(
+            optax.incremental_update(tuple(params), average, 1 - _decay(decay, state.step))
+            for average, decay in zip(state.averages, training.ema_decays, strict=True)
+        )
+        new = State(tuple(params), averages, tuple(opt_state), history, state.step + 1)
         # Gradients are summed over the devices, each of which has a part of the batch.
         return keep_everywhere(mesh, (new, losses))
 

@@ -31,14 +31,6 @@ Watch = Callable[[int, Averages], object]
 
 
 def train_networks(
-    config: Config, networks: tuple[AbstractNetwork, ...], *arguments: Any, **settings: Any
-) -> tuple[tuple[AbstractNetwork, ...], Float[np.ndarray, "windows networks"]]:
-    """As `train_averages`, with the averages of `training.ema_decay` alone as a result."""
-    averages, history = train_averages(config, networks, *arguments, **settings)
-    return averages[0], history
-
-
-def train_averages(
     config: Config,
     networks: tuple[AbstractNetwork, ...],
     images: Images,
@@ -93,15 +85,13 @@ def train_averages(
     optimiser = make_optimiser(training, steps, peak_learning_rate)
     params, static = zip(*(eqx.partition(n, eqx.is_inexact_array) for n in networks), strict=True)
     mesh = training_mesh(training.batch_size)
-    decays = len(training.ema_decays)
-    state, teacher = put_everywhere(mesh, (first_state(params, optimiser, steps, decays), teacher))
+    state = first_state(params, optimiser, steps, decays=len(training.ema_decays))
+    state, teacher = put_everywhere(mesh, (state, teacher))
 
     def averaged(state: State) -> Averages:
-        found = take_home(state.average)
-        each = [found] if decays == 1 else zip(*found, strict=True)
         return tuple(
             tuple(eqx.combine(average, rest) for average, rest in zip(averages, static, strict=True))
-            for averages in each
+            for averages in take_home(state.averages)
         )
 
     def batch(step: int) -> PyTree:

@@ -1,6 +1,5 @@
 """Trains a ladder: the finest level first, then the others, distilled from it."""
 
-import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -27,12 +26,12 @@ from .._ladder import (
 )
 from .._network import AbstractNetwork
 from .batches import check_labels, held_out_losses
-from .board import Board, check_tensorboard
+from .board import check_tensorboard, open_board
 from .run import begin_run, check_room, config_of_decay, DataIdentity, LADDER, ladder_of_decay
 from .sheets import Sheets
 from .snapshots import Snapshots
 from .step import HISTORY_EVERY
-from .train import Averages, train_averages, Watch
+from .train import Averages, train_networks, Watch
 
 # On which steps are fitted: with fewer, held-out pilots reject much of what images allow (benchmarks/fitted.py).
 _FIT_PILOTS = 128
@@ -164,17 +163,16 @@ def _train(
     def stage(name: str, networks: tuple[AbstractNetwork, ...], steps: int, peak: float, teacher=None):
         numbers = range(1, len(config.levels) + 1)
         kept = slice(-1, None) if name == "finest" else slice(None, -1)
-        board = Board(out / "tensorboard" / name, numbers[kept]) if training.tensorboard else None
-        watches: list[Watch] = [Sheets(out / "sheets", name, config, *held_out, board=board)]
-        if training.snapshots:
-            watches.append(Snapshots(out / "snapshots", name, config, config.levels[kept]))
+        with open_board(training.tensorboard, out / "tensorboard" / name, numbers[kept]) as board:
+            watches: list[Watch] = [Sheets(out / "sheets", name, config, *held_out, board=board)]
+            if training.snapshots:
+                watches.append(Snapshots(out / "snapshots", name, config, config.levels[kept]))
 
-        def watch(step: int, averages: Averages) -> None:
-            for look in watches:
-                look(step, averages)
+            def watch(step: int, averages: Averages) -> None:
+                for look in watches:
+                    look(step, averages)
 
-        with contextlib.nullcontext() if board is None else board:
-            return train_averages(
+            return train_networks(
                 config,
                 networks,
                 data[0],
