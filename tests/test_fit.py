@@ -1,5 +1,7 @@
 """Coefficients fitted on pilots: closed forms, agreement with the solver, held-out pilots, noise, outliers."""
 
+import importlib
+
 import diffrax
 import equinox as eqx
 import jax
@@ -16,6 +18,7 @@ from mlem_jax._calibration.fit_refine import _changed, _linearised, refine
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import everyone, left_out
 from mlem_jax._calibration.kept_parts import KeptParts
+from mlem_jax._calibration.search_steps import Found
 
 TS = np.linspace(0.5, 2.5, 65)
 PLACES = (0, 6, 14, 24, 34, 48, 64)
@@ -254,6 +257,23 @@ def test_where_a_fit_is_worse_on_held_out_pilots_the_classical_steps_are_taken(p
     expected = ml.MultistepCoefficients.adams_bashforth(TS[list(PLACES)], drifts=2)
     np.testing.assert_allclose(found.drifts[:, :2], expected.drifts, rtol=1e-12)
     assert not better
+
+
+def test_the_search_ends_after_two_schedules_that_gain_little(pilots, monkeypatch):
+    """The finest level alone has the error 1 / cost, so a schedule of cost 4 and gain g has 1 / (4 g). A gain of 1.05 is
+    too little, once is not enough."""
+    search = importlib.import_module("mlem_jax._calibration.fit_search")
+
+    def found(cost, error):
+        return Found(TWO_LEVELS, error, cost, [])
+
+    gains = [2.0, 1.05, 1.5, 1.05, 1.05, 2.0]
+    monkeypatch.setattr(search, "single_level", lambda *given: [found(c, 1 / c) for c in (2.0, 4.0, 8.0)])
+    monkeypatch.setattr(search, "multilevel", lambda *given: [found(4.0, 1 / (4 * g)) for g in gains])
+    reported = []
+    for _ in search.search_schedules(pilots, 8.0, KeptParts(), lambda count, text: reported.append(text)):
+        pass
+    assert sum(text.startswith("several levels") for text in reported) == 5
 
 
 def test_errors_say_what_to_write():

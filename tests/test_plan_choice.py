@@ -13,7 +13,7 @@ from problems import as_user
 
 import mlem_jax as ml
 from mlem_jax._calibration.abstract_plan import AbstractPlan
-from mlem_jax.diffusion import dpm_solver, Ladder, sample
+from mlem_jax.diffusion import calibrate_ladder, dpm_solver, Ladder, load_ladder, sample
 
 TS = np.geomspace(80.0, 0.01, 7)
 MIDPOINT = ml.SystematicCoins(offset=0.5)
@@ -193,3 +193,18 @@ def test_calibrate_fits_on_its_own_pilots_if_asked(monkeypatch):
     ((pilots, passed),) = asked
     assert pilots is y0s and passed["time_variable"] == "log" and passed["costs"] == [1.0, 10.0]
     assert fitted.fitted.levels_id == found.measurements.levels_id
+
+
+def test_ladders_of_images_are_fitted_for_their_distribution(monkeypatch):
+    module = sys.modules["mlem_jax.diffusion._ladder.calibrate"]
+    given = {}
+
+    def fit(*arguments, **settings):
+        given.update(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "calibrate", lambda *arguments, **settings: stand_in(load_ladder()))
+    monkeypatch.setattr(module, "fit_steps", fit)
+    with pytest.raises(InterruptedError):
+        calibrate_ladder(load_ladder(), pilots=2, fit_pilots=8, progress=False)
+    assert given["distribution"] > 0.5 and given["time_variable"] == "log"
