@@ -260,8 +260,8 @@ def test_where_a_fit_is_worse_on_held_out_pilots_the_classical_steps_are_taken(p
 
 
 def test_the_search_ends_after_two_schedules_that_gain_little(pilots, monkeypatch):
-    """The finest level alone has the error 1 / cost, so a schedule of cost 4 and gain g has 1 / (4 g). A gain of 1.05 is
-    too little, once is not enough."""
+    """The finest level alone has the error 1 / cost, so a schedule of cost 4 and gain g has the error 1 / (4 g). A gain
+    of 1.05 is too small; the second one in a row ends the search."""
     search = importlib.import_module("mlem_jax._calibration.fit_search")
 
     def found(cost, error):
