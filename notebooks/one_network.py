@@ -104,7 +104,7 @@ print(made)
 # its drift still differs from the network's by a good part.
 
 # %%
-small, large = (drift for drift in made.ladder.term().levels)
+small, large = made.ladder.term().levels
 for level in (10.0, 1.0, 0.1):
     y, s = reference[:8] + level * jr.normal(jr.key(3), (8, *single.shape)), jnp.asarray(level)
     drifts = [jax.vmap(drift, (None, 0, None))(s, y, None) for drift in (small, large)]
