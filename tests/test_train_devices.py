@@ -62,7 +62,7 @@ def test_sheets_change_nothing(tmp_path):
     held_out = tiny_images(40, seed=1)
     found = {}
     for name, watch in (("with", Sheets(tmp_path / "sheets", "finest", config, held_out)), ("without", None)):
-        found[name], _ = train_networks(
+        (found[name],), _ = train_networks(
             config,
             config.networks()[1:],
             tiny_images(),
