@@ -30,6 +30,8 @@ def files(tmp_path_factory):
     write_unet(folder / "small", 4)
     write_unet(folder / "large", 8, seed=1)
     write_unet(folder / "latents", 4, seed=2, side=2, in_channels=4, out_channels=4)
+    write_unet(folder / "labels", 4, num_class_embeds=3)
+    np.savez(folder / "names.npz", weight=np.ones(3))
     write_folder(folder / "decoder", "decoder")
     return folder
 
@@ -231,9 +233,17 @@ def test_files_that_will_not_do_are_answered_in_a_sentence(files, tmp_path, dama
             "--network small --network latents",
             "Level 2 is for images of 2 x 2 x 4, and level 1 .* of 4 x 4 x 3",
         ),
-        ("--network small --guidance 2", "guidance=2.0 needs a network that takes labels"),
+        ("--network small --guidance 2", "Guidance of scale 2 needs a network that takes labels"),
+        (
+            "--network labels --guidance 2",
+            'the label that stood for "no label" .* Add --negative N, its number',
+        ),
         ("--network small --guidance 2 --guidance 3 --guidance 4", "given 3 times for 1 networks"),
-        ("--network small --family resnet", "'resnet' is not known; write one of"),
+        ("--network small --family resnet", "'--family': .*'resnet' is not one of 'unet2d', 'dit'"),
+        (
+            "--network names.npz",
+            "do not tell which architecture it is. Add --family NAME, one of unet2d, dit",
+        ),
         ("--network small --label 1", "--label is for"),
         (
             "--network small",

@@ -18,6 +18,16 @@ import mlem_jax as ml
 
 TERM = ml.MultilevelTerm(lambda t, y, args: -y, lambda t, y, args: -1.1 * y)
 TS = np.linspace(0, 1, 20)
+
+
+def multistep(drifts, ts=np.linspace(0, 1, 21), **settings):  # noqa: B008 (not changed)
+    evaluated = [range(0, len(ts) - 1, 4)]
+    coefficients = ml.MultistepCoefficients.adams_bashforth(
+        ts, drifts=drifts, num_levels=2, evaluated=evaluated
+    )
+    return ml.LinearMultistep(coefficients, **settings)
+
+
 FIXED = {
     "list": lambda: ml.MLEM([1.0, 0.2]),
     "power law": lambda: ml.MLEM(ml.PowerLaw([1.0, 5.0])),
@@ -25,6 +35,7 @@ FIXED = {
     "table": lambda: ml.MLEM(ml.TabulatedProbabilities(TS, np.tile([1.0, 0.2], (20, 1)))),
     "second order": lambda: ml.MLAB2([1.0, 0.2], time_variable="log"),
     "with a key": lambda: ml.MLEM([1.0, 0.2], key=jr.key(0)),
+    "multistep": lambda: multistep(3),
 }
 every_fixed = pytest.mark.parametrize("make", FIXED.values(), ids=FIXED.keys())
 
@@ -50,6 +61,7 @@ def test_fixed_solvers_hash_and_have_no_arrays(make):
 
 HELD = {
     "list": lambda: ml.MLEM([1.0, 0.3]),
+    "multistep": lambda: multistep(2, np.linspace(1, 2, 6)),
     "array": lambda: ml.MLEM(jnp.array([1.0, 0.3])),
     "random": lambda: mlem([1.0, 0.9], jr.key(0)),
     "function": lambda: ml.MLEM(lambda t: jnp.array([1.0, 0.3])),
@@ -59,7 +71,7 @@ HELD = {
 @pytest.mark.parametrize(
     "make",
     [
-        make if name in ("list", "function") else pytest.param(make, marks=pytest.mark.slow)
+        make if name in ("list", "function", "multistep") else pytest.param(make, marks=pytest.mark.slow)
         for name, make in HELD.items()
     ],
     ids=HELD.keys(),
@@ -73,13 +85,16 @@ def test_a_model_that_holds_a_solver_has_gradients(make):
         assert np.all(leaf == 0)
 
 
-def test_filter_vmap_does_not_map_a_fixed_solver():
+@pytest.mark.parametrize("name", ["list", "multistep"])
+def test_filter_vmap_does_not_map_a_fixed_solver(name):
+    solver = FIXED[name]()
+
     def run(y0, solver):
-        return solve(TERM, solver, y0, steps=5).ys[-1]
+        return solve(TERM, solver, y0, steps=20).ys[-1]
 
     starts = jnp.array([1.0, 2.0, 3.0])
-    ends = eqx.filter_vmap(run)(starts, ml.MLEM([1.0, 0.2]))
-    np.testing.assert_allclose(ends, starts * run(jnp.asarray(1.0), ml.MLEM([1.0, 0.2])), rtol=1e-6)
+    ends = eqx.filter_vmap(run)(starts, solver)
+    np.testing.assert_allclose(ends, starts * run(jnp.asarray(1.0), solver), rtol=1e-6)
 
 
 def test_fixed_solvers_export():
@@ -91,8 +106,15 @@ def test_fixed_solvers_export():
     np.testing.assert_allclose(exported.call(y0), run(y0), rtol=1e-6)
 
 
-def test_without_checks_all_solvers_export():
-    solver = ml.MLAB2(lambda t: jnp.array([1.0, 0.2]), time_variable="log", check_finite=False)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ml.MLAB2(lambda t: jnp.array([1.0, 0.2]), time_variable="log", check_finite=False),
+        multistep(3, np.linspace(1, 2, 5), check_finite=False),
+    ],
+    ids=["MLAB2", "LinearMultistep"],
+)
+def test_without_checks_all_solvers_export(solver):
     run = jax.jit(lambda y: diffrax.diffeqsolve(TERM, solver, 1.0, 2.0, 0.25, y, throw=False).ys)
     exported = jax.export.export(run)(jax.ShapeDtypeStruct((3,), jnp.float32))
     np.testing.assert_allclose(exported.call(jnp.ones(3)), run(jnp.ones(3)), rtol=1e-6)
@@ -180,11 +202,6 @@ class Every(ml.AbstractCoins):
 
     def draw(self, p, state, step, key):
         return jnp.where(p < 1, step % self.number == 0, True).astype(jnp.int32), state
-
-
-def multistep(drifts):
-    ts = np.linspace(0, 1, 21)
-    return ml.LinearMultistep(ml.MultistepCoefficients.adams_bashforth(ts, drifts=drifts, num_levels=2))
 
 
 OTHER_STATES = {

@@ -110,7 +110,7 @@ def test_held_out_images_are_not_trained_on(tmp_path, monkeypatch):
     np.testing.assert_array_equal(images, pictures[: len(images)])
 
 
-def calibrated(ladder, **settings):
+def calibrated(ladder):
     """Stands in for a calibration, which takes half a minute to compile."""
     config = SimpleNamespace(process=ladder.process, shape=ladder.shape)
     known = SimpleNamespace(networks=ladder.predictors(), config=config, term=ladder.term)
@@ -122,8 +122,26 @@ def test_the_same_call_again_returns_what_is_there(found, monkeypatch):
     folder, distilled = found
     monkeypatch.setattr(_distil, "train_networks", None)
     monkeypatch.setattr(_distil, "sample", None)
-    monkeypatch.setattr(_distil, "calibrate_methods", calibrated)
+    unfinished = []
+
+    def interrupted(ladder, keep_in, **settings):
+        keep_in.mkdir()
+        (keep_in / "part").write_text("")
+        unfinished.append(keep_in)
+        # As a call that is killed between its two files.
+        calibrated(ladder).save_calibrations(folder / "calibrations")
+        raise KeyboardInterrupt
+
+    def continued(ladder, keep_in, **settings):
+        assert unfinished == [keep_in] and (keep_in / "part").is_file()
+        return calibrated(ladder)
+
+    monkeypatch.setattr(_distil, "calibrate_methods", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distil(teacher(), folder, pilots=4, **SETTINGS)
+    monkeypatch.setattr(_distil, "calibrate_methods", continued)
     again = distil(teacher(), folder, pilots=4, **SETTINGS)
+    assert not unfinished[0].exists()
     x, s = jr.normal(jr.key(0), SHAPE), jnp.asarray(0.5)
     for before, after in zip(distilled.ladder.predictors(), again.ladder.predictors(), strict=True):
         np.testing.assert_array_equal(before(x, s), after(x, s))

@@ -88,7 +88,7 @@ def test_a_decoder_takes_its_latents_only(paths, tmp_path):
 
 
 def test_files_that_do_not_tell_ask_for_what_is_missing(paths):
-    with pytest.raises(ValueError, match="do not tell which architecture"):
+    with pytest.raises(ValueError, match="do not tell which architecture it is. Write family=..., one"):
         load_network(paths["dit_original"])
     with pytest.raises(ValueError, match="how many heads"):
         load_network(paths["dit_original"], family="dit")

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from .errors import check_place, errors_explained, stop_explained
-from .inputs import apply_scales, common_options
-from .networks import Family, Negative, network_options, Networks, Precision, read_levels
+from .inputs import apply_scales
+from .networks import Family, LevelOptions, Negative, Networks, Precision
 from .options import Budget, BUDGETS, Checkpoint, GuidanceScales, Sde
 from .screen import say
 
@@ -97,7 +97,8 @@ def calibrate(
         unfinished = out.with_name(f"{out.name}.unfinished")
         if out.exists() and not unfinished.exists():
             raise FileExistsError(f"{out} exists already; choose another --out or move it away.")
-        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype, negative)
+        levels = LevelOptions(checkpoint, network, guidance, family, dtype, negative)
+        ladder, scales = levels.read()
         check_place(out.parent, "--out")
         into_file = out.suffix == ".npz"
         if not into_file:
@@ -115,17 +116,11 @@ def calibrate(
         found = _measure(console, out, ladder, order, fit_pilots, settings)
         shutil.rmtree(unfinished, ignore_errors=True)
     wanted = budget or BUDGETS[sde]
-    try:
-        if into_file:
-            (only,) = found.values()
-            plan = only.plan(budget=wanted)
-        else:
-            plan = ladder.with_calibrations(found).plan(budget=wanted, sde=sde)
-        say(console, f"A plan with budget {wanted:g}:\n{plan}\n")
-    except ValueError as error:
-        say(console, f"No plan: {error}\n")
-    options = network_options(network, family, dtype) + common_options(checkpoint, sde, guidance, negative)
-    budget_given = "" if budget is None else f" --budget {budget:g}"
+    if into_file:
+        (only,) = found.values()
+        _show_plan(console, only, budget=wanted)
+    else:
+        _show_plan(console, ladder.with_calibrations(found), budget=wanted, sde=sde)
     say(console, f"Written: {out}")
     if quick:
         fit = "" if sde else f" --fit-pilots {_FIT_PILOTS}"
@@ -135,10 +130,8 @@ def calibrate(
             + ("" if sde else ", and with steps that are fitted to the networks and need fewer evaluations")
             + f", in many times the time: --pilots {_PILOTS} --steps {_STEPS[sde]}{fit}",
         )
-    say(
-        console,
-        f"Draw with it: python -m mlem_jax sample{options} --calibration {out}{budget_given} --out FOLDER",
-    )
+    use = f"{levels.written(sde)} --calibration {out}" + ("" if budget is None else f" --budget {budget:g}")
+    say(console, f"Draw with it: python -m mlem_jax sample{use} --out FOLDER")
 
 
 def _measure(
@@ -172,3 +165,11 @@ def _measure(
             # Shown even if the disk has become full.
             say(console, f"{calibration}\n")
     return found
+
+
+def _show_plan(console: Console, calibrated: Any, *, budget: float, **settings: Any) -> None:
+    """The plan of a budget from a calibration or a calibrated ladder, or why there is none."""
+    try:
+        say(console, f"A plan with budget {budget:g}:\n{calibrated.plan(budget=budget, **settings)}\n")
+    except ValueError as error:
+        say(console, f"No plan: {error}\n")

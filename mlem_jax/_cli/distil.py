@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .errors import errors_explained, stop_explained
 from .ladder_options import read_numbers
-from .networks import Family, Networks, Precision, read_levels
+from .networks import Family, LevelOptions, Networks, Precision
 from .options import Checkpoint, GuidanceScales
 from .screen import say
 
@@ -92,7 +92,7 @@ def distil(
             raise ValueError("Give the sizes of the levels, --mflops 1,6, say, or --seconds; not both.")
         sizes = None if mflops is None else read_numbers("--mflops", mflops, "1,6")
         times = None if seconds is None else read_numbers("--seconds", seconds, "0.001,0.005")
-        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype)
+        ladder, scales = LevelOptions(checkpoint, network, guidance, family, dtype).read()
         from .. import diffusion
         from ..diffusion._training.distil import DISTILLING
 

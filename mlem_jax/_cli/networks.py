@@ -2,6 +2,7 @@
 
 `mlem_jax.diffusion` is imported where it is used, so that `--help` does not wait for it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ Networks = Annotated[
     ),
 ]
 Family = Annotated[
-    str | None,
+    Literal["unet2d", "dit", "sit", "edm2", "jit"] | None,
     typer.Option(
         metavar="NAME",
         help="Architecture of the networks, where their files do not tell: unet2d, dit, sit, edm2 or jit.",
@@ -55,45 +56,77 @@ Latents = Annotated[
         "standardised for edm2.",
     ),
 ]
+# What to write for an argument of load_network.
+_OPTIONS = {"family": "--family NAME", "null": "--negative N"}
 
 
-def read_levels(
-    checkpoint: Path | None,
-    networks: list[Path] | None,
-    guidance: list[float] | None,
-    family: str | None,
-    dtype: str,
-    negative: int | None = None,
-) -> tuple[Any, float | list[float] | None]:
-    """The ladder; and the scales of guidance that it has yet to be given. Raises `ValueError` and what reading
-    raises."""
-    if negative is not None and not guidance:
-        raise ValueError("--negative is for guidance; add --guidance SCALE, or leave it out.")
-    if not networks:
-        if family is not None or dtype != "float32":
+@dataclasses.dataclass(frozen=True)
+class LevelOptions:
+    """What names the levels, as the options of these names say."""
+
+    checkpoint: Path | None
+    networks: list[Path] | None
+    guidance: list[float] | None
+    family: str | None
+    dtype: str
+    negative: int | None = None
+
+    def read(self) -> tuple[Any, float | list[float] | None]:
+        """The ladder; and the scales of guidance that it has yet to be given. Raises `ValueError` and what reading
+        raises."""
+        if self.negative is not None and not self.guidance:
+            raise ValueError("--negative is for guidance; add --guidance SCALE, or leave it out.")
+        if self.networks:
+            return self._read_networks(self.networks), None
+        if self.family is not None or self.dtype != "float32":
             raise ValueError("--family and --dtype are for --network; a trained ladder knows its own.")
-        ladder = read_ladder(checkpoint)
-        scales = read_scales(ladder, guidance)
-        return (ladder, scales) if negative is None else (apply_scales(ladder, scales, negative), None)
-    if checkpoint is not None:
-        raise ValueError("Give --checkpoint, the folder of a ladder, or --network for each level; not both.")
-    scales = guidance or [None]
-    if len(scales) not in (1, len(networks)):
-        raise ValueError(
-            f"--guidance was given {len(scales)} times for {len(networks)} networks; give it once for all, or "
-            f"{len(networks)} times."
-        )
-    from ..diffusion import load_ladder, load_network, PredictorLadder
+        ladder = read_ladder(self.checkpoint)
+        scales = read_scales(ladder, self.guidance)
+        if self.negative is None:
+            return ladder, scales
+        return apply_scales(ladder, scales, self.negative), None
 
-    each = scales * len(networks) if len(scales) == 1 else scales
-    levels = []
-    for path, scale in zip(networks, each, strict=True):
-        place = ladder_folder(path)
-        if place is None:
-            levels.append(load_network(path, family=family, dtype=dtype, guidance=scale, null=negative))
-        else:
-            levels += load_ladder(place).predictors()
-    return PredictorLadder(levels), None
+    def _read_networks(self, paths: list[Path]) -> Any:
+        if self.checkpoint is not None:
+            raise ValueError(
+                "Give --checkpoint, the folder of a ladder, or --network for each level; not both."
+            )
+        scales = self.guidance or [None]
+        if len(scales) not in (1, len(paths)):
+            raise ValueError(
+                f"--guidance was given {len(scales)} times for {len(paths)} networks; give it once for all, or "
+                f"{len(paths)} times."
+            )
+        from ..diffusion import load_ladder, PredictorLadder
+
+        each = scales * len(paths) if len(scales) == 1 else scales
+        levels = []
+        for path, scale in zip(paths, each, strict=True):
+            place = ladder_folder(path)
+            levels += [self._read_network(path, scale)] if place is None else load_ladder(place).predictors()
+        return PredictorLadder(levels)
+
+    def _read_network(self, path: Path, scale: float | None) -> Any:
+        from ..diffusion import load_network
+        from ..diffusion._pretrained import NotInFilesError
+
+        try:
+            return load_network(
+                path, family=self.family, dtype=self.dtype, guidance=scale, null=self.negative
+            )
+        except NotInFilesError as error:
+            option = _OPTIONS[error.argument]
+            raise ValueError(f"{error.problem} Add {option}, {error.expected}.") from error
+
+    def written(self, sde: bool) -> str:
+        """The options that calibrate and sample have to agree in, as they are written."""
+        options = "".join(f" --network {path}" for path in self.networks or ())
+        options += "" if self.family is None else f" --family {self.family}"
+        options += "" if self.dtype == "float32" else f" --dtype {self.dtype}"
+        options += "" if self.checkpoint is None else f" --checkpoint {self.checkpoint}"
+        options += " --sde" if sde else ""
+        options += "".join(f" --guidance {scale}" for scale in self.guidance or ())
+        return options + ("" if self.negative is None else f" --negative {self.negative}")
 
 
 def read_decoder(
@@ -128,10 +161,3 @@ def decode_images(decoder: Any, latents: np.ndarray, batch_size: int, *, as_byte
     pieces = [np.asarray(call(decoder, latents[batch])) for batch in rows]
     images = np.concatenate(pieces)[: len(latents)]
     return to_bytes(images) if as_bytes else images
-
-
-def network_options(networks: list[Path] | None, family: str | None, dtype: str) -> str:
-    """The options that name the networks, as they are written."""
-    options = "".join(f" --network {path}" for path in networks or ())
-    options += "" if family is None else f" --family {family}"
-    return options + ("" if dtype == "float32" else f" --dtype {dtype}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax.random as jr
 import numpy as np
 import typer
 from rich.console import Console
@@ -20,22 +21,22 @@ from .images import (
     StartAt,
     StartFrom,
 )
-from .inputs import common_options, make_labels, make_plan
+from .inputs import make_labels
 from .networks import (
     decode_images,
     DecoderPath,
     Family,
     Latents,
+    LevelOptions,
     Negative,
-    network_options,
     Networks,
     Precision,
     read_decoder,
-    read_levels,
 )
-from .options import Budget, Checkpoint, GuidanceScales, InSeconds, one_of, Sde, Seed, TargetError
+from .options import Budget, Checkpoint, GuidanceScales, InSeconds, Sde, Seed, TargetError
+from .planning import PlanOptions
 from .screen import say
-from .single_steps import check_single_steps, OnLevel, single_steps_plan, Spacing, StepMethod, Steps
+from .single_steps import OnLevel, Spacing, StepMethod, Steps
 
 # On the sheet: ten rows of ten are still large enough to be seen.
 _SHOWN = 100
@@ -132,32 +133,15 @@ def sample(
     """
     console = Console()
     with errors_explained(console):
-        planned = {"--budget": budget, "--error": error, "--calibration": calibration}
-        check_single_steps(steps, {"--method": method, "--spacing": spacing, "--level": level}, planned)
-        budget = one_of(budget, error, sde)
-        ladder, scales = read_levels(checkpoint, network, guidance, family, dtype, negative)
+        wanted = PlanOptions(sde, budget, error, in_seconds, calibration, steps, method, spacing, level)
+        levels = LevelOptions(checkpoint, network, guidance, family, dtype, negative)
+        ladder, scales = levels.read()
         labels = make_labels(ladder, label, n)
         given = read_given(ladder.shape, n, start_from, start_at, known, mask)
         decode = read_decoder(decoder, latents, dtype, ladder.shape)
-        if steps is not None:
-            plan = single_steps_plan(ladder, steps, method, spacing, level)
-        else:
-            plan = make_plan(
-                ladder,
-                options=network_options(network, family, dtype)
-                + common_options(checkpoint, sde, guidance, negative),
-                file=calibration,
-                sde=sde,
-                scales=scales,
-                budget=budget,
-                error=error,
-                in_seconds=in_seconds,
-                settings=cut_settings(start_at),
-            )
-        say(console, f"{plan}\n")
+        plan = wanted.plan(ladder, scales, levels.written(sde), cut_settings(start_at))
         times = preview_times(plan.ts, start_at, previews)
-        import jax.random as jr
-
+        say(console, f"{plan}\n")
         from .. import diffusion
 
         found = diffusion.sample(

@@ -59,6 +59,11 @@ class Fixed(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Fixed":
+        """The numbers of an array, of the same type."""
+        return cls(array.tobytes(), array.shape, array.dtype.name)
+
     @property
     def array(self) -> np.ndarray:
         """The numbers."""
@@ -75,7 +80,7 @@ def fixed_or_data(x: Any) -> Fixed | Array:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         # In double precision, because costs in FLOPs overflow JAX's 32-bit integers.
         array = array.astype(float)
-    return Fixed(array.tobytes(), array.shape, array.dtype.name)
+    return Fixed.of(array)
 
 
 def as_array(x: Fixed | Array) -> Array:

@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._batching import across_batch, furthest, refuse_batch
 from .._custom_types import Args, RealScalarLike, Y
+from .._probabilities import Fixed
 from .._term import find_multilevel_term, LevelControl, split_terms
 from .multistep_coefficients import MultistepCoefficients
 from .results import not_finite
@@ -76,8 +79,12 @@ class LinearMultistep(diffrax.AbstractItoSolver):
 
     **Arguments:**
 
-    - `coefficients`: [`mlem_jax.MultistepCoefficients`][], for example the classical ones.
-    - `check_finite`: stop a trajectory with an unsuccessful `result` as soon as its state is not finite.
+    - `coefficients`: [`mlem_jax.MultistepCoefficients`][], for example the classical ones. Their NumPy arrays are
+        constants of the program: they have no gradient, `vmap` does not map them, and a solver that contains no others
+        can be hashed. JAX arrays are data: one compiled program serves all their values.
+    - `check_finite`: whether a trajectory stops with an unsuccessful `result` as soon as its state is not finite.
+        `False` omits this and the check of the grid at run time; infinity and NaN then propagate, as with
+        [`diffrax.Euler`][].
 
     Solves must use the grid of the coefficients. Raises `ValueError` for terms without a `MultilevelTerm` or with
     another number of levels than the coefficients, and for coefficients that a `vmap` batches; at run time, an error
@@ -89,8 +96,24 @@ class LinearMultistep(diffrax.AbstractItoSolver):
         diffrax.LocalLinearInterpolation
     )
 
-    coefficients: MultistepCoefficients
-    check_finite: bool = eqx.field(static=True, default=True)
+    # With constants in place of NumPy's arrays.
+    _coefficients: MultistepCoefficients
+    check_finite: bool = eqx.field(static=True)
+
+    def __init__(self, coefficients: MultistepCoefficients, check_finite: bool = True):
+        self._coefficients = jtu.tree_map(
+            lambda x: x if isinstance(x, jax.Array) else Fixed.of(np.asarray(x)), coefficients
+        )
+        self.check_finite = check_finite
+
+    @property
+    def coefficients(self) -> MultistepCoefficients:
+        """The coefficients, [`mlem_jax.MultistepCoefficients`][]."""
+        return jtu.tree_map(
+            lambda x: x.array if isinstance(x, Fixed) else x,
+            self._coefficients,
+            is_leaf=lambda x: isinstance(x, Fixed),
+        )
 
     def order(self, terms: PyTree) -> None:
         """Unknown, since the coefficients are arbitrary."""
@@ -199,7 +222,8 @@ class LinearMultistep(diffrax.AbstractItoSolver):
         slack = _TOLERANCE * jnp.abs(end - start)
         off = (number > last) | (jnp.abs(t0 - start) > slack) | (jnp.abs(t1 - end) > slack)
         # A trajectory of a batch that has finished takes steps of length zero while the others continue.
-        number = eqx.error_if(number, off & (t0 != t1) & current, _OFF_GRID)
+        if self.check_finite:
+            number = eqx.error_if(number, off & (t0 != t1) & current, _OFF_GRID)
         number = refuse_batch(jnp.minimum(number, last), _BATCHED)
         evaluated, repeats = (refuse_batch(x[number], _BATCHED) for x in (table.evaluated, table.repeats))
         corrections = table.corrections[number] * evaluated[:, None].astype(table.corrections.dtype)

@@ -37,7 +37,8 @@ def _find_config(source: Source) -> PretrainedDiTConfig:
     if "heads" not in found:
         raise ValueError(
             f"{source.path} does not tell how many heads its attention has, and its width of {found.get('width')} "
-            f"is not that of a published network; write config={{'heads': ...}}."
+            "is not that of a published network. Write heads into a "
+            "config.json beside the file, or config={'heads': ...}."
         )
     return read_settings(PretrainedDiTConfig, found, name="DiT", ignored=())
 

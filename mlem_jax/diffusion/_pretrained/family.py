@@ -35,6 +35,18 @@ class Source:
         return {**self.config, **self.settings}
 
 
+class NotInFilesError(ValueError):
+    """The files of a network do not tell something that an argument of `load_network` then has to.
+
+    - `problem`: what they do not tell, in a sentence.
+    - `argument`, `expected`: which argument, and what its value has to be.
+    """
+
+    def __init__(self, problem: str, argument: str, expected: str):
+        super().__init__(f"{problem} Write {argument}=..., {expected}.")
+        self.problem, self.argument, self.expected = problem, argument, expected
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """How to `build` the network (of the class `name`), and how it was trained."""

@@ -248,7 +248,8 @@ def find_jit(source: Source) -> Found:
     if absent:
         raise ValueError(
             f"{source.path} does not tell {' and '.join(absent)} of this JiT, which is not of a published size "
-            f"(width {table['width']}, depth {table['depth']}); write config={{'{absent[0]}': ...}}."
+            f"(width {table['width']}, depth {table['depth']}). Write {absent[0]} into a "
+            f"config.json beside the file, or config={{'{absent[0]}': ...}}."
         )
     config = read_settings(JiTConfig, table, name="JiT", ignored=())
     training = Training(FlowMatching(noise_at=0), "x0", "time")

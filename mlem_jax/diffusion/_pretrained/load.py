@@ -11,7 +11,7 @@ from .._predictor import Guided, NoisePredictor
 from .._process import AbstractProcess
 from .dit_files import find_dit, find_sit
 from .edm2_files import find_edm2
-from .family import Found, Source
+from .family import Found, NotInFilesError, Source
 from .files import Checkpoint, read_json
 from .jit import find_jit
 from .network import AbstractPretrained
@@ -34,6 +34,7 @@ _MARKS = {
     "unet.emb_fourier.freqs": "edm2",
     "x_embedder.proj1.weight": "jit",
 }
+_FAMILIES = f"one of {', '.join(_FINDERS)}"
 _CONFIG, _SCHEDULER, _PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 
 
@@ -117,16 +118,17 @@ def _recognise(source: Source) -> str:
     if kind in _CLASS_NAMES:
         return _CLASS_NAMES[kind]
     if kind is not None:
-        raise ValueError(
-            f"{source.path} holds a {kind}, which is not supported; supported are {', '.join(_CLASS_NAMES)}. If it "
-            f"is one of these by another name, write family=..., one of {tuple(_FINDERS)}."
+        raise NotInFilesError(
+            f"{source.path} holds a {kind}, which is not supported; supported are {', '.join(_CLASS_NAMES)}. It may "
+            "be one of these by another name.",
+            "family",
+            _FAMILIES,
         )
     names = source.checkpoint.shapes
     families: set[str] = {family for mark, family in _MARKS.items() if mark in names}
     if len(families) != 1:
-        raise ValueError(
-            f"The names in {source.path} do not tell which architecture it is; write family=..., one of "
-            f"{tuple(_FINDERS)}."
+        raise NotInFilesError(
+            f"The names in {source.path} do not tell which architecture it is.", "family", _FAMILIES
         )
     (family,) = families
     return family
@@ -135,13 +137,14 @@ def _recognise(source: Source) -> str:
 def _guided(network: AbstractPretrained, name: str, scale: float | int, null: int | None) -> Guided:
     if network.classes is None:
         raise ValueError(
-            f"guidance={scale} needs a network that takes labels, and this {name} takes none. Leave it out."
+            f"Guidance of scale {scale:g} needs a network that takes labels, and this {name} takes none. Leave it out."
         )
     null = network.null if null is None else null
     if null is None:
-        raise ValueError(
-            f'guidance={scale} needs the label that stood for "no label" in training, which the files of a {name} '
-            "do not "
-            "tell. Write null=..., its number."
+        raise NotInFilesError(
+            f'Guidance of scale {scale:g} needs the label that stood for "no label" in training, which the files of a '
+            f"{name} do not tell.",
+            "null",
+            "its number",
         )
     return Guided(network, float(scale), null)

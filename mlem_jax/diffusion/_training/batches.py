@@ -11,6 +11,9 @@ from .._ladder import Config
 from .._network import AbstractNetwork
 from .._predictor import Preconditioned, training_target
 
+# Images, and a label for each of them or none.
+Labelled = tuple[Images, Int[np.ndarray, " n"] | None]
+
 
 def check_labels(
     classes: int | None, labels: Int[np.ndarray, "..."] | None, count: int, *, what: str = "images"

@@ -1,6 +1,7 @@
 """Cheaper levels for any network: small ones that learn its output, on data or on its own samples."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .._network import AbstractNetwork
 from .._predictor import NoisePredictor
 from .._process import VariancePreserving
 from .._sampling.sample import sample
-from .batches import check_labels, held_out_losses
+from .batches import check_labels, held_out_losses, Labelled
 from .board import check_tensorboard, open_board
 from .distillation import Distillation
 from .run import begin_run, check_room, DataIdentity, LADDER
@@ -48,6 +49,9 @@ _SAMPLE_STEPS = 20
 _SAMPLE_SHARE = 0.25
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 1000
 _CALIBRATIONS, _SAMPLES = "calibrations", "samples"
+# Parts of calibrations that are not finished.
+_PARTS = "calibrations.unfinished"
+_OWN = "its own samples"
 
 
 def distil(
@@ -121,41 +125,49 @@ def distil(
     make_writable(out, "Choose another folder.")
     if timed is not None:
         remember_sizes(out, timed)
-    source = "its own samples" if images is None else "images in memory"
+    source = _OWN if images is None else "images in memory"
     code = f"{level_id(network)}-{data_fingerprint(images, labels) if images is not None else count}"
     held = _held_out(count)
     begin_run(
         out, config, DataIdentity(f"{type(network.network).__name__} and {source}", code, count - held, held)
     )
-    students = config.networks()
-    if (out / LADDER).is_dir():
-        return _finished(out, whole, pilots, progress)
-    check_room(out, students)
-    if images is None:
-        images, labels = _own_samples(whole, out / _SAMPLES, count, config.training.seed, progress)
-    teacher = Teacher(network, config)
-    kept = slice(0, count - held), slice(count - held, count)
-    parts = [(images[part], None if labels is None else labels[part]) for part in kept]
+    if not (out / LADDER).is_dir():
+        check_room(out, config.networks())
+        if images is None:
+            images, labels = _own_samples(whole, out / _SAMPLES, count, config.training.seed, progress)
+        kept, held_out = (
+            (images[part], None if labels is None else labels[part])
+            for part in (slice(0, count - held), slice(count - held, count))
+        )
+        teacher = Teacher(network, config)
+        trained = _train(config, out, kept, teacher, progress)
+        card = _card(config, trained, teacher, held_out, whole, source, count)
+        if timed is not None:
+            card["timed"] = timed
+        save_ladder(out / LADDER, Ladder(trained, config, card, {}))
+    return _finished(out, whole, pilots, progress)
+
+
+def _train(
+    config: Config, out: Path, data: Labelled, teacher: Teacher, progress: bool
+) -> tuple[AbstractNetwork, ...]:
+    """The levels, trained and rounded as they will be stored."""
+    training, students = config.training, config.networks()
     with open_board(training.tensorboard, out / "tensorboard", range(1, len(students) + 1)) as board:
         (trained,), _ = train_networks(
             config,
             students,
-            parts[0][0],
+            data[0],
             out / "smaller",
             steps=training.match_steps,
             peak_learning_rate=training.match_learning_rate,
-            labels=parts[0][1],
+            labels=data[1],
             teacher=teacher,
             label="distilling",
             progress=progress,
             record=None if board is None else board.losses,
         )
-    trained = tuple(map(as_stored, trained))
-    card = _card(config, trained, teacher, parts[1], whole, source, count)
-    if timed is not None:
-        card["timed"] = timed
-    save_ladder(out / LADDER, Ladder(trained, config, card, {}))
-    return _finished(out, whole, pilots, progress)
+    return tuple(map(as_stored, trained))
 
 
 def _sizes(
@@ -242,7 +254,7 @@ def _card(
     config: Config,
     trained: tuple[AbstractNetwork, ...],
     teacher: Teacher,
-    held_out: tuple[Images, Int[np.ndarray, " m"] | None],
+    held_out: Labelled,
     whole: PredictorLadder,
     source: str,
     count: int,
@@ -262,7 +274,7 @@ def _card(
         "network_flops": own,
         # In evaluations of the network on one image. A step of training takes three evaluations of a level.
         "cost": {
-            "samples": count * _SAMPLE_STEPS if source == "its own samples" else 0,
+            "samples": count * _SAMPLE_STEPS if source == _OWN else 0,
             "network": training.match_steps * training.batch_size,
             "levels": [3 * training.match_steps * training.batch_size * f / own for f in flops],
         },
@@ -275,9 +287,13 @@ def _finished(out: Path, whole: PredictorLadder, pilots: int, progress: bool) ->
     ladder = PredictorLadder(
         [*levels.predictors(), *whole.predictors()], shape=whole.shape, classes=whole.classes
     )
-    if (out / _CALIBRATIONS).is_dir():
-        ladder = ladder.load_calibrations(out / _CALIBRATIONS)
+    calibrations, parts = out / _CALIBRATIONS, out / _PARTS
+    if calibrations.is_dir() and not parts.is_dir():
+        ladder = ladder.load_calibrations(calibrations)
     elif pilots:
-        ladder = calibrate_methods(ladder, pilots=pilots, progress=progress)
-        ladder.save_calibrations(out / _CALIBRATIONS)
+        # What a call that was interrupted had begun to write.
+        shutil.rmtree(calibrations, ignore_errors=True)
+        ladder = calibrate_methods(ladder, pilots=pilots, keep_in=parts, progress=progress)
+        ladder.save_calibrations(calibrations)
+        shutil.rmtree(parts, ignore_errors=True)
     return Distillation(ladder, levels)

@@ -12,6 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree
 
 from ..._io import full_disk_explained
@@ -19,7 +20,7 @@ from .._data import as_floats, Images
 from .._ladder import Config
 from .._mesh import put_everywhere, spread, take_home, training_mesh
 from .._network import AbstractNetwork
-from .batches import batch_indices, check_labels, mirrored
+from .batches import batch_indices, check_labels, Labelled, mirrored
 from .checkpoints import Checkpoints
 from .loop import Loop, Record
 from .step import first_state, make_optimiser, make_step, State
@@ -94,20 +95,12 @@ def train_networks(
             for averages in take_home(state.averages)
         )
 
-    def batch(step: int) -> PyTree:
-        chosen = batch_indices(training.seed, step, training.batch_size, len(images))
-        numbers = None if labels is None else labels[chosen].astype(np.int32)
-        pictures = as_floats(images[chosen])
-        if training.flip:
-            pictures = mirrored(pictures, training.seed, step)
-        return (*spread(mesh, (pictures, numbers)), teacher)
-
     loop = Loop(
         label=label,
         steps=steps,
         peak_learning_rate=peak_learning_rate,
         step=make_step(config, static, optimiser, mesh),
-        batch=batch,
+        batch=_batches(config, (images, labels), teacher, mesh),
         watch=None if watch is None else lambda done, state: watch(done, averaged(state)),
         watch_every=training.sheet_every,
         record=record,
@@ -120,6 +113,23 @@ def train_networks(
         state = put_everywhere(mesh, checkpoints.restore(state))
         state = loop.run(state, checkpoints, progress=progress)
     return averaged(state), np.asarray(state.history)
+
+
+def _batches(
+    config: Config, data: Labelled, teacher: AbstractNetwork | None, mesh: Mesh
+) -> Callable[[int], PyTree]:
+    """The images and labels of each step, spread over the devices, and the teacher."""
+    (images, labels), training = data, config.training
+
+    def batch(step: int) -> PyTree:
+        chosen = batch_indices(training.seed, step, training.batch_size, len(images))
+        numbers = None if labels is None else labels[chosen].astype(np.int32)
+        pictures = as_floats(images[chosen])
+        if training.flip:
+            pictures = mirrored(pictures, training.seed, step)
+        return (*spread(mesh, (pictures, numbers)), teacher)
+
+    return batch
 
 
 def _run(

@@ -25,7 +25,7 @@ from .._ladder import (
     save_ladder,
 )
 from .._network import AbstractNetwork
-from .batches import check_labels, held_out_losses
+from .batches import check_labels, held_out_losses, Labelled
 from .board import check_tensorboard, open_board
 from .run import begin_run, check_room, config_of_decay, DataIdentity, LADDER, ladder_of_decay
 from .sheets import Sheets
@@ -142,9 +142,6 @@ def _calibrated(ladder: Ladder, folder: Path, pilots: int, progress: bool) -> La
             found.save(path)
         calibrations[kind] = found
     return dataclasses.replace(ladder, calibrations=calibrations)
-
-
-Labelled = tuple[Images, Int[np.ndarray, " n"] | None]
 
 
 def _train(
