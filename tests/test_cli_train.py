@@ -134,6 +134,22 @@ def test_what_does_not_go_together_is_said_before_anything_is_written(run, tmp_p
     assert result.exit_code == 2 and "Cannot write to" in result.output and "another --out" in result.output
 
 
+def test_a_level_of_the_flops_of_a_shipped_one_is_of_its_architecture():
+    assert ladder_of_flops((28, 28, 1), [5.625]).levels == (load_ladder().config.levels[1],)
+
+
+@pytest.mark.slow
+def test_small_levels_are_of_dense_layers():
+    """1.04 MFLOP are the least with 16 channels on 7 x 7 places: the shipped first level, with a filter."""
+    shipped = dataclasses.replace(load_ladder().config.levels[0], input_skip=None)
+    smaller, first = ladder_of_flops((28, 28, 1), [0.3, 1.04]).levels
+    assert first == shipped
+    # The whole image at once. 57 channels of 784 pixels, twice, are 179 thousand FLOPs; the blocks have the rest.
+    assert smaller.folds == (28,) and 45 < smaller.width < 65
+    # 10 x 6 pixels are 5 x 3 places, whose sides have no common factor.
+    assert ladder_of_flops((10, 6, 1), [3]).levels[0].folds == (2,)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64, 3), (10, 6, 1)])
 def test_levels_have_the_flops_asked_for(shape):

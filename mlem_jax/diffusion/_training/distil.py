@@ -73,8 +73,13 @@ def distil(
 
     The levels are [`mlem_jax.diffusion.UNet`][]s of given FLOPs or seconds, which learn the network's output on noised
     images: on the data's, or where there are none on images that it draws itself from noise, with 20 second-order steps
-    each, which noised again have the distribution of the states on its trajectories. They share the network's
-    evaluations, `training.batch_size` in each of `training.match_steps` steps.
+    each. They share the network's evaluations, `training.batch_size` in each of `training.match_steps` steps.
+
+    Noised again, its own images stand for the states on its trajectories. At each noise level both have the same
+    distribution if the network is the exact denoiser of the images that it draws and the steps are short: the
+    probability flow and the reverse SDE have the marginals of the noising process (Song et al. 2021, Score-based
+    generative modeling through stochastic differential equations). For a trained network they differ as far as it
+    differs from such a denoiser. Noise is drawn anew in each step, whereas stored states would be repeated.
 
     !!! example
 
