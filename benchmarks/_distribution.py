@@ -5,6 +5,8 @@ the Frechet distance of the features of a small classifier that is trained here.
 but other features, so its values can only be compared within this study.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,43 +17,50 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from mlem_jax._io import write_safely
 from mlem_jax.diffusion._sampling.frechet import frechet_of_features
 
 FEATURES = 64
 
 
 class Classifier(eqx.Module):
-    """Two strided convolutions and a layer of features; about 90,000 parameters."""
+    """Two strided convolutions and a layer of features; about 90,000 parameters for images of 28 x 28."""
 
     kernels: tuple[Array, Array]
     hidden: Array
     last: Array
 
-    def __init__(self, key: Array):
-        keys = jr.split(key, 4)
+    def __init__(self, shape: tuple[int, int, int] = (28, 28, 1), classes: int = 10, *, seed: int = 0):
+        height, width, channels = shape
+        keys, places = jr.split(jr.key(seed), 4), (-(-height // 4)) * (-(-width // 4))
         self.kernels = (
-            jr.normal(keys[0], (5, 5, 1, 16)) / 5,
+            jr.normal(keys[0], (5, 5, channels, 16)) / (25 * channels) ** 0.5,
             jr.normal(keys[1], (5, 5, 16, 32)) / (25 * 16) ** 0.5,
         )
-        self.hidden = jr.normal(keys[2], (7 * 7 * 32, FEATURES)) / (7 * 7 * 32) ** 0.5
-        self.last = jr.normal(keys[3], (FEATURES, 10)) / FEATURES**0.5
+        self.hidden = jr.normal(keys[2], (places * 32, FEATURES)) / (places * 32) ** 0.5
+        self.last = jr.normal(keys[3], (FEATURES, classes)) / FEATURES**0.5
 
-    def features(self, images: Float[Array, "n 28 28 1"]) -> Float[Array, "n features"]:
+    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
         x = images
         for kernel in self.kernels:
             dims = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
             x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=dims))
         return jax.nn.relu(x.reshape(len(x), -1) @ self.hidden)
 
-    def __call__(self, images: Float[Array, "n 28 28 1"]) -> Float[Array, "n 10"]:
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         return self.features(images) @ self.last
 
 
 def train_classifier(
-    images: np.ndarray, labels: np.ndarray, *, steps: int, seed: int = 0, batch_size: int = 128
+    model: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    steps: int,
+    seed: int = 0,
+    batch_size: int = 128,
 ) -> Classifier:
     """Trains with Adam."""
-    model = Classifier(jr.key(seed))
     optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
     @eqx.filter_jit
@@ -67,6 +76,16 @@ def train_classifier(
     for _ in range(steps):
         chosen = draw.integers(len(images), size=batch_size)
         model, state = step(model, state, jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]))
+    return model
+
+
+def kept_model(path: Path, like: Classifier, train: Callable[[], Classifier]) -> Classifier:
+    """That of an earlier run, or a new one, which is kept."""
+    if path.exists():
+        return eqx.tree_deserialise_leaves(path, like)
+    model = train()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safely(path, lambda file: eqx.tree_serialise_leaves(file, model))
     return model
 
 

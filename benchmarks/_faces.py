@@ -1,5 +1,6 @@
 """The networks of faces.py, their training in two ways, and their calibrations."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from fitted import fit
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
@@ -122,23 +124,37 @@ def _sheets(out: Path, stage: str, config: Config, held_out: Heads) -> Sheets | 
     return Sheets(out / "sheets", stage, config, held_out) if config.training.sheet_every else None
 
 
-def calibrated(ladder: Ladder, folder: Path, *, kinds: tuple[str, ...], pilots: int, steps: int) -> Ladder:
-    """The ladder with calibrations of these kinds. Those in the folder are used if they belong to these levels."""
+def calibrated(
+    ladder: Ladder, folder: Path, *, sde: bool, pilots: int, steps: int, fit_pilots: int, most: float
+) -> Ladder:
+    """The ladder with calibrations of the probability flow, of both orders and with fitted steps of costs up to
+    `most`, or of the reverse SDE. Those in the folder are used if they belong to these levels."""
     settings: dict[str, dict[str, Any]] = {
         "ode": {"steps": steps},
         "ode_2": {"steps": steps, "method": METHODS[1]},
         "sde": {"steps": 2 * steps, "sde": True},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for kind in kinds:
+    found: dict[str, ml.Calibration] = {}
+    for kind in ("sde",) if sde else ("ode", "ode_2"):
         path = folder / f"calibration_{kind}.npz"
-        found[kind] = _kept(path, ladder, settings[kind].get("sde", False))
-        if found[kind] is None:
-            found[kind] = calibrate_ladder(ladder, pilots=pilots, **settings[kind])
-            found[kind].save(path)
-        print(kind, found[kind], sep="\n", flush=True)
+        kept = _kept(path, ladder, sde)
+        if kept is None:
+            kept = calibrate_ladder(ladder, pilots=pilots, like=found.get("ode"), **settings[kind])
+            if kind == "ode_2":
+                kept = kept.with_fitted(fit(ladder, pilots=fit_pilots, most=most, keep_in=folder))
+            kept.save(path)
+        print(kind, kept, sep="\n", flush=True)
+        found[kind] = kept
     return Ladder(ladder.networks, ladder.config, ladder.card, found)
+
+
+def without_finest(ladder: Ladder) -> Ladder:
+    """The ladder of the smaller levels."""
+    levels = slice(0, len(ladder.networks) - 1)
+    config = dataclasses.replace(ladder.config, levels=ladder.config.levels[levels])
+    card = {**ladder.card, **{name: ladder.card[name][levels] for name in ("parameters", "flops_per_image")}}
+    return Ladder(ladder.networks[levels], config, card, {})
 
 
 def _kept(path: Path, ladder: Ladder, sde: bool) -> ml.Calibration | None:

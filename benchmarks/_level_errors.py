@@ -7,6 +7,7 @@ not need the exact drift.
 """
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from _harness import interleaved_seconds
 from _methods import Shared
 from _rivals import Euler, march, Plain
 from jaxtyping import Array, Float
+from matplotlib.figure import Figure
 
 from mlem_jax.diffusion import Ladder
 from mlem_jax.diffusion._data import Images
@@ -115,6 +117,25 @@ def gammas(rows: Sequence[dict[str, Any]]) -> list[Fit]:
             if len(chosen) >= 2:
                 found.append(fit(measure, *zip(*chosen, strict=True)))
     return found
+
+
+def draw_levels(ladders: dict[str, Sequence[dict[str, Any]]]) -> Figure:
+    """Error of each level against its cost: a panel for each measure, a line for each ladder with its gamma."""
+    figure = Figure(figsize=(4.4 * len(MEASURES), 4.2), layout="constrained")
+    for axis, (measure, words) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
+        for name, rows in ladders.items():
+            points = [(r["level"], r["mflops"], r[measure]) for r in rows if r[measure]]
+            levels, costs, errors = zip(*points, strict=True)
+            label = name
+            if len(levels) > 1:
+                gamma = fit(measure, levels, costs, errors).gamma
+                label += ": no power law" if gamma is None else f": gamma {gamma:.1f}"
+            axis.loglog(costs, errors, marker="o", label=label)
+        axis.set(xlabel="MFLOP per image", title="\n".join(wrap(words, 44)))
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
+    return figure
 
 
 def in_words(fits: Sequence[Fit]) -> str:

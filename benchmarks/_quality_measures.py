@@ -3,15 +3,17 @@
 All three are of our own making: their values compare with nothing outside this study.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from _distribution import Classifier, features
 from jaxtyping import Float
 
 from mlem_jax.diffusion._sampling.frechet import frechet_of_features
 
 COMPONENTS, DIRECTIONS = 48, 256
+# With more pixels a covariance matrix takes too long; as many images are enough for its first components.
+MANY = 2000
 # Groups of images, each left out in turn (the delete-a-group jackknife).
 GROUPS = 10
 FEATURES, PIXELS, SLICED = (
@@ -24,7 +26,7 @@ SHORT = {FEATURES: "features", PIXELS: "components", SLICED: "sliced"}
 
 
 class Views(NamedTuple):
-    """What the measures see of a set of images: features of a classifier, coordinates on principal components of real
+    """What the measures see of a set of images: features of a network, coordinates on principal components of real
     images' pixels, and projections of the pixels on random directions."""
 
     features: Float[np.ndarray, "n features"]
@@ -38,20 +40,34 @@ class Views(NamedTuple):
 
 
 class Eye:
-    """Turns images into `Views`."""
+    """Turns images into `Views`, by a function from images to features, and the principal components of real images."""
 
-    def __init__(self, model: Classifier, train: Float[np.ndarray, "n h w 1"], *, seed: int = 0):
-        self.model = model
+    def __init__(
+        self,
+        features: Callable[[np.ndarray], Float[np.ndarray, "n features"]],
+        train: Float[np.ndarray, "n h w c"],
+        *,
+        seed: int = 0,
+    ):
+        self.features = features
         flat = train.reshape(len(train), -1).astype(float)
         self._mean = flat.mean(0)
-        _, vectors = np.linalg.eigh(np.cov(flat.T))
-        self._basis = vectors[:, ::-1][:, :COMPONENTS]
+        self._basis = _components(flat)
         directions = np.random.default_rng(seed).normal(size=(flat.shape[1], DIRECTIONS))
         self._directions = directions / np.linalg.norm(directions, axis=0)
 
-    def look(self, images: Float[np.ndarray, "n h w 1"]) -> Views:
+    def look(self, images: Float[np.ndarray, "n h w c"]) -> Views:
         flat = images.reshape(len(images), -1).astype(float)
-        return Views(features(self.model, images), (flat - self._mean) @ self._basis, flat @ self._directions)
+        return Views(self.features(images), (flat - self._mean) @ self._basis, flat @ self._directions)
+
+
+def _components(flat: Float[np.ndarray, "n pixels"]) -> Float[np.ndarray, "pixels components"]:
+    """The first principal components; of large images from the first images alone, fewer than there are pixels."""
+    if flat.shape[1] <= MANY:
+        _, vectors = np.linalg.eigh(np.cov(flat.T))
+        return vectors[:, ::-1][:, :COMPONENTS]
+    few = flat[:MANY]
+    return np.linalg.svd(few - few.mean(0), full_matrices=False)[2][:COMPONENTS].T
 
 
 def distances(mine: Views, theirs: Views) -> Float[np.ndarray, " measures"]:

@@ -147,7 +147,7 @@ def single_networks(
 def small_networks(problem: Shared, fits: Fits, effort: Effort) -> Iterator[Entry]:
     """Each smaller level alone."""
     for level, counts in effort.small.items():
-        for n in counts:
+        for n in counts if level < fits.finest else ():
             yield fitted(SMALL.format(level + 1), problem, (level,), fits.alone(level, n))
 
 

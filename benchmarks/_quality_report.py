@@ -144,8 +144,10 @@ def sheet(shown: Sequence[tuple[Entry, Made]]) -> Figure:
             mine = [made for entry, made in shown if entry.kind == kind]
             if kind in (SEVERAL, SEVERAL_LAW):
                 mine = [made for made in mine if made.cost <= wanted]
-            near = min(mine, key=lambda made: abs(np.log(made.cost / wanted)) - 1e-3 * made.cost)
-            row.append(near if 1 / SLACK < near.cost / wanted < SLACK else None)
+            mine = [made for made in mine if 1 / SLACK < made.cost / wanted < SLACK]
+            row.append(
+                min(mine, key=lambda made: abs(np.log(made.cost / wanted)) - 1e-3 * made.cost, default=None)
+            )
         if any(row):
             table[kind] = row
     reference = next(made for entry, made in shown if entry.kind == CONVERGED)
@@ -184,5 +186,6 @@ def _strip(axis: Any, label: str, made: Made | None) -> None:
     axis.set_axis_off()
     axis.set_title(label, loc="left", fontsize=8, pad=2)
     if made is not None:
-        strip = np.concatenate(list(made.images[:COLUMNS, ..., 0]), axis=1)
-        axis.imshow(strip, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        strip = np.concatenate(list(made.images[:COLUMNS]), axis=1) / 2 + 0.5
+        # Images of one channel are grey; the limits apply to them alone.
+        axis.imshow(strip.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax.random as jr
 import numpy as np
 from _curves import draw_curves, Row
-from _distribution import accuracy, distances, train_classifier
+from _distribution import accuracy, Classifier, distances, train_classifier
 from _harness import add_sizes, RESULTS, write_results, write_table
 from _image_methods import (
     ALL_OURS,
@@ -100,7 +100,7 @@ def distribution_table(
     problem: Shared, picked: dict[str, Method], data: Real, size: Size, seed: int
 ) -> tuple[list[Row], float]:
     """The distances of many images of each method to held-out real images, and the classifier's accuracy."""
-    model = train_classifier(*data.train, steps=size.classifier_steps)
+    model = train_classifier(Classifier(), *data.train, steps=size.classifier_steps)
     correct = accuracy(model, *data.held_out)
     real, target = data.train[0], data.held_out[0][: size.images]
     rows: list[Row] = [

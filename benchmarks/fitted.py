@@ -46,12 +46,12 @@ EULER, EULER_STEPS = "Euler", 50
 REFERENCE_STEPS, PILOTS, FINE, ROUNDS = 128, 128, 128, 5
 
 
-def fit(ladder: Ladder, *, pilots: int, most: float) -> ml.FittedSteps:
+def fit(ladder: Ladder, *, pilots: int, most: float, keep_in: Path | None = None) -> ml.FittedSteps:
     """The catalogue for the probability flow."""
     process = ladder.config.process
     y0s = process.s_max * jr.normal(jr.key(5), (pilots, *ladder.config.shape))
     ts = process.grid(FINE)
-    settings = {"time_variable": "log", "distribution": 0.9, "most": most}
+    settings = {"time_variable": "log", "distribution": 0.9, "most": most, "keep_in": keep_in}
     return ml.fit_steps(ladder.term(), ts, y0s, key=jr.key(0), **settings)
 
 

@@ -1,0 +1,232 @@
+"""The parts of the study of faces: the errors of levels, fitted steps, distributions, and all methods."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from _crops import crop_features, train_on_crops, untrained
+from _curves import draw_curves, Row
+from _distribution import kept_model
+from _faces import colour_sheet
+from _fitted_report import predictions, report as fitted_report
+from _harness import RESULTS, write_results, write_table
+from _image_methods import DDIM, Effort, image_problem, INDEPENDENT, OURS, OURS_SECOND, SINGLE
+from _image_report import report as methods_report
+from _image_study import compare_all, Comparison
+from _level_errors import draw_levels, gammas, in_words, level_errors, MEASURES
+from _methods import Batch, Method
+from _quality_measures import Eye
+from _quality_methods import Effort as QualityEffort
+from _quality_report import curves, report as quality_report, sheet as quality_sheet
+from _quality_study import Amount, Study
+from _runs import run
+from fitted import study as fitted_study
+from jaxtyping import UInt8
+
+from mlem_jax.diffusion import Ladder
+from mlem_jax.diffusion._data import as_floats
+from mlem_jax.plot import save_figure
+
+# Costs on the sheets of images, and the largest cost of a method there, over the wanted one.
+SHEET_COSTS, NEAR = (1.6, 2.6, 4.0), 1.15
+FINEST = "evaluations of the finest network (FLOPs)"
+SECONDS = "seconds"
+
+
+class Size(NamedTuple):
+    """The amount of work.
+
+    - `training`, `held_out`: numbers of images.
+    - `smaller_steps`: training steps of the smaller levels; `None` for those of the file.
+    - `pilots`, `steps`: of calibrations with coins.
+    - `fit_pilots`, `most`: pilots of fitted steps, and their largest cost.
+    - `levels`: images, steps and rounds of timing for the errors of levels.
+    - `budgets`: of the plans that are listed.
+    - `fitted`: images of a batch, and batches, for the errors of fitted steps.
+    - `quality`, `quality_effort`, `features`: amounts and settings for distributions; training steps and images of the
+        network of features.
+    - `fine`, `effort`, `comparison`: steps of the fine grid without and with noise, and settings for all methods.
+    """
+
+    training: int
+    held_out: int
+    smaller_steps: int | None
+    pilots: int
+    steps: int
+    fit_pilots: int
+    most: float
+    levels: tuple[int, int, int]
+    budgets: tuple[float, ...]
+    fitted: tuple[int, int]
+    quality: Amount
+    quality_effort: QualityEffort
+    features: tuple[int, int]
+    fine: dict[bool, int]
+    effort: Effort
+    comparison: Comparison
+
+
+class Task(NamedTuple):
+    """What a part is given: the ladders by name; images of training and held out; where results are kept while they are
+    made; the stem of the files of results, `None` for none; what is written beside them."""
+
+    ladders: dict[str, Ladder]
+    size: Size
+    images: UInt8[np.ndarray, "n h w 3"]
+    held_out: UInt8[np.ndarray, "m h w 3"]
+    folder: Path
+    stem: str | None
+    about: dict[str, Any]
+    sde: bool
+
+    def write(self, part: str, found: dict[str, Any], rows: list[Row]) -> None:
+        if self.stem is not None:
+            write_table(f"{self.stem}_{part}", rows)
+            print("written:", write_results(f"{self.stem}_{part}", {**self.about, **found}))
+
+    def draw(self, part: str, figure: Any) -> None:
+        if self.stem is not None:
+            save_figure(figure, RESULTS / f"{self.stem}_{part}.png")
+
+
+def _rows(studies: dict[str, dict[str, Any]]) -> list[Row]:
+    return [{"ladder": name, **row} for name, found in studies.items() for row in found["rows"]]
+
+
+def plans(ladder: Ladder, budgets: tuple[float, ...], *, sde: bool) -> list[Row]:
+    """The kept levels and the predicted error of the plan for each budget."""
+    rows = []
+    for budget in budgets:
+        try:
+            plan = ladder.plan(budget=budget, sde=sde)
+        except ValueError as refusal:
+            rows.append({"budget": budget, "refused": str(refusal)})
+            continue
+        levels = [k + 1 for k in plan.levels]
+        rows.append(
+            {
+                "budget": budget,
+                "plan": type(plan).__name__,
+                "levels": levels,
+                "steps": len(plan.ts) - 1,
+                "cost": plan.cost,
+                "predicted": plan.error,
+            }
+        )
+    return rows
+
+
+def errors_of_levels(task: Task) -> None:
+    """Error of each level against its cost, gamma, and the levels that plans keep."""
+    images, steps, rounds = task.size.levels
+    studies = {}
+    for name, ladder in task.ladders.items():
+        flow = image_problem(ladder, False, fine=steps)
+        rows = level_errors(ladder, flow, task.held_out, images=images, seed=6000, repeats=rounds)
+        fits = gammas(rows)
+        print(f"{name}:\n{in_words(fits)}", flush=True)
+        kept = plans(ladder, task.size.budgets, sde=task.sde)
+        print(*kept, sep="\n", flush=True)
+        studies[name] = {"rows": rows, "gammas": [one._asdict() for one in fits], "plans": kept}
+    task.draw("levels", draw_levels({name: found["rows"] for name, found in studies.items()}))
+    task.write("levels", {"measures": MEASURES, "studies": studies}, _rows(studies))
+
+
+def errors_of_fitted_steps(task: Task) -> None:
+    """Study 8 on these ladders."""
+    images, batches = task.size.fitted
+    studies = {}
+    for name, ladder in task.ladders.items():
+        steps = ladder.calibrations["ode_2"].fitted
+        assert steps is not None
+        print(f"{name}:", flush=True)
+        studies[name] = fitted_study(ladder, steps, size=images, batches=batches, smoke=task.stem is None)
+        for unit in ("compared", "compared_seconds"):
+            print(fitted_report(studies[name][unit]), end="\n\n")
+        print(predictions(studies[name]["rows"]), flush=True)
+    panels = [(name, found["rows"]) for name, found in studies.items()]
+    label = "geometric mean error of an image (range -1 to 1)"
+    for unit, words in (("cost", FINEST), ("seconds", SECONDS)):
+        task.draw(f"fitted_{unit}", draw_curves(panels, x=unit, x_label=words, y_label=label))
+    task.write("fitted", {"studies": studies}, _rows(studies))
+
+
+def distributions(task: Task) -> None:
+    """Study 9 on these ladders, with features of crops."""
+    count, steps = task.size.features
+    train = as_floats(task.images[:count])
+    shape = train.shape[1:]
+    model = kept_model(
+        task.folder / f"crops_{count}_{steps}.eqx",
+        untrained(shape),
+        lambda: train_on_crops(train, steps=steps),
+    )
+    eye = Eye(partial(crop_features, model), train)
+    studies = {}
+    for name, ladder in task.ladders.items():
+        folder = task.folder / "quality" / name.replace(" ", "_")
+        print(f"{name}:", flush=True)
+        begun = Study(
+            ladder,
+            image_problem(ladder, False),
+            task.size.quality,
+            task.size.quality_effort,
+            eye=eye,
+            real=as_floats(task.held_out),
+            folder=folder,
+        )
+        found = begun.run(ladder.calibrations["ode_2"].fitted)
+        shown = found.pop("shown")
+        print(quality_report(found), flush=True)
+        task.draw(f"quality_{name.replace(' ', '_')}", curves(found))
+        task.draw(f"quality_{name.replace(' ', '_')}_images", quality_sheet(shown))
+        studies[name] = found
+    task.write("quality", {"studies": studies}, _rows(studies))
+
+
+def all_methods(task: Task) -> None:
+    """All methods of study 2, tuned and measured in the same way."""
+    studies = {}
+    for name, ladder in task.ladders.items():
+        problem = image_problem(ladder, task.sde, fine=task.size.fine[task.sde])
+        found, kept, batch = compare_all(ladder, problem, task.size.effort, task.size.comparison)
+        print(methods_report(found, task.size.comparison.targets), flush=True)
+        rows = _best_near(found["rows"], kept, batch, sde=task.sde)
+        task.draw(f"methods_{name.replace(' ', '_')}_images", colour_sheet(rows))
+        studies[name] = found
+    panels = [(f"{found['problem']}, {name}", found["rows"]) for name, found in studies.items()]
+    label = "RMS error of a pixel (range -1 to 1)"
+    for unit, words in (("cost", FINEST), ("seconds", SECONDS)):
+        task.draw(f"methods_{unit}", draw_curves(panels, x=unit, x_label=words, y_label=label))
+    task.write("methods", {"studies": studies}, _rows(studies))
+
+
+def _best_near(
+    rows: list[Row], kept: list[Method], batch: Batch, *, sde: bool
+) -> list[tuple[str, np.ndarray]]:
+    """The same heads by the finest level, and by the best setting of each kind of method near each cost."""
+    kinds = {
+        "finest network alone": (*SINGLE[sde], DDIM),
+        "independent coins": INDEPENDENT,
+        "multilevel": (OURS, OURS_SECOND),
+    }
+    found = [("fine solution of the finest network", batch.reference)]
+    for cost in SHEET_COSTS:
+        for label, names in kinds.items():
+            near = [r for r in rows if r["method"] in names and r["cost"] < NEAR * cost]
+            if near:
+                best = min(near, key=lambda row: row["error"])
+                end = run(kept[rows.index(best)], batch).end
+                words = f"{label}: {best['method']}, cost {best['cost']:.2f}, error {best['error']:.3f}"
+                found.append((words, end))
+    return found
+
+
+PARTS: dict[str, Callable[[Task], None]] = {
+    "levels": errors_of_levels,
+    "fitted": errors_of_fitted_steps,
+    "quality": distributions,
+    "methods": all_methods,
+}
