@@ -14,8 +14,10 @@ from diffusion_problems import TINY, tiny_config, tiny_images
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import faces
-from _faces import averaged, load_heads
-from _level_errors import fit, gammas, level_errors
+from _crops import CLASSES, crop, labelled_crops
+from _faces import averaged, load_heads, without_finest
+from _harness import RESULTS
+from _level_errors import fit, gammas, level_errors, MEASURES
 from _methods import Shared
 from PIL import Image
 
@@ -108,17 +110,42 @@ def test_the_ladder_is_the_one_that_was_asked_for():
     assert all(level.width > 3 * level.folds[0] ** 2 for level in config.levels[-2:])
 
 
+def test_the_ladder_without_its_finest_level():
+    networks = TINY.networks()
+    card = {"parameters": [1, 2], "flops_per_image": [10, 20], "training_images": 5}
+    found = without_finest(Ladder(networks, TINY, card, {}))
+    assert found.networks == networks[:1] and found.config.levels == TINY.levels[:1]
+    assert found.card == {"parameters": [1], "flops_per_image": [10], "training_images": 5}
+
+
+def test_a_crop_is_a_place_and_a_turn():
+    """Pixels are numbered by rows in an image of 4 x 4; the middle crop is its inner 2 x 2."""
+    image = np.arange(16.0).reshape(1, 4, 4, 1)
+    assert crop(image, 0)[0, ..., 0].tolist() == [[0, 1], [4, 5]]
+    assert crop(image, 4)[0, ..., 0].tolist() == [[5, 6], [9, 10]]
+    assert crop(image, 8, 1)[0, ..., 0].tolist() == [[11, 15], [10, 14]]
+    crops, labels = labelled_crops(np.repeat(image, 50, 0), seed=3)
+    assert set(labels) <= set(range(CLASSES)) and len(set(labels)) > 20
+    for found, label in zip(crops, labels, strict=True):
+        place, turns = divmod(label, 4)
+        row, column = divmod(place, 3)
+        np.testing.assert_array_equal(np.rot90(found, -turns)[0, 0, 0], 4 * row + column)
+
+
 @pytest.mark.slow
 def test_the_whole_study_runs(tmp_path, monkeypatch, capsys):
-    before = {path: path.stat().st_mtime_ns for path in faces.RESULTS.iterdir()}
-    monkeypatch.setattr(sys, "argv", ["faces", "--smoke", "--out", str(tmp_path)])
+    before = {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
+    # Distributions take minutes; their measures and fits have tests of their own.
+    arguments = ["--ladders", "matched", "independent", "--parts", "levels", "fitted", "methods"]
+    monkeypatch.setattr(sys, "argv", ["faces", "--smoke", "--out", str(tmp_path), *arguments])
     faces.main()
-    assert {path: path.stat().st_mtime_ns for path in faces.RESULTS.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()} == before
     printed = capsys.readouterr().out
     # Both ladders, and in each all four measures.
-    for measure in faces.MEASURES:
+    for measure in MEASURES:
         assert len(re.findall(rf"^\W*{measure} of levels", printed, re.MULTILINE)) == 2
     assert printed.count("Cost to reach the error of Euler with 8 steps") == 2
+    assert len(re.findall(r"^\d+ of \d+ within 15 per cent", printed, re.MULTILINE)) == 2
     assert "nan" not in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "finest",
