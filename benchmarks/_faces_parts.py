@@ -44,7 +44,7 @@ class Size(NamedTuple):
     - `fit_pilots`, `most`: pilots of fitted steps, and their largest cost.
     - `levels`: images, steps and rounds of timing for the errors of levels.
     - `budgets`: of the plans that are listed.
-    - `fitted`: images of a batch, and batches, for the errors of fitted steps.
+    - `fitted`: images of a batch, batches, and rounds of timing, for the errors of fitted steps.
     - `quality`, `quality_effort`, `features`: amounts and settings for distributions; training steps and images of the
         network of features.
     - `fine`, `effort`, `comparison`: steps of the fine grid without and with noise, and settings for all methods.
@@ -59,7 +59,7 @@ class Size(NamedTuple):
     most: float
     levels: tuple[int, int, int]
     budgets: tuple[float, ...]
-    fitted: tuple[int, int]
+    fitted: tuple[int, int, int]
     quality: Amount
     quality_effort: QualityEffort
     features: tuple[int, int]
@@ -136,13 +136,15 @@ def errors_of_levels(task: Task) -> None:
 
 def errors_of_fitted_steps(task: Task) -> None:
     """Study 8 on these ladders."""
-    images, batches = task.size.fitted
+    images, batches, rounds = task.size.fitted
     studies = {}
     for name, ladder in task.ladders.items():
         steps = ladder.calibrations["ode_2"].fitted
         assert steps is not None
         print(f"{name}:", flush=True)
-        studies[name] = fitted_study(ladder, steps, size=images, batches=batches, smoke=task.stem is None)
+        studies[name] = fitted_study(
+            ladder, steps, size=images, batches=batches, rounds=rounds, smoke=task.stem is None
+        )
         for unit in ("compared", "compared_seconds"):
             print(fitted_report(studies[name][unit]), end="\n\n")
         print(predictions(studies[name]["rows"]), flush=True)

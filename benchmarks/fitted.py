@@ -138,8 +138,10 @@ def measure(methods: Sequence[Fitted | Method], batches: Sequence[Batch]) -> lis
     return rows
 
 
-def study(ladder: Ladder, steps: ml.FittedSteps, *, size: int, batches: int, smoke: bool) -> dict[str, Any]:
-    """Measures all methods on the same fresh batches."""
+def study(
+    ladder: Ladder, steps: ml.FittedSteps, *, size: int, batches: int, rounds: int = ROUNDS, smoke: bool
+) -> dict[str, Any]:
+    """Measures all methods on the same fresh batches, and times them in some rounds."""
     problem = image_problem(ladder, False)
     finest, ts = Plain(problem.levels[-1], 1.0), np.asarray(ladder.config.process.grid(REFERENCE_STEPS))
 
@@ -154,7 +156,7 @@ def study(ladder: Ladder, steps: ml.FittedSteps, *, size: int, batches: int, smo
     ]  # fmt: skip
     rows = measure(methods, drawn)
     plain = [entry.method if isinstance(entry, Fitted) else entry for entry in methods]
-    add_seconds(rows, plain, drawn[0], repeats=1 if smoke else ROUNDS)
+    add_seconds(rows, plain, drawn[0], repeats=rounds)
     alone = rivals_of(rows, ALONE, SINGLE_STEPS)
     pairs = [(rivals_of(rows, RIVAL, RIVAL_STEPS), ALONE)]
     pairs += [(alone, method) for method in (SEVERAL, SECOND, LARGE_SMALL, LARGE_SMALL_LARGE)]
@@ -188,7 +190,14 @@ def main() -> None:
         steps = ml.FittedSteps.load(arguments.steps)
     print(steps)
     size, batches = (2, 1) if arguments.smoke else (64, 3)
-    found = study(ladder, steps, size=size, batches=batches, smoke=arguments.smoke)
+    found = study(
+        ladder,
+        steps,
+        size=size,
+        batches=batches,
+        rounds=1 if arguments.smoke else ROUNDS,
+        smoke=arguments.smoke,
+    )
     for unit in ("compared", "compared_seconds"):
         print(report(found[unit]), end="\n\n")
     print(predictions(found["rows"]))
