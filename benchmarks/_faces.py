@@ -17,16 +17,18 @@ from PIL import Image
 
 import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Config, Ladder, load_ladder
+from mlem_jax.diffusion._data import Images
 from mlem_jax.diffusion._ladder import as_stored, count_flops, count_parameters, METHODS
 from mlem_jax.diffusion._network import AbstractNetwork
 from mlem_jax.diffusion._training import Sheets, train_networks
 
-Heads = UInt8[np.ndarray, "_ h w 3"]
 # Steps between checkpoints. On two cores they take about a minute for the finest network.
 SAVE_EVERY = 50
 
 
-def load_heads(folder: Path, training: int, held_out: int) -> tuple[Heads, Heads]:
+def load_heads(
+    folder: Path, training: int, held_out: int
+) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "m h w 3"]]:
     """The first heads of a folder for training, and the next ones held out. Raises `FileNotFoundError` if one is
     missing."""
     paths = [folder / f"{number:06d}.png" for number in range(training + held_out)]
@@ -66,7 +68,7 @@ def averaged(folder: Path, network: AbstractNetwork) -> tuple[AbstractNetwork, i
 
 
 def finest_network(
-    config: Config, images: Heads, held_out: Heads, out: Path, *, checkpoint: Path | None
+    config: Config, images: Images, held_out: Images, out: Path, *, checkpoint: Path | None
 ) -> tuple[AbstractNetwork, int]:
     """The finest level and its number of training steps. It is trained in `out`, or taken from `checkpoint`, an `--out`
     of the command `train` that may be unfinished. Raises `ValueError` if that has another network."""
@@ -93,7 +95,7 @@ def finest_network(
 
 
 def with_smaller_levels(
-    config: Config, finest: AbstractNetwork, images: Heads, held_out: Heads, out: Path, *, matched: bool
+    config: Config, finest: AbstractNetwork, images: Images, held_out: Images, out: Path, *, matched: bool
 ) -> Ladder:
     """The ladder whose smaller levels are matched to the finest one, all in one pass over its outputs, or trained on
     the images like the finest one; in both cases for `match_steps` steps."""
@@ -120,7 +122,7 @@ def with_smaller_levels(
     return Ladder(networks, config, card, {})
 
 
-def _sheets(out: Path, stage: str, config: Config, held_out: Heads) -> Sheets | None:
+def _sheets(out: Path, stage: str, config: Config, held_out: Images) -> Sheets | None:
     return Sheets(out / "sheets", stage, config, held_out) if config.training.sheet_every else None
 
 

@@ -23,10 +23,9 @@ from _quality_report import curves, report as quality_report, sheet as quality_s
 from _quality_study import Amount, Study
 from _runs import run
 from fitted import study as fitted_study
-from jaxtyping import UInt8
 
 from mlem_jax.diffusion import Ladder
-from mlem_jax.diffusion._data import as_floats
+from mlem_jax.diffusion._data import as_floats, Images
 from mlem_jax.plot import save_figure
 
 # Costs on the sheets of images, and the largest cost of a method there, over the wanted one.
@@ -74,8 +73,8 @@ class Task(NamedTuple):
 
     ladders: dict[str, Ladder]
     size: Size
-    images: UInt8[np.ndarray, "n h w 3"]
-    held_out: UInt8[np.ndarray, "m h w 3"]
+    images: Images
+    held_out: Images
     folder: Path
     stem: str | None
     about: dict[str, Any]

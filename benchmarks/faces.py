@@ -7,8 +7,9 @@ trains the finest level of `benchmarks/faces.toml` on 40,000 heads, and then the
 the finest level, all in one pass over its outputs, and independently on the images, as in the paper. After an
 interruption the same command continues. With `--checkpoint DIR` the finest level is the latest checkpoint in an `--out`
 of `python -m mlem_jax train --config benchmarks/faces.toml --levels 5`, which may still be running (it holds out other
-images than this study). Levels matched to it are stored under its number of steps. `--heads` may be another folder of
-pictures that are called 000000.png, 000001.png and so on.
+images than this study). Levels matched to it are stored under its number of steps. With `--data PATH` instead of
+`--heads` the images are others, for example a folder of CelebA's pictures, which are cropped and resized
+(`mlem_jax.diffusion.load_data`), and the folder's name is part of the names of the results.
 
 There are three ladders: *matched*, *independent*, and *without the finest*, the smaller levels of the first one. The
 study has four parts (`--parts`), each with files of results of its own, `benchmarks/results/faces_quick_PART.json`:
@@ -38,7 +39,8 @@ from _quality_methods import Effort as QualityEffort
 from _quality_study import Amount
 from gpu import colour_images
 
-from mlem_jax.diffusion import Config, Ladder, Level, read_config, Training
+from mlem_jax.diffusion import Config, Ladder, Level, load_data, read_config, Training
+from mlem_jax.diffusion._data import Images
 
 CONFIG = Path(__file__).with_name("faces.toml")
 MATCHED, INDEPENDENT, WITHOUT = "matched", "independent", "without the finest"
@@ -146,12 +148,33 @@ def configured(size: Size, name: str) -> Config:
     return dataclasses.replace(config, training=training)
 
 
+def found_images(
+    name: str, size: Size, config: Config, arguments: argparse.Namespace
+) -> tuple[Images, Images, str]:
+    """Images of training and held out, and what they are. Raises `FileNotFoundError` or `ValueError`."""
+    count, held_out = size.training, size.held_out
+    if name == "smoke":
+        images = colour_images(count + held_out, config.shape[0])
+        return images[:count], images[count:], f"{count} synthetic shapes"
+    if arguments.data is None:
+        return (*load_heads(arguments.heads, count, held_out), f"{count} synthetic heads")
+    data = load_data(arguments.data, config.shape, cache=arguments.out / "data")
+    if len(data.held_out) < size.quality.images:
+        raise ValueError(
+            f"{arguments.data}: {len(data.held_out)} images are held out, a tenth of them all; at least "
+            f"{size.quality.images} are needed, so give at least {10 * size.quality.images} images."
+        )
+    images = data.images[:count]
+    return images, data.held_out[:held_out], f"{len(images)} images of {arguments.data}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_sizes(parser)
     parser.add_argument(
         "--heads", type=Path, default=Path("runs/heads"), help="folder that make_heads.py wrote"
     )
+    parser.add_argument("--data", type=Path, help="other images, see above")
     parser.add_argument("--out", type=Path, default=Path("runs/faces"), help="where networks are trained")
     parser.add_argument("--checkpoint", type=Path, help="folder of a training of the finest level, see above")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
@@ -166,11 +189,7 @@ def main() -> None:
     size = SIZES[name]
     config = configured(size, name)
     try:
-        if name == "smoke":
-            images = colour_images(size.training + size.held_out, config.shape[0])
-            images, held_out = images[: size.training], images[size.training :]
-        else:
-            images, held_out = load_heads(arguments.heads, size.training, size.held_out)
+        images, held_out, words = found_images(name, size, config, arguments)
         finest, steps = finest_network(config, images, held_out, out, checkpoint=arguments.checkpoint)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
@@ -194,12 +213,13 @@ def main() -> None:
             most=size.most,
         )
     about = {
-        "data": f"{len(images)} synthetic heads",
+        "data": words,
         "finest_steps": steps,
         "smaller_steps": config.training.match_steps,
         "training": dataclasses.asdict(config.training),
     }
-    stem = None if name == "smoke" else f"faces_{name}{'_sde' * sde}"
+    own = "" if arguments.data is None else f"_{arguments.data.stem}"
+    stem = None if name == "smoke" else f"faces_{name}{own}{'_sde' * sde}"
     for part in arguments.parts:
         PARTS[part](Task(ladders, size, images, held_out, out, stem, about, sde))
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import equinox as eqx
@@ -98,6 +99,20 @@ def test_heads_are_read_in_order(tmp_path):
     assert images[:, 0, 0, 0].tolist() == [0, 10, 20] and held_out[:, 0, 0, 0].tolist() == [30, 40]
     with pytest.raises(FileNotFoundError, match=rf"make_heads.py 6 {tmp_path}"):
         load_heads(tmp_path, 4, 2)
+
+
+def test_own_images_are_read_instead(tmp_path):
+    """A folder of pictures of any size; a tenth is held out, and too few are refused with the number needed."""
+    for number in range(30):
+        Image.new("RGB", (12, 9), (8 * number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    arguments = Namespace(data=tmp_path, out=tmp_path / "out")
+    size = faces.SIZES["quick"]._replace(training=20, held_out=2)
+    few = size._replace(quality=size.quality._replace(images=2))
+    images, held_out, words = faces.found_images("quick", few, tiny_config(), arguments)
+    assert images.shape == (20, 4, 4, 1) and held_out.shape == (2, 4, 4, 1)
+    assert words == f"20 images of {tmp_path}"
+    with pytest.raises(ValueError, match="3 images are held out, .* give at least 5120 images"):
+        faces.found_images("quick", size, tiny_config(), arguments)
 
 
 def test_the_ladder_is_the_one_that_was_asked_for():
