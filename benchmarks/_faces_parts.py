@@ -1,5 +1,6 @@
 """The parts of the study of faces: the errors of levels, fitted steps, distributions, and all methods."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -80,18 +81,23 @@ class Task(NamedTuple):
     about: dict[str, Any]
     sde: bool
 
-    def write(self, part: str, found: dict[str, Any], rows: list[Row]) -> None:
-        if self.stem is not None:
-            write_table(f"{self.stem}_{part}", rows)
-            print("written:", write_results(f"{self.stem}_{part}", {**self.about, **found}))
+    def write(self, part: str, studies: dict[str, dict[str, Any]], **more: Any) -> dict[str, dict[str, Any]]:
+        """Writes the results of these ladders beside those of others that an earlier run had for the same networks, and
+        returns them all."""
+        if self.stem is None:
+            return studies
+        path = RESULTS / f"{self.stem}_{part}.json"
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        if {name: earlier.get(name) for name in self.about} == json.loads(json.dumps(self.about)):
+            studies = {**earlier["studies"], **studies}
+        rows = [{"ladder": name, **row} for name, found in studies.items() for row in found["rows"]]
+        write_table(f"{self.stem}_{part}", rows)
+        print("written:", write_results(path.stem, {**self.about, **more, "studies": studies}))
+        return studies
 
     def draw(self, part: str, figure: Any) -> None:
         if self.stem is not None:
             save_figure(figure, RESULTS / f"{self.stem}_{part}.png")
-
-
-def _rows(studies: dict[str, dict[str, Any]]) -> list[Row]:
-    return [{"ladder": name, **row} for name, found in studies.items() for row in found["rows"]]
 
 
 def plans(ladder: Ladder, budgets: tuple[float, ...], *, sde: bool) -> list[Row]:
@@ -129,8 +135,8 @@ def errors_of_levels(task: Task) -> None:
         kept = plans(ladder, task.size.budgets, sde=task.sde)
         print(*kept, sep="\n", flush=True)
         studies[name] = {"rows": rows, "gammas": [one._asdict() for one in fits], "plans": kept}
+    studies = task.write("levels", studies, measures=MEASURES)
     task.draw("levels", draw_levels({name: found["rows"] for name, found in studies.items()}))
-    task.write("levels", {"measures": MEASURES, "studies": studies}, _rows(studies))
 
 
 def errors_of_fitted_steps(task: Task) -> None:
@@ -147,11 +153,11 @@ def errors_of_fitted_steps(task: Task) -> None:
         for unit in ("compared", "compared_seconds"):
             print(fitted_report(studies[name][unit]), end="\n\n")
         print(predictions(studies[name]["rows"]), flush=True)
+    studies = task.write("fitted", studies)
     panels = [(name, found["rows"]) for name, found in studies.items()]
     label = "geometric mean error of an image (range -1 to 1)"
     for unit, words in (("cost", FINEST), ("seconds", SECONDS)):
         task.draw(f"fitted_{unit}", draw_curves(panels, x=unit, x_label=words, y_label=label))
-    task.write("fitted", {"studies": studies}, _rows(studies))
 
 
 def distributions(task: Task) -> None:
@@ -184,7 +190,7 @@ def distributions(task: Task) -> None:
         task.draw(f"quality_{name.replace(' ', '_')}", curves(found))
         task.draw(f"quality_{name.replace(' ', '_')}_images", quality_sheet(shown))
         studies[name] = found
-    task.write("quality", {"studies": studies}, _rows(studies))
+    task.write("quality", studies)
 
 
 def all_methods(task: Task) -> None:
@@ -197,11 +203,11 @@ def all_methods(task: Task) -> None:
         rows = _best_near(found["rows"], kept, batch, sde=task.sde)
         task.draw(f"methods_{name.replace(' ', '_')}_images", colour_sheet(rows))
         studies[name] = found
+    studies = task.write("methods", studies)
     panels = [(f"{found['problem']}, {name}", found["rows"]) for name, found in studies.items()]
     label = "RMS error of a pixel (range -1 to 1)"
     for unit, words in (("cost", FINEST), ("seconds", SECONDS)):
         task.draw(f"methods_{unit}", draw_curves(panels, x=unit, x_label=words, y_label=label))
-    task.write("methods", {"studies": studies}, _rows(studies))
 
 
 def _best_near(

@@ -11,8 +11,9 @@ images than this study). Levels matched to it are stored under its number of ste
 `--heads` the images are others, for example a folder of CelebA's pictures, which are cropped and resized
 (`mlem_jax.diffusion.load_data`), and the folder's name is part of the names of the results.
 
-There are three ladders: *matched*, *independent*, and *without the finest*, the smaller levels of the first one. The
-study has four parts (`--parts`), each with files of results of its own, `benchmarks/results/faces_quick_PART.json`:
+There are three ladders (`--ladders`): *matched*, *independent*, and *without the finest*, the smaller levels of the
+first one; results of a ladder that is left out are kept if they are of the same networks. The study has four parts
+(`--parts`), each with files of results of its own, `benchmarks/results/faces_quick_PART.json`:
 
 - `levels`: the error of each level against its cost in four ways, with gamma and its standard error for each
   (`_level_errors.py`), and the levels that plans keep;

@@ -14,6 +14,8 @@ from diffusion_problems import TINY, tiny_config, tiny_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import _faces_parts
+import _harness
 import faces
 from _crops import CLASSES, crop, labelled_crops
 from _faces import averaged, load_heads, without_finest
@@ -113,6 +115,23 @@ def test_own_images_are_read_instead(tmp_path):
     assert words == f"20 images of {tmp_path}"
     with pytest.raises(ValueError, match="3 images are held out, .* give at least 5120 images"):
         faces.found_images("quick", size, tiny_config(), arguments)
+
+
+def test_results_of_other_ladders_are_kept(tmp_path, monkeypatch):
+    """Those of the same networks: an earlier run's are dropped if its finest network was trained for other steps."""
+    for module in (_harness, _faces_parts):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+
+    def ladders(name, steps):
+        none = np.zeros((0, 4, 4, 1))
+        about = {"finest_steps": steps}
+        task = _faces_parts.Task({}, faces.SIZES["smoke"], none, none, tmp_path, "own", about, False)
+        return list(task.write("levels", {name: {"rows": [{"level": 1}]}}))
+
+    assert ladders("matched", 10) == ["matched"]
+    assert ladders("independent", 10) == ["matched", "independent"]
+    assert (tmp_path / "own_levels.csv").read_text().split() == ["ladder,level", "matched,1", "independent,1"]
+    assert ladders("independent", 20) == ["independent"]
 
 
 def test_the_ladder_is_the_one_that_was_asked_for():
