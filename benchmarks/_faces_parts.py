@@ -39,7 +39,7 @@ class Size(NamedTuple):
     """The amount of work.
 
     - `training`, `held_out`: numbers of images.
-    - `smaller_steps`: training steps of the smaller levels; `None` for those of the file.
+    - `matched_steps`, `independent_steps`: training steps of the smaller levels; `None` for those of the file.
     - `pilots`, `steps`: of calibrations with coins.
     - `fit_pilots`, `most`: pilots of fitted steps, and their largest cost.
     - `levels`: images, steps and rounds of timing for the errors of levels.
@@ -52,7 +52,8 @@ class Size(NamedTuple):
 
     training: int
     held_out: int
-    smaller_steps: int | None
+    matched_steps: int | None
+    independent_steps: int | None
     pilots: int
     steps: int
     fit_pilots: int

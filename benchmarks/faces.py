@@ -71,7 +71,8 @@ SIZES = {
     "smoke": Size(
         training=64,
         held_out=64,
-        smaller_steps=None,
+        matched_steps=None,
+        independent_steps=None,
         pilots=4,
         steps=16,
         fit_pilots=8,
@@ -89,7 +90,9 @@ SIZES = {
     "quick": Size(
         training=40_000,
         held_out=2_000,
-        smaller_steps=4_000,
+        # The network's outputs have no noise, so they are learned in fewer steps than the data.
+        matched_steps=2_500,
+        independent_steps=4_000,
         pilots=32,
         steps=64,
         fit_pilots=24,
@@ -107,7 +110,8 @@ SIZES = {
     "full": Size(
         training=40_000,
         held_out=5_000,
-        smaller_steps=None,
+        matched_steps=None,
+        independent_steps=None,
         pilots=64,
         steps=128,
         fit_pilots=128,
@@ -138,14 +142,9 @@ def tiny_config() -> Config:
     return Config("tiny", (8, 8, 3), levels, training=training)
 
 
-def configured(size: Size, name: str) -> Config:
-    """The configuration of the networks, with the size's number of steps."""
-    if name == "smoke":
-        return tiny_config()
-    config = read_config(CONFIG)
-    training = dataclasses.replace(
-        config.training, match_steps=size.smaller_steps or config.training.match_steps
-    )
+def with_steps(config: Config, steps: int | None) -> Config:
+    """With another number of training steps of the smaller levels."""
+    training = dataclasses.replace(config.training, match_steps=steps or config.training.match_steps)
     return dataclasses.replace(config, training=training)
 
 
@@ -188,7 +187,7 @@ def main() -> None:
     if sde and arguments.parts != ["methods"]:
         parser.error("--sde is for --parts methods alone")
     size = SIZES[name]
-    config = configured(size, name)
+    config = tiny_config() if name == "smoke" else read_config(CONFIG)
     try:
         images, held_out, words = found_images(name, size, config, arguments)
         finest, steps = finest_network(config, images, held_out, out, checkpoint=arguments.checkpoint)
@@ -198,10 +197,11 @@ def main() -> None:
     ladders: dict[str, Ladder] = {}
     for ladder_name in (LADDERS[short] for short in arguments.ladders):
         matched = ladder_name != INDEPENDENT
+        own = with_steps(config, size.matched_steps if matched else size.independent_steps)
         # Independent levels do not depend on the training of the finest level.
         stage = f"matched_{{}}_finest_{steps}" if matched else "independent_{}"
-        folder = out / stage.format(config.training.match_steps)
-        ladder = with_smaller_levels(config, finest, images, held_out, folder, matched=matched)
+        folder = out / stage.format(own.training.match_steps)
+        ladder = with_smaller_levels(own, finest, images, held_out, folder, matched=matched)
         if ladder_name == WITHOUT:
             ladder, folder = without_finest(ladder), folder / "without"
         ladders[ladder_name] = calibrated(
@@ -216,7 +216,8 @@ def main() -> None:
     about = {
         "data": words,
         "finest_steps": steps,
-        "smaller_steps": config.training.match_steps,
+        "matched_steps": size.matched_steps or config.training.match_steps,
+        "independent_steps": size.independent_steps or config.training.match_steps,
         "training": dataclasses.asdict(config.training),
     }
     own = "" if arguments.data is None else f"_{arguments.data.stem}"
