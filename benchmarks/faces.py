@@ -42,6 +42,7 @@ from gpu import colour_images
 
 from mlem_jax.diffusion import Config, Ladder, Level, load_data, read_config, Training
 from mlem_jax.diffusion._data import Images
+from mlem_jax.diffusion._network import AbstractNetwork
 
 CONFIG = Path(__file__).with_name("faces.toml")
 MATCHED, INDEPENDENT, WITHOUT = "matched", "independent", "without the finest"
@@ -168,6 +169,36 @@ def found_images(
     return images, data.held_out[:held_out], f"{len(images)} images of {arguments.data}"
 
 
+def built(
+    name: str,
+    size: Size,
+    config: Config,
+    finest: AbstractNetwork,
+    steps: int,
+    images: Images,
+    held_out: Images,
+    arguments: argparse.Namespace,
+) -> Ladder:
+    """One of the ladders on a finest level that was trained for some steps: its smaller levels, and calibrations."""
+    matched = name != INDEPENDENT
+    own = with_steps(config, size.matched_steps if matched else size.independent_steps)
+    # Independent levels do not depend on the training of the finest level.
+    stage = f"matched_{{}}_finest_{steps}" if matched else "independent_{}"
+    folder = arguments.out / stage.format(own.training.match_steps)
+    ladder = with_smaller_levels(own, finest, images, held_out, folder, matched=matched)
+    if name == WITHOUT:
+        ladder, folder = without_finest(ladder), folder / "without"
+    return calibrated(
+        ladder,
+        folder / "calibrations",
+        sde=arguments.sde,
+        pilots=size.pilots,
+        steps=size.steps,
+        fit_pilots=size.fit_pilots,
+        most=size.most,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_sizes(parser)
@@ -194,25 +225,10 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     print(f"the finest level has been trained for {steps} steps", flush=True)
-    ladders: dict[str, Ladder] = {}
-    for ladder_name in (LADDERS[short] for short in arguments.ladders):
-        matched = ladder_name != INDEPENDENT
-        own = with_steps(config, size.matched_steps if matched else size.independent_steps)
-        # Independent levels do not depend on the training of the finest level.
-        stage = f"matched_{{}}_finest_{steps}" if matched else "independent_{}"
-        folder = out / stage.format(own.training.match_steps)
-        ladder = with_smaller_levels(own, finest, images, held_out, folder, matched=matched)
-        if ladder_name == WITHOUT:
-            ladder, folder = without_finest(ladder), folder / "without"
-        ladders[ladder_name] = calibrated(
-            ladder,
-            folder / "calibrations",
-            sde=sde,
-            pilots=size.pilots,
-            steps=size.steps,
-            fit_pilots=size.fit_pilots,
-            most=size.most,
-        )
+    ladders = {
+        long: built(long, size, config, finest, steps, images, held_out, arguments)
+        for long in (LADDERS[short] for short in arguments.ladders)
+    }
     about = {
         "data": words,
         "finest_steps": steps,
@@ -220,8 +236,8 @@ def main() -> None:
         "independent_steps": size.independent_steps or config.training.match_steps,
         "training": dataclasses.asdict(config.training),
     }
-    own = "" if arguments.data is None else f"_{arguments.data.stem}"
-    stem = None if name == "smoke" else f"faces_{name}{own}{'_sde' * sde}"
+    data = "" if arguments.data is None else f"_{arguments.data.stem}"
+    stem = None if name == "smoke" else f"faces_{name}{data}{'_sde' * sde}"
     for part in arguments.parts:
         PARTS[part](Task(ladders, size, images, held_out, out, stem, about, sde))
 
