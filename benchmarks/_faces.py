@@ -129,8 +129,9 @@ def _sheets(out: Path, stage: str, config: Config, held_out: Images) -> Sheets |
 def calibrated(
     ladder: Ladder, folder: Path, *, sde: bool, pilots: int, steps: int, fit_pilots: int, most: float
 ) -> Ladder:
-    """The ladder with calibrations of the probability flow, of both orders and with fitted steps of costs up to
-    `most`, or of the reverse SDE. Those in the folder are used if they belong to these levels."""
+    """The ladder with calibrations of the probability flow, of both orders and (if there are pilots for them) with
+    fitted steps of costs up to `most`, or of the reverse SDE. Those in the folder are used if they belong to these
+    levels."""
     settings: dict[str, dict[str, Any]] = {
         "ode": {"steps": steps},
         "ode_2": {"steps": steps, "method": METHODS[1]},
@@ -143,8 +144,9 @@ def calibrated(
         kept = _kept(path, ladder, sde)
         if kept is None:
             kept = calibrate_ladder(ladder, pilots=pilots, like=found.get("ode"), **settings[kind])
-            if kind == "ode_2":
-                kept = kept.with_fitted(fit(ladder, pilots=fit_pilots, most=most, keep_in=folder))
+            kept.save(path)
+        if kind == "ode_2" and fit_pilots and kept.fitted is None:
+            kept = kept.with_fitted(fit(ladder, pilots=fit_pilots, most=most, keep_in=folder))
             kept.save(path)
         print(kind, kept, sep="\n", flush=True)
         found[kind] = kept

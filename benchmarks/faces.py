@@ -16,7 +16,7 @@ first one; results of a ladder that is left out are kept if they are of the same
 (`--parts`), each with files of results of its own, `benchmarks/results/faces_quick_PART.json`:
 
 - `levels`: the error of each level against its cost in four ways, with gamma and its standard error for each
-  (`_level_errors.py`), and the levels that plans keep;
+  (`_level_errors.py`), and the levels that plans keep (fitted steps are left out if this is the only part);
 - `fitted`: study 8 on these ladders: fitted steps of several levels and of the finest one, rivals, in evaluations and
   seconds;
 - `quality`: study 9 on these ladders, with features of crops (`_crops.py`), and sheets of images;
@@ -194,7 +194,7 @@ def built(
         sde=arguments.sde,
         pilots=size.pilots,
         steps=size.steps,
-        fit_pilots=size.fit_pilots,
+        fit_pilots=0 if arguments.parts == ["levels"] else size.fit_pilots,
         most=size.most,
     )
 
