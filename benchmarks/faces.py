@@ -84,7 +84,8 @@ SIZES = {
         quality=Amount(64, 64, 4, 8),
         quality_effort=QualityEffort((2,), (), (2,), (), {}, (), ((3.0,), (), (3.0,)), 1),
         features=(64, 20),
-        fine={False: 32, True: 32},
+        # Fitted steps are on 128 times.
+        fine={False: 128, True: 32},
         effort=EFFORTS["smoke"],
         comparison=Comparison(2, 1, 1, 1, 1, (4, 8)),
     ),
