@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -89,19 +90,22 @@ def draw_curves(
                 linewidth=2.4 if mine[0].get("multilevel") else 1.0,
                 elinewidth=0.6,
             )
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        for scale in (axis.xaxis, axis.yaxis):
-            # Decimal numbers, few enough not to overlap.
-            scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            scale.set_major_formatter("{x:g}")
-            scale.set_minor_formatter(NullFormatter())
+        decimal_logarithms(axis)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)
     return figure
+
+
+def decimal_logarithms(axis: Axes) -> None:
+    """Logarithmic axes with decimal numbers, few enough not to overlap."""
+    axis.set(xscale="log", yscale="log")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        scale.set_major_formatter("{x:g}")
+        scale.set_minor_formatter(NullFormatter())
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

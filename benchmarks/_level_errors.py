@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from _curves import decimal_logarithms
 from _harness import interleaved_seconds
 from _methods import Shared
 from _rivals import Euler, march, Plain
@@ -130,7 +131,8 @@ def draw_levels(ladders: dict[str, Sequence[dict[str, Any]]]) -> Figure:
             if len(levels) > 1:
                 gamma = fit(measure, levels, costs, errors).gamma
                 label += ": no power law" if gamma is None else f": gamma {gamma:.1f}"
-            axis.loglog(costs, errors, marker="o", label=label)
+            axis.plot(costs, errors, marker="o", label=label)
+        decimal_logarithms(axis)
         axis.set(xlabel="MFLOP per image", title="\n".join(wrap(words, 44)))
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3, which="both")
