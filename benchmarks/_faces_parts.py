@@ -124,6 +124,22 @@ def plans(ladder: Ladder, budgets: tuple[float, ...], *, sde: bool) -> list[Row]
     return rows
 
 
+def catalogue(ladder: Ladder) -> list[Row]:
+    """The errors that fitted steps predict, if the ladder has any: those of held-out pilots."""
+    calibration = ladder.calibrations.get("ode_2")
+    if calibration is None or calibration.fitted is None:
+        return []
+    return [
+        {
+            "cost": plan.cost,
+            "levels": [k + 1 for k in plan.levels],
+            "predicted": plan.error,
+            "predicted_geometric_mean": plan.typical_error,
+        }
+        for plan in calibration.fitted.plans()
+    ]
+
+
 def errors_of_levels(task: Task) -> None:
     """Error of each level against its cost, gamma, and the levels that plans keep."""
     images, steps, rounds = task.size.levels
@@ -136,6 +152,7 @@ def errors_of_levels(task: Task) -> None:
         kept = plans(ladder, task.size.budgets, sde=task.sde)
         print(*kept, sep="\n", flush=True)
         studies[name] = {"rows": rows, "gammas": [one._asdict() for one in fits], "plans": kept}
+        studies[name]["fitted_steps"] = catalogue(ladder)
     studies = task.write("levels", studies, measures=MEASURES)
     task.draw("levels", draw_levels({name: found["rows"] for name, found in studies.items()}))
 
