@@ -1,5 +1,6 @@
 """The parts of the study of faces: the errors of levels, fitted steps, distributions, and all methods."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -11,9 +12,10 @@ from _crops import crop_features, train_on_crops, untrained
 from _curves import draw_curves, Row
 from _distribution import kept_model
 from _faces import colour_sheet
+from _fitted_methods import ALONE_FITTED
 from _fitted_report import predictions, report as fitted_report
 from _harness import RESULTS, write_results, write_table
-from _image_methods import DDIM, Effort, image_problem, INDEPENDENT, OURS, OURS_SECOND, SINGLE
+from _image_methods import ALL_OURS, DDIM, Effort, image_problem, INDEPENDENT, SINGLE
 from _image_report import report as methods_report
 from _image_study import compare_all, Comparison
 from _level_errors import draw_levels, gammas, in_words, level_errors, MEASURES
@@ -98,15 +100,15 @@ class Task(NamedTuple):
 
     def draw(self, part: str, figure: Any) -> None:
         if self.stem is not None:
-            save_figure(figure, RESULTS / f"{self.stem}_{part}.png")
+            save_figure(figure, RESULTS / f"{self.stem}_{part.replace(' ', '_')}.png")
 
 
-def plans(ladder: Ladder, budgets: tuple[float, ...], *, sde: bool) -> list[Row]:
+def plans(ladder: Ladder, budgets: tuple[float, ...]) -> list[Row]:
     """The kept levels and the predicted error of the plan for each budget."""
     rows = []
     for budget in budgets:
         try:
-            plan = ladder.plan(budget=budget, sde=sde)
+            plan = ladder.plan(budget=budget)
         except ValueError as refusal:
             rows.append({"budget": budget, "refused": str(refusal)})
             continue
@@ -124,8 +126,9 @@ def plans(ladder: Ladder, budgets: tuple[float, ...], *, sde: bool) -> list[Row]
     return rows
 
 
-def catalogue(ladder: Ladder) -> list[Row]:
-    """The errors that fitted steps predict, if the ladder has any: those of held-out pilots."""
+def fitted_entries(ladder: Ladder) -> list[Row]:
+    """What the catalogue of fitted steps says, if the ladder has one: errors of held-out pilots, and how many times
+    fewer evaluations that is than the finest level alone needs for the same geometric mean error."""
     calibration = ladder.calibrations.get("ode_2")
     if calibration is None or calibration.fitted is None:
         return []
@@ -135,6 +138,7 @@ def catalogue(ladder: Ladder) -> list[Row]:
             "levels": [k + 1 for k in plan.levels],
             "predicted": plan.error,
             "predicted_geometric_mean": plan.typical_error,
+            "times_fewer": plan.speedup_over_single,
         }
         for plan in calibration.fitted.plans()
     ]
@@ -149,10 +153,10 @@ def errors_of_levels(task: Task) -> None:
         rows = level_errors(ladder, flow, task.held_out, images=images, seed=6000, repeats=rounds)
         fits = gammas(rows)
         print(f"{name}:\n{in_words(fits)}", flush=True)
-        kept = plans(ladder, task.size.budgets, sde=task.sde)
+        kept = plans(ladder, task.size.budgets)
         print(*kept, sep="\n", flush=True)
         studies[name] = {"rows": rows, "gammas": [one._asdict() for one in fits], "plans": kept}
-        studies[name]["fitted_steps"] = catalogue(ladder)
+        studies[name]["fitted_steps"] = fitted_entries(ladder)
     studies = task.write("levels", studies, measures=MEASURES)
     task.draw("levels", draw_levels({name: found["rows"] for name, found in studies.items()}))
 
@@ -191,7 +195,9 @@ def distributions(task: Task) -> None:
     eye = Eye(partial(crop_features, model), train)
     studies = {}
     for name, ladder in task.ladders.items():
-        folder = task.folder / "quality" / name.replace(" ", "_")
+        # Images belong to these networks.
+        levels = "".join(ladder.calibrations["ode_2"].measurements.levels_id)
+        folder = task.folder / "quality" / hashlib.sha256(levels.encode()).hexdigest()[:12]
         print(f"{name}:", flush=True)
         begun = Study(
             ladder,
@@ -205,8 +211,8 @@ def distributions(task: Task) -> None:
         found = begun.run(ladder.calibrations["ode_2"].fitted)
         shown = found.pop("shown")
         print(quality_report(found), flush=True)
-        task.draw(f"quality_{name.replace(' ', '_')}", curves(found))
-        task.draw(f"quality_{name.replace(' ', '_')}_images", quality_sheet(shown))
+        task.draw(f"quality {name}", curves(found))
+        task.draw(f"quality {name} images", quality_sheet(shown))
         studies[name] = found
     task.write("quality", studies)
 
@@ -219,7 +225,7 @@ def all_methods(task: Task) -> None:
         found, kept, batch = compare_all(ladder, problem, task.size.effort, task.size.comparison)
         print(methods_report(found, task.size.comparison.targets), flush=True)
         rows = _best_near(found["rows"], kept, batch, sde=task.sde)
-        task.draw(f"methods_{name.replace(' ', '_')}_images", colour_sheet(rows))
+        task.draw(f"methods {name} images", colour_sheet(rows))
         studies[name] = found
     studies = task.write("methods", studies)
     panels = [(f"{found['problem']}, {name}", found["rows"]) for name, found in studies.items()]
@@ -233,9 +239,9 @@ def _best_near(
 ) -> list[tuple[str, np.ndarray]]:
     """The same heads by the finest level, and by the best setting of each kind of method near each cost."""
     kinds = {
-        "finest network alone": (*SINGLE[sde], DDIM),
+        "finest network alone": (*SINGLE[sde], DDIM, ALONE_FITTED),
         "independent coins": INDEPENDENT,
-        "multilevel": (OURS, OURS_SECOND),
+        "multilevel": ALL_OURS,
     }
     found = [("fine solution of the finest network", batch.reference)]
     for cost in SHEET_COSTS:

@@ -34,6 +34,19 @@ def test_a_shift_of_the_same_images_is_the_excess():
     assert np.all(judged.error < 1e-6)
 
 
+def test_components_of_large_images_are_those_of_the_first_ones(monkeypatch):
+    """Images with more pixels than `MANY`: the principal components of as many images, from their covariance."""
+    import _quality_measures
+
+    images = np.random.default_rng(4).normal(size=(30, 40)) * np.linspace(3, 1, 40)
+    for name, value in {"MANY": 20, "COMPONENTS": 3}.items():
+        monkeypatch.setattr(_quality_measures, name, value)
+    found = _quality_measures._components(images)
+    assert found.shape == (40, 3)
+    values = np.linalg.eigvalsh(np.cov(images[:20].T))[::-1][:3]
+    np.testing.assert_allclose(np.cov(images[:20] @ found, rowvar=False), np.diag(values), atol=1e-9)
+
+
 def test_the_converged_images_have_no_excess():
     from _quality_measures import Target
 

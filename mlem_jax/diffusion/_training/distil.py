@@ -38,7 +38,7 @@ from .board import check_tensorboard, open_board
 from .distillation import Distillation
 from .run import begin_run, check_room, DataIdentity, LADDER
 from .teacher import Teacher
-from .timed_sizes import remember_sizes, timed_sizes
+from .timed_sizes import find_sizes, remember_sizes
 from .train import train_networks
 
 # Noise levels where the levels' differences move images most, as for the ladder that is shipped.
@@ -120,7 +120,7 @@ def distil(
     out = Path(out)
     check_tensorboard(training.tensorboard)
     whole = PredictorLadder([network], shape=shape, classes=classes)
-    timed, sizes = _sizes(whole, mflops, seconds, out)
+    timed, sizes = find_sizes(whole, mflops, seconds, out)
     config = _describe(whole, sizes, out.resolve().name, training)
     if whole.labels is not None and whole.classes is None:
         raise ValueError("distil needs integers as labels; write classes=... with their number.")
@@ -173,23 +173,6 @@ def _train(
             record=None if board is None else board.losses,
         )
     return tuple(map(as_stored, trained))
-
-
-def _sizes(
-    whole: PredictorLadder,
-    mflops: Sequence[float | int] | None,
-    seconds: Sequence[float | int] | None,
-    out: Path,
-) -> tuple[dict[str, Any] | None, Sequence[float | int]]:
-    """What was measured to find levels of given seconds, if that is asked for, and the levels' million FLOPs."""
-    if mflops is not None and seconds is None:
-        return None, mflops
-    if seconds is not None and mflops is None:
-        timed = timed_sizes(whole, seconds, out)
-        return timed, timed["mflops"]
-    raise ValueError(
-        "distil needs the sizes of the levels; write mflops=[1, 6], say, or seconds=[...]; not both."
-    )
 
 
 def _describe(whole: PredictorLadder, mflops: Sequence[float | int], name: str, training: Training) -> Config:

@@ -1,4 +1,5 @@
-"""Sizes of levels by the seconds that they take here, which the folder of a run remembers."""
+"""Sizes of the levels that `distil` makes: by FLOPs, or by the seconds that they take here, which the folder of a run
+remembers."""
 
 import itertools
 import json
@@ -24,6 +25,24 @@ _TIMED_CALLS = 5
 _NEAR, _MOST_TRIES = 0.1, 6
 # Seconds grow more slowly than FLOPs, so that one try changes the size by a limited factor.
 _LARGEST_CHANGE = 8.0
+
+
+def find_sizes(
+    whole: AbstractLadder,
+    mflops: Sequence[float | int] | None,
+    seconds: Sequence[float | int] | None,
+    out: Path,
+) -> tuple[dict[str, Any] | None, Sequence[float | int]]:
+    """What was measured to find levels of given seconds, if that is asked for, and the levels' million FLOPs. Raises
+    `ValueError` unless one of both is given, and what `timed_sizes` raises."""
+    if mflops is not None and seconds is None:
+        return None, mflops
+    if seconds is not None and mflops is None:
+        timed = timed_sizes(whole, seconds, out)
+        return timed, timed["mflops"]
+    raise ValueError(
+        "distil needs the sizes of the levels; write mflops=[1, 6], say, or seconds=[...]; not both."
+    )
 
 
 def timed_sizes(whole: AbstractLadder, seconds: Sequence[float | int], out: Path) -> dict[str, Any]:
