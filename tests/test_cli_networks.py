@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ from typer.testing import CliRunner
 import mlem_jax as ml
 from mlem_jax import diffusion
 from mlem_jax._cli import app as _cli
+from mlem_jax._cli.networks import Family
 from mlem_jax.diffusion import load_decoder, load_network, PredictorLadder, sample
+from mlem_jax.diffusion._pretrained.load import _FINDERS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -34,6 +37,12 @@ def files(tmp_path_factory):
     np.savez(folder / "names.npz", weight=np.ones(3))
     write_folder(folder / "decoder", "decoder")
     return folder
+
+
+def test_the_option_knows_the_families_of_the_loader():
+    """`--help` lists them without importing `mlem_jax.diffusion`."""
+    options, _ = get_args(get_args(Family)[0])
+    assert get_args(options) == tuple(_FINDERS)
 
 
 def run(*arguments):
