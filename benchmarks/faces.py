@@ -93,7 +93,7 @@ SIZES = {
         training=40_000,
         held_out=2_000,
         # The network's outputs have no noise, so they are learned in fewer steps than the data.
-        matched_steps=2_500,
+        matched_steps=6_000,
         independent_steps=4_000,
         pilots=32,
         steps=64,

@@ -17,6 +17,8 @@ from mlem_jax._calibration.linear_model import expected_cost, select, Selection
 from mlem_jax._calibration.planning import choose_plan, UnreachableError
 from mlem_jax._calibration.report import alone_ratio
 from mlem_jax._calibration.single_runs import _reference
+from mlem_jax.diffusion import load_ladder
+from mlem_jax.diffusion._ladder import METHODS
 
 MIDPOINT = ml.SystematicCoins(offset=0.5)
 
@@ -89,16 +91,19 @@ def test_a_level_that_does_not_change_needs_few_looks():
     assert looks[2] / looks[1] < 0.5 and best.error < 0.3, (looks, best.error)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_pattern_without_randomness_is_chosen_like_one_of_random_phase(seed):
-    # So the choice does not rest on where a pattern happens to fall on a few pilots.
+@pytest.mark.parametrize("seed", [1, 3, 5])
+def test_a_pattern_is_not_chosen_for_its_positions_alone(seed):
+    # With positions alone the choice for seed 3 and budget 2.5 has 6.5 times the error of the best one with random
+    # positions: it rests on where the pattern happens to fall on a few pilots.
     measured = made(random_effects(seed), (0.01, 0.1, 1.0), step_error=0.02)
     for budget in (1.5, 2.5, 4.0):
         search = Search(measured, ml.Trials.none(), MIDPOINT, None, None)
         fixed = best_candidate(search, budget)
-        free = best_candidate(search._replace(coins=ml.SystematicCoins()), budget)
-        assert fixed.selection == free.selection
-        # Else it would be half a look, which comes never where half a window is left.
+        random = search._replace(coins=ml.SystematicCoins())
+        stride, levels = fixed.selection.stride, fixed.selection.levels
+        same = best_candidate(random._replace(steps=measured.num_steps // stride, levels=levels), budget)
+        assert same.error <= 1.5 * best_candidate(random, budget).error
+        # Otherwise it would be half a firing, which never happens if half a window is left.
         assert fixed.table[:, -1].sum() > 0.6
 
 
@@ -121,6 +126,22 @@ def test_a_free_choice_of_levels_and_steps_is_the_best_of_all_choices():
 
     given = [error(steps, levels) for steps in (8, 16) for levels in ((0, 2), (1, 2), (0, 1, 2))]
     assert error() == pytest.approx(min(given)) and sorted(given)[2] > 1.05 * min(given)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_larger_budget_is_not_clearly_worse(method):
+    # Without a look at smaller budgets, 2.1 evaluations of the shipped ladder buy level 3 alone with an error of 0.21
+    # (Euler-Maruyama), although a plan for 1.8 has an error of 0.16.
+    calibration = load_ladder().calibration(method=method)
+    errors = [calibration.plan(budget=budget, coins=MIDPOINT).error for budget in (1.5, 1.8, 2.1, 2.5)]
+    assert all(error <= 1.2 * min(errors[:i]) for i, error in enumerate(errors) if i)
+
+
+def test_the_times_of_a_few_firings_count():
+    # The best candidate for random positions has an error of 0.130 with the pattern's own positions (0.19 on fresh
+    # noise), and another one 0.113 (0.155).
+    plan = load_ladder().calibration().plan(budget=3, coins=MIDPOINT)
+    assert plan.error < 0.12
 
 
 def test_trial_runs_correct_predictions():

@@ -123,7 +123,8 @@ class Calibration:
         that the calibration has measured. The probabilities over time are `min(1, L h sqrt(V / C))`, the optimum for
         coins that are independent over steps (Jacot 2026). The error of coupled coins is the variation of the effect
         within a window, for which the same profile over time is suitable; the levels' shares of the cost are then
-        optimised by simulating the coins on the pilot trajectories.
+        optimised by simulating the coins on the pilot trajectories. Firings are whole numbers, and a larger budget may
+        move the few firings of a level to worse times: the plan is compared with those for 0.84 and 0.71 of the budget.
 
         **Arguments:**
 
