@@ -94,28 +94,43 @@ def cases(size: str) -> list[Case]:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Gain against the finest network's FLOPs: a panel for each rival, a mark for each measure."""
+    """The gain on each ladder, by the size of its finest network: a panel for each rival, a mark for each measure."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
+    ladders = sorted({(row["mflops"], row["ladder"]) for row in rows})
     for axis, rival in zip(figure.subplots(1, len(RIVALS), sharey=True), RIVALS, strict=True):
         for number, (measure, marker) in enumerate(MARKERS.items()):
-            mine = [row for row in rows if (row["rival"], row["measure"]) == (rival, measure) and row["gain"]]
-            gain = np.array([row["gain"] for row in mine])
-            ends = np.array([[row["least"] or 0, row["most"] or row["gain"]] for row in mine]).reshape(-1, 2)
-            # Ladders of nearly the same size are drawn beside each other.
-            places = [row["mflops"] * 1.03**number for row in mine]
-            bars = np.abs(ends.T - gain)
-            axis.errorbar(places, gain, bars, marker=marker, linestyle="none", capsize=3, label=measure)
-        for row in {row["ladder"]: row for row in rows}.values():
-            axis.annotate(
-                row["ladder"], (row["mflops"], 0.02), xycoords=("data", "axes fraction"), rotation=90
-            )
+            shift = 0.14 * (number - (len(MARKERS) - 1) / 2)
+            label = measure
+            for place, (_, ladder) in enumerate(ladders):
+                where = (ladder, rival, measure)
+                row = next((r for r in rows if (r["ladder"], r["rival"], r["measure"]) == where), None)
+                if row is None:
+                    continue
+                if row["gain"] is None:
+                    axis.text(
+                        place + shift,
+                        0.1,
+                        "not reached",
+                        rotation=90,
+                        ha="center",
+                        color=f"C{number}",
+                        size=9,
+                    )
+                    continue
+                # The rival's error may not be reached on every batch.
+                ends = [row["gain"] - (row["least"] or 0), (row["most"] or row["gain"]) - row["gain"]]
+                bars = np.abs(np.array(ends)).reshape(2, 1)
+                style = {"marker": marker, "color": f"C{number}", "capsize": 3, "label": label}
+                axis.errorbar([place + shift], [row["gain"]], bars, linestyle="none", **style)
+                label = None
         axis.axhline(1, color="0.6", linewidth=0.8)
+        axis.set_xticks(range(len(ladders)), [f"{name}\n{mflops:.0f} MFLOP" for mflops, name in ladders])
         axis.set(
-            xscale="log",
-            xlabel="MFLOP of the finest network, per image",
-            title=f"at what the finest network alone has with {rival} evaluations",
+            xlim=(-0.5, len(ladders) - 0.5),
+            ylim=(0, None),
+            title=f"the finest alone with {rival} evaluations",
         )
-        axis.grid(alpha=0.3)
+        axis.grid(alpha=0.3, axis="y")
         axis.legend(fontsize=8)
     figure.axes[0].set_ylabel("times fewer evaluations of several levels")
     return figure
