@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _crops import crop_features, train_on_crops, untrained
-from _curves import draw_curves, Row
+from _curves import best_grid, draw_curves, Row
 from _distribution import kept_model
 from _faces import colour_sheet
 from _fitted_methods import ALONE_FITTED
@@ -182,7 +182,7 @@ def errors_of_fitted_steps(task: Task) -> None:
             print(fitted_report(studies[name][unit]), end="\n\n")
         print(predictions(studies[name]["rows"]), flush=True)
     studies = task.write("fitted", studies)
-    panels = [(name, found["rows"]) for name, found in studies.items()]
+    panels = [(name, best_grid(found["rows"])) for name, found in studies.items()]
     label = "geometric mean error of an image (range -1 to 1)"
     for unit, words in (("cost", FINEST), ("seconds", SECONDS)):
         task.draw(f"fitted_{unit}", draw_curves(panels, x=unit, x_label=words, y_label=label))

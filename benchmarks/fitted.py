@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from _curves import draw_curves, Row
+from _curves import best_grid, draw_curves, Row
 from _fitted_methods import ALONE_FITTED, LARGE_SMALL, LARGE_SMALL_LARGE, SEVERAL_FITTED, stepping, switching
 from _fitted_report import compared, predictions, report, rivals_of
 from _harness import RESULTS, write_results, write_table
@@ -206,7 +206,7 @@ def main() -> None:
     if arguments.steps is None:
         steps.save(RESULTS / "fitted_steps.npz")
     figure = draw_curves(
-        [(found["problem"], found["rows"])],
+        [(found["problem"], best_grid(found["rows"]))],
         x="cost",
         x_label="evaluations of the finest network (FLOPs)",
         y_label="geometric mean error of an image",

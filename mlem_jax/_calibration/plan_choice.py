@@ -1,8 +1,8 @@
-"""The choice between a plan with coins and fitted steps."""
+"""The choice between plans: for a budget and for less, with coins and with fitted steps."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._coins import AbstractCoins
 from .fit_catalogue import FittedSteps
@@ -11,6 +11,10 @@ from .measurements import Measurements
 from .plan import Plan
 from .planning import choose_plan, MIDPOINT
 from .trials import Trials
+
+# A plan with coins for a budget is compared with those for these fractions of it, and replaced by one whose predicted
+# error is smaller by this factor. A smaller difference is within the uncertainty of the predictions.
+_SMALLER_BUDGETS, _BETTER = (2**-0.25, 2**-0.5), 1.2
 
 
 class PlanRequest(NamedTuple):
@@ -50,7 +54,7 @@ def best_plan(
 
     def with_coins(**changed: float | None) -> Plan:
         settings = {**request._asdict(), "coins": request.coins or MIDPOINT, **changed}
-        return choose_plan(measured, trials, **settings)
+        return _plan_with_coins(measured, trials, settings)
 
     if fitted is None or request.only_with_coins:
         return with_coins()
@@ -71,3 +75,19 @@ def best_plan(
     except ValueError:
         return ours
     return best_of([ours, other], for_error=request.error is not None)
+
+
+def _plan_with_coins(measured: Measurements, trials: Trials, settings: dict[str, Any]) -> Plan:
+    """The plan of `choose_plan`, unless one for a smaller budget is clearly better: the firings of a level are whole
+    numbers, and a larger budget may move them to worse times."""
+    plan = choose_plan(measured, trials, **settings)
+    if settings["budget"] is None:
+        return plan
+    for fraction in _SMALLER_BUDGETS:
+        try:
+            less = choose_plan(measured, trials, **{**settings, "budget": fraction * settings["budget"]})
+        except ValueError:
+            break
+        if _BETTER * less.error < plan.error:
+            plan = less
+    return plan

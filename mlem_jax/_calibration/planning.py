@@ -20,9 +20,6 @@ _CALLER = "A plan"
 _BRACKET = 0.02
 # It starts from four times the cost of the finest level in all measured steps, more than any plan can use.
 _LARGEST_BUDGET = 4.0
-# A plan for a budget is compared with those for these fractions of it, and replaced by one whose predicted error is
-# smaller by this factor. A smaller difference is within the uncertainty of the predictions.
-_SMALLER_BUDGETS, _BETTER = (2**-0.25, 2**-0.5), 1.2
 # Advice is given beyond these bounds. Trial runs change the prediction of the linear model by more than a factor of 2
 # for 7 of 60 plans in benchmarks/results/prediction.json (by more than 4 for none), whose errors are within a factor of
 # 1.21 of their predictions: the bound is cautious.
@@ -77,27 +74,13 @@ def choose_plan(
     coins = as_coins(_CALLER, coins)
     search = Search(measured.in_seconds() if in_seconds else measured, trials, coins, steps, levels)
     if error is None:
-        plan = _plan_within(search, wanted)
+        plan = _plan_for_budget(search, wanted)
     else:
         plan = _plan_for_error(search, wanted)
     if not in_seconds:
         return plan
     unit = f"Costs are wall-clock seconds of batches of {measured.batch} on {measured.device}."
     return dataclasses.replace(plan, advice=(*plan.advice, unit))
-
-
-def _plan_within(search: Search, budget: float | int) -> Plan:
-    """The plan for a budget, unless one for a smaller budget is clearly better. The firings of a level are whole
-    numbers, and at other times for another budget: a larger one may be worse."""
-    plan = _plan_for_budget(search, budget)
-    for fraction in _SMALLER_BUDGETS:
-        try:
-            smaller = _plan_for_budget(search, fraction * budget)
-        except ValueError:
-            break
-        if _BETTER * smaller.error < plan.error:
-            plan = smaller
-    return plan
 
 
 def _plan_for_error(search: Search, error: float | int) -> Plan:
