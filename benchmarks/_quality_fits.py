@@ -20,7 +20,8 @@ from mlem_jax._calibration.fit_pilots import FitPilots
 from mlem_jax._calibration.fit_refine import refine
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import left_out
-from mlem_jax._calibration.search_steps import Searcher, single_level
+from mlem_jax._calibration.search_steps import single_level
+from mlem_jax._calibration.searcher import Searcher
 from mlem_jax._io import write_safely
 from mlem_jax._term import FixedTerms
 from mlem_jax.diffusion import Ladder

@@ -1,5 +1,6 @@
 """The methods whose images the study of quality compares, in every setting."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -97,20 +98,36 @@ def plans(ladder: Ladder, problem: Shared, effort: Effort) -> list[Entry]:
     for (kind, method, coins), budgets in zip(kinds, effort.budgets, strict=False):
         calibration, seen = ladder.calibration(sde=sde, method=method), set()
         for budget in budgets:
-            try:
-                plan = calibration.plan(budget=budget, coins=coins)
-            except ValueError:
-                # Nothing as cheap.
+            # The paper's method has several levels, also where the finest one alone, or a smaller one, is better.
+            plan = plan_of(calibration, budget, coins, several=kind == INDEPENDENT)
+            if plan is None:
                 continue
             identity = np.asarray(plan.table).tobytes() + np.asarray(plan.ts).tobytes()
             if identity not in seen:
                 seen.add(identity)
                 random = not coins.deterministic
-                setting = f"budget {budget:g}"
+                setting = f"budget {budget:g}, levels {', '.join(str(level + 1) for level in plan.levels)}"
                 found.append(
                     Entry(kind, planned(problem, kind, plan, coins, setting, 1, random=random), identity)
                 )
     return found
+
+
+def plan_of(
+    calibration: ml.Calibration, budget: float, coins: ml.AbstractCoins, *, several: bool
+) -> ml.Plan | None:
+    """The plan for a budget, or the best one that has `several` levels and the finest among them; `None` if nothing is
+    as cheap."""
+    finest = len(calibration.costs) - 1
+    lower = range(1, finest + 1) if several else ()
+    subsets = [(*below, finest) for n in lower for below in itertools.combinations(range(finest), n)]
+    found = []
+    for levels in subsets if several else (None,):
+        try:
+            found.append(calibration.plan(budget=budget, coins=coins, levels=levels))
+        except ValueError:
+            continue
+    return min(found, key=lambda plan: plan.error, default=None)
 
 
 def fitted(kind: str, problem: Shared, levels: tuple[int, ...], table: ml.MultistepCoefficients) -> Entry:
@@ -183,7 +200,7 @@ def of_catalogue(
     chosen = []
     for levels, table in zip(steps.levels, steps.coefficients, strict=True):
         cost = float(np.array([problem.costs[k] for k in levels]) @ table.evaluations)
-        if len(levels) > 1 and levels[-1] == fits.finest and cost <= most:
+        if len(levels) > 1 and cost <= most:
             chosen.append((levels, table))
     for levels, table in chosen:
         yield fitted(SEVERAL_LAW, problem, levels, table)

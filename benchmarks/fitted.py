@@ -63,11 +63,11 @@ class Fitted(NamedTuple):
 
 
 def fitted_methods(problem: Shared, steps: ml.FittedSteps) -> list[Fitted]:
-    """All entries of the catalogue that evaluate the finest level: it alone, or several levels."""
+    """All entries of the catalogue with the finest level alone or with several levels."""
     finest = len(problem.levels) - 1
     found = []
     for levels, coefficients, errors in zip(steps.levels, steps.coefficients, steps.errors, strict=True):
-        if levels[-1] == finest:
+        if len(levels) > 1 or levels == (finest,):
             name = ALONE if len(levels) == 1 else SEVERAL
             method = stepping(problem, name, levels, coefficients)
             found.append(Fitted(method, float(np.exp(np.mean(np.log(errors))))))

@@ -18,7 +18,7 @@ from mlem_jax._calibration.fit_refine import _changed, _linearised, refine
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import everyone, left_out
 from mlem_jax._calibration.kept_parts import KeptParts
-from mlem_jax._calibration.search_steps import Found
+from mlem_jax._calibration.searcher import Found
 
 TS = np.linspace(0.5, 2.5, 65)
 PLACES = (0, 6, 14, 24, 34, 48, 64)
@@ -259,21 +259,37 @@ def test_where_a_fit_is_worse_on_held_out_pilots_the_classical_steps_are_taken(p
     assert not better
 
 
-def test_the_search_ends_after_two_schedules_that_gain_little(pilots, monkeypatch):
-    """The finest level alone has the error 1 / cost, so a schedule of cost 4 and gain g has the error 1 / (4 g). A gain
-    of 1.05 is too small; the second one in a row ends the search."""
+def reported_by_search(pilots, monkeypatch, several):
+    """What the search for several levels reports if it finds schedules of these costs and errors for the finest level
+    and none for the middle one. The finest level alone has the error 1 / cost."""
     search = importlib.import_module("mlem_jax._calibration.fit_search")
 
     def found(cost, error):
         return Found(TWO_LEVELS, error, cost, [])
 
-    gains = [2.0, 1.05, 1.5, 1.05, 1.05, 2.0]
+    def multilevel(searcher, top, *rest):
+        return [[found(*one)] for one in several] if top == 2 else []
+
     monkeypatch.setattr(search, "single_level", lambda *given: [found(c, 1 / c) for c in (2.0, 4.0, 8.0)])
-    monkeypatch.setattr(search, "multilevel", lambda *given: [found(4.0, 1 / (4 * g)) for g in gains])
+    monkeypatch.setattr(search, "multilevel", multilevel)
     reported = []
     for _ in search.search_schedules(pilots, 8.0, KeptParts(), lambda count, text: reported.append(text)):
         pass
-    assert sum(text.startswith("several levels") for text in reported) == 5
+    return sum(text.startswith("several levels") for text in reported)
+
+
+def test_the_search_ends_after_two_schedules_that_gain_little(pilots, monkeypatch):
+    """A schedule with gain g has the error 1 / (g cost). A gain of 1.05 is too small; the second one in a row ends the
+    search."""
+    costs, gains = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0), (2.0, 1.05, 1.5, 1.05, 1.05, 1.3)
+    several = [(cost, 1 / (gain * cost)) for cost, gain in zip(costs, gains, strict=True)]
+    assert reported_by_search(pilots, monkeypatch, several) == 5
+
+
+def test_the_search_ends_after_two_schedules_with_the_same_error(pilots, monkeypatch):
+    """The finest level alone does not reach these errors. The second schedule is better than the first."""
+    several = [(1.0, 0.1), (2.0, 0.09), (3.0, 0.089), (4.0, 0.088), (5.0, 0.01)]
+    assert reported_by_search(pilots, monkeypatch, several) == 4
 
 
 def test_errors_say_what_to_write():

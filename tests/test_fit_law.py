@@ -14,7 +14,7 @@ from mlem_jax._calibration.fit_entries import _is_kept
 from mlem_jax._calibration.fit_law import fit_features, Law
 from mlem_jax._calibration.fit_rollout import Memory, Schedule
 from mlem_jax._calibration.fit_step import everyone
-from mlem_jax._calibration.search_steps import Searcher
+from mlem_jax._calibration.searcher import Searcher
 
 
 def one_feature(share, *, slope=0.6, noise=0.8, count=4000, size=3, shift=0.0):

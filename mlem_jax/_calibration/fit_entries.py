@@ -13,7 +13,7 @@ from .fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from .fit_search import GROUPS, MEMORY, SEARCHED, worth_fitting
 from .fit_step import everyone, left_out
 from .kept_parts import KeptParts
-from .search_steps import Found
+from .searcher import Found
 
 # A longer memory than in the search is used if held-out pilots prefer it.
 _LONG_MEMORY = Memory(drifts=5, held=5)

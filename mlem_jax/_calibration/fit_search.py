@@ -10,7 +10,8 @@ from .fit_pilots import FitPilots
 from .fit_rollout import Memory
 from .fit_step import left_out
 from .kept_parts import KeptParts
-from .search_steps import Found, multilevel, Searcher, single_level
+from .search_steps import multilevel, single_level
+from .searcher import Found, Searcher
 
 # How many drifts and increments a step may use in the search.
 MEMORY = Memory()
@@ -20,10 +21,10 @@ SEARCHED = 40
 GROUPS = 4
 # Numbers of steps of the finest level alone, up to the wanted cost.
 SINGLE = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 25, 32)
-# Schedules are searched for up to this number of evaluations of the finest level.
+# Schedules of several levels are searched for up to this number of evaluations of the highest of them.
 _MOST_EVALUATIONS = 10
-# The search ends after this number of consecutive schedules that need at least this fraction of the cost of the finest
-# level alone.
+# This search ends after this number of consecutive schedules that need at least this fraction of the cost of the finest
+# level alone, or do not reduce the error.
 _USELESS, _NO_GAIN = 2, 0.9
 # Numbers of steps of cheaper levels alone.
 _CHEAP = (8, 16)
@@ -50,20 +51,31 @@ def search_schedules(
         for found in single_level(searcher, level, counts):
             report(1, f"level {level + 1} alone, {len(found.schedule.evaluated)} steps")
             yield found
-    if finest:
-        useless = 0
-        single = [found.schedule for found in alone]
-        for found in multilevel(searcher, finest, min(_MOST_EVALUATIONS, int(most)), single):
-            report(1, f"several levels, cost {found.cost:.1f}")
-            yield found
-            cost, error = envelope(
-                np.array([one.cost for one in alone]), np.array([one.typical_error for one in alone])
-            )
-            needed = cost_to_reach(cost, error, found.typical_error)
-            useless = useless + 1 if found.cost > _NO_GAIN * needed else 0
-            # The gain decreases with the number of evaluations.
-            if useless == _USELESS:
-                return
+    for top in range(1, finest + 1):
+        yield from _several(searcher, top, most, alone, report)
+
+
+def _several(
+    searcher: Searcher, top: int, most: float, alone: Sequence[Found], report: Callable[[int, str], None]
+) -> Iterator[Found]:
+    """Schedules of several levels up to `top`, for more and more evaluations of it as long as they are useful; `alone`
+    are those of the finest level alone."""
+    cost, error = envelope(
+        np.array([one.cost for one in alone]), np.array([one.typical_error for one in alone])
+    )
+    number = _most_evaluations(float(searcher.pilots.costs[top]), most)
+    useless, least = 0, np.inf
+    for found in multilevel(searcher, top, number, [one.schedule for one in alone]):
+        best = found[0]
+        report(1, f"several levels, cost {best.cost:.2g}")
+        # Without their roll-outs, which take memory.
+        yield from (one._replace(rollouts=[]) for one in found)
+        gain = cost_to_reach(cost, error, best.typical_error) / best.cost
+        is_useful = gain > 1 / _NO_GAIN and best.typical_error < _BEATEN * least
+        useless, least = 0 if is_useful else useless + 1, min(least, best.typical_error)
+        # The gain decreases with the number of evaluations.
+        if useless == _USELESS:
+            return
 
 
 def worth_fitting(found: list[Found]) -> list[Found]:
@@ -79,15 +91,18 @@ def worth_fitting(found: list[Found]) -> list[Found]:
 
 
 def units_of_work(costs: Float[np.ndarray, " levels"], most: float, times: int) -> int:
-    """The largest number of progress reports: one for each schedule that is searched, and one for each that is
+    """About the largest number of progress reports: one for each schedule that is searched, and one for each that is
     fitted."""
-    finest = len(costs) - 1
-    single, several = (
-        len(_counts(SINGLE, 1.0, most, times)),
-        min(_MOST_EVALUATIONS, int(most)) if finest else 0,
-    )
+    single = len(_counts(SINGLE, 1.0, most, times))
+    several = sum(_most_evaluations(float(cost), most) for cost in costs[1:])
     cheap = sum(len(_counts(_CHEAP, float(cost), most, times)) for cost in costs[:-1])
     return 2 * (single + several + cheap) + 1
+
+
+def _most_evaluations(cost: float, most: float) -> int:
+    """The number of evaluations of the top level up to which schedules are searched: all smaller levels together are
+    not worth more than about one evaluation of the finest level."""
+    return min(_MOST_EVALUATIONS, int(most if cost == 1 else 1 / cost))
 
 
 def _counts(wanted: Sequence[int], cost: float, most: float, times: int) -> list[int]:

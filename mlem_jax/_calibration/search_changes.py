@@ -1,0 +1,151 @@
+"""Changes of a schedule, one number at a time. A change is kept if it reduces the typical error of the pilots."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from .fit_rollout import Schedule
+from .searcher import Found, Searcher
+from .step_grids import resampled
+
+# A change is kept if it reduces the logarithm of the typical error by at least this much. A smaller gain is within the
+# noise of the pilots.
+GAIN = 0.004
+# A time is moved by these fractions of the distance to its neighbour.
+_SHIFTS = (0.4, 0.2)
+# An evaluation of a higher level is moved by these numbers of steps.
+_DISTANCES = (3, 1)
+# The factor by which the number of steps of the base is changed.
+_STEPS_FACTOR = 1.3
+
+
+def with_evaluations(
+    places: tuple[int, ...], base: int, level: int, wanted: Sequence[float | int] | np.ndarray
+) -> Schedule:
+    """A schedule that evaluates a level in the steps whose starts are nearest to some times."""
+    starts = np.asarray(places[:-1])
+    steps = {int(np.argmin(np.abs(starts - time))) for time in wanted}
+    return Schedule(places, base, tuple((level,) if n in steps else () for n in range(len(starts))))
+
+
+def evaluation_steps(schedule: Schedule, level: int) -> list[int]:
+    """The steps in which a level is evaluated."""
+    return [n for n, levels in enumerate(schedule.evaluated) if level in levels]
+
+
+def changed_evaluations(
+    schedule: Schedule, level: int, less: int | None, more: int | None
+) -> Schedule | None:
+    """The schedule with an evaluation of a level removed from one step and added to another; `None` if the level is
+    already evaluated there."""
+    evaluated = [set(levels) for levels in schedule.evaluated]
+    if more is not None:
+        if not 0 <= more < len(evaluated) or level in evaluated[more]:
+            return None
+        evaluated[more].add(level)
+    if less is not None:
+        evaluated[less].discard(level)
+    return schedule._replace(evaluated=tuple(tuple(sorted(levels)) for levels in evaluated))
+
+
+def one_evaluation_more(searcher: Searcher, best: Found, level: int) -> Found:
+    """With one more evaluation, in the middle of the gap between two evaluations in which the error is smallest."""
+    steps = evaluation_steps(best.schedule, level)
+    edges = [0, *steps, len(best.schedule.evaluated)]
+    middles = sorted({(a + b) // 2 for a, b in zip(edges, edges[1:], strict=False)})
+    changed = [changed_evaluations(best.schedule, level, None, middle) for middle in middles]
+    tried = [searcher.try_out(schedule, best) for schedule in changed if schedule is not None]
+    return min(tried, key=lambda found: found.typical_error) if tried else best
+
+
+def moved_evaluations(searcher: Searcher, best: Found, level: int) -> Found:
+    """Moves the evaluations of a level to nearby steps, one after the other."""
+    for distance in _DISTANCES:
+        for i in range(len(evaluation_steps(best.schedule, level))):
+            for sign in (1, -1):
+                while True:
+                    step = evaluation_steps(best.schedule, level)[i]
+                    schedule = changed_evaluations(best.schedule, level, step, step + sign * distance)
+                    found = None if schedule is None else searcher.try_out(schedule, best)
+                    if found is None or found.merit >= best.merit - GAIN:
+                        break
+                    best = found
+    return best
+
+
+def other_steps(searcher: Searcher, best: Found, level: int) -> Found:
+    """With more or fewer steps of the base, and the other evaluations at about the same times."""
+    for factor in (_STEPS_FACTOR, 1 / _STEPS_FACTOR):
+        while True:
+            schedule = best.schedule
+            count = round(len(schedule.evaluated) * factor)
+            if not 2 <= count <= searcher.times:
+                break
+            places = resampled(schedule.places, count)
+            changed = Schedule(places, schedule.base, ((),) * count, schedule.repeats)
+            for kind in schedule.above:
+                wanted = [schedule.places[n] for n in evaluation_steps(schedule, kind)]
+                extra = with_evaluations(places, schedule.base, kind, wanted)
+                pairs = zip(changed.evaluated, extra.evaluated, strict=True)
+                changed = changed._replace(evaluated=tuple(tuple(sorted({*a, *b})) for a, b in pairs))
+            if len(evaluation_steps(changed, level)) < len(evaluation_steps(schedule, level)):
+                break
+            found = searcher.try_out(changed)
+            if found.merit >= best.merit - GAIN:
+                break
+            best = found
+    return best
+
+
+def middle_evaluations(searcher: Searcher, best: Found, finest: int) -> Found:
+    """With evaluations of levels between the base and the finest, in the steps in which they reduce the error."""
+    for level in range(best.schedule.base + 1, finest):
+        for step in range(len(best.schedule.evaluated)):
+            there = level in best.schedule.evaluated[step]
+            less, more = (step, None) if there else (None, step)
+            schedule = changed_evaluations(best.schedule, level, less, more)
+            found = None if schedule is None else searcher.try_out(schedule, best)
+            if found is not None and found.merit < best.merit - GAIN:
+                best = found
+    return best
+
+
+def moved_times(searcher: Searcher, best: Found, level: int) -> Found:
+    """Moves one time after another at which a level is evaluated, by a part of the distance to its neighbour."""
+    for shift in _SHIFTS:
+        for i in range(1, len(best.schedule.places) - 1):
+            if level not in (best.schedule.base, *best.schedule.evaluated[i]):
+                continue
+            for sign in (1, -1):
+                places = list(best.schedule.places)
+                gap = abs(places[i + sign] - places[i])
+                if gap < 2:
+                    continue
+                places[i] += sign * max(1, round(shift * gap))
+                changed = best.schedule._replace(places=tuple(places))
+                found = searcher.try_out(changed, best)
+                if found.merit < best.merit - GAIN:
+                    best = found
+                    break
+    return best
+
+
+def without_repeats(searcher: Searcher, best: Found) -> Found:
+    """Without the second evaluation of the base after a correction, if this is better."""
+    found = searcher.try_out(best.schedule._replace(repeats=False))
+    return found if found.merit < best.merit - GAIN else best
+
+
+def thinned(searcher: Searcher, single: Schedule, base: int, fewest: int) -> Iterator[Found]:
+    """A single level's schedule with a base level below it, from which the single level's evaluations are removed one
+    by one, until `fewest` are left. Each time the one is removed without which the error is smallest."""
+    level, steps = single.base, len(single.evaluated)
+    found = searcher.try_out(Schedule(single.places, base, ((level,),) * steps))
+    for _ in range(steps - fewest):
+        fewer = [
+            changed_evaluations(found.schedule, level, n, None)
+            for n in evaluation_steps(found.schedule, level)
+        ]
+        tried = [searcher.try_out(schedule, found) for schedule in fewer if schedule is not None]
+        found = min(tried, key=lambda one: one.typical_error)
+        yield found
