@@ -1,0 +1,120 @@
+"""Changes of schedules in the search, and schedules whose highest level is not the finest one."""
+
+from functools import partial
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from fit_problems import COSTS, make_pilots, PLACES, TS
+
+import mlem_jax as ml
+from mlem_jax._calibration.fit_rollout import Memory, Schedule
+from mlem_jax._calibration.fit_step import left_out
+from mlem_jax._calibration.search_changes import thinned, without_repeats
+from mlem_jax._calibration.search_steps import multilevel
+from mlem_jax._calibration.searcher import Found, Searcher
+
+ALONE = Schedule(PLACES, 2, ((),) * 6)
+KEY = jr.key(0)
+
+
+def pendulum(a, b, t, y, args):
+    return jnp.stack([y[1], -jnp.sin(y[0]) - a * jnp.cos(t) * y[0] ** 2 - b * y[1]])
+
+
+@pytest.fixture(scope="module")
+def searcher():
+    pilots = make_pilots()
+    return Searcher(pilots, Memory(), left_out(pilots.count, 4))
+
+
+def steps_of(schedule, level):
+    return {n for n, levels in enumerate(schedule.evaluated) if level in levels}
+
+
+def error_of(searcher, steps, base=0, **settings):
+    """Of the finest level in these of the six steps, with a base."""
+    evaluated = tuple((2,) if n in steps else () for n in range(6))
+    return searcher.try_out(Schedule(PLACES, base, evaluated, **settings)).typical_error
+
+
+def test_thinning_removes_the_evaluation_without_which_the_error_is_smallest(searcher):
+    left = set(range(6))
+    found = list(thinned(searcher, ALONE, 1, 2))
+    assert [len(steps_of(one.schedule, 2)) for one in found] == [5, 4, 3, 2]
+    for one in found:
+        errors = {n: error_of(searcher, left - {n}, base=1) for n in left}
+        left -= {min(errors, key=errors.__getitem__)}
+        assert steps_of(one.schedule, 2) == left and one.schedule.base == 1
+        assert one.typical_error == pytest.approx(min(errors.values()), rel=1e-6)
+
+
+@pytest.mark.parametrize("error_without, repeats", [(0.1, False), (0.12, True)])
+def test_a_base_is_repeated_only_where_this_is_worth_its_cost(searcher, monkeypatch, error_without, repeats):
+    """Repeats of a base with half the cost of the finest level add 2 * 0.5 to 5: at equal merit this is worth a factor
+    of (6 / 5)**2.5 = 1.58 in error, so 0.07 is worth it instead of 0.12, and not instead of 0.1."""
+    schedule = Schedule(PLACES, 0, ((), (), (2,), (), (2,), ()))
+
+    def known(one, like=None):
+        return Found(one, 0.07 if one.repeats else error_without, one.cost(np.array([0.5, 1.0, 1.0])), [])
+
+    monkeypatch.setattr(searcher, "try_out", known)
+    assert without_repeats(searcher, known(schedule)).schedule == schedule._replace(repeats=repeats)
+
+
+@pytest.mark.parametrize("price, steps", [(0.5, 4), (0.9, 3), (0.01, 16)])
+def test_an_expensive_base_begins_with_few_steps(searcher, monkeypatch, price, steps):
+    """With two evaluations of the next level: as many steps as cost the same, from 3 to 16."""
+
+    class Tried(Exception):
+        pass
+
+    def try_out(schedule, like=None):
+        raise Tried(schedule)
+
+    monkeypatch.setattr(searcher, "try_out", try_out)
+    monkeypatch.setattr(searcher.pilots, "costs", np.array([price, 1.0, 2.0]))
+    with pytest.raises(Tried) as tried:
+        next(multilevel(searcher, 1, 1, []))
+    (first,) = tried.value.args
+    assert len(steps_of(first, 1)) == 2 and len(first.evaluated) == steps
+
+
+def test_the_highest_level_need_not_be_the_finest(searcher):
+    for found in multilevel(searcher, 1, 1, [ALONE]):
+        assert found and all(one.schedule.levels == (0, 1) for one in found)
+        assert len({one.schedule for one in found}) == len(found)
+
+
+def test_a_catalogue_has_steps_for_less_than_one_evaluation_of_the_finest_level():
+    """On fresh initial states they are better than each smaller level alone for this cost."""
+
+    def problem(key):
+        return ml.MultilevelTerm(
+            *[partial(pendulum, *one) for one in ((0, 0), (0.2, 0), (0.25, 0.1))], costs=COSTS
+        )
+
+    steps = ml.fit_steps(
+        problem, TS, jr.normal(KEY, (24, 2)), key=KEY, costs=tuple(COSTS), most=2, progress=False
+    )
+    fresh = jr.normal(jr.key(1), (64, 2))
+
+    def ends(terms, solver, ts):
+        grid = diffrax.StepTo(jnp.asarray(ts))
+        solve = partial(diffrax.diffeqsolve, terms, solver, ts[0], ts[-1], None, stepsize_controller=grid)
+        return jax.vmap(lambda y0: solve(y0).ys[-1])(fresh)
+
+    exact = ends(diffrax.ODETerm(partial(pendulum, 0.25, 0.1)), diffrax.Tsit5(), TS)
+
+    def error(plan):
+        apart = ends(plan.terms(problem(KEY)), plan.solver(), plan.ts) - exact
+        return float(jnp.exp(jnp.mean(jnp.log(jnp.linalg.norm(apart, axis=-1)))))
+
+    several = [plan for plan in steps.plans() if len(plan.levels) > 1 and plan.cost < 1]
+    assert several and all(2 not in plan.levels or plan.cost > 1 for plan in several)
+    for plan in several:
+        alone = [one for one in steps.plans() if one.cost <= plan.cost and len(one.levels) == 1]
+        assert all(error(plan) < error(one) for one in alone)
