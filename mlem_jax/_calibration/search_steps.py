@@ -104,19 +104,30 @@ def multilevel(
         wanted = [places[int((i + 0.5) / number * steps)] for i in range(number)]
         return with_evaluations(places, base, top, wanted)
 
+    def filled(base: int, density: np.ndarray, single: Schedule) -> Schedule:
+        """The top level at its times in `single`, except for the first, and steps of the base between them."""
+        wanted = single.places[1:-1]
+        others = fresh(base, density, len(wanted)).places
+        between = [p for p in others[1:-1] if min(abs(p - q) for q in wanted) > 1]
+        return with_evaluations(tuple(sorted({0, others[-1], *wanted, *between})), base, top, wanted)
+
     densities = first_densities(searcher.pilots.ts, _KNOTS)
     tried = [searcher.try_out(fresh(base, density, 2)) for base in range(top) for density in densities]
-    base = min(tried, key=lambda found: found.merit).schedule.base
+    base = _by_merit(tried)[0].schedule.base
     _, density = _density(searcher, lambda density: fresh(base, density, 2))
     thin = _thinned_schedules(searcher, top, most_evaluations, alone)
     best = None
     for number in range(1, most_evaluations + 1):
-        # The search starts from thinned schedules of the top level alone, and from a new schedule or the last one with
-        # one more evaluation. Each may end in a local minimum.
-        others = [searcher.try_out(fresh(base, density, number)) for base in range(top)]
+        # The search starts from thinned schedules of the top level alone, from a new schedule, from one that evaluates
+        # the top level where it is evaluated alone, and from the last one with one more evaluation. Each may end in a
+        # local minimum.
+        like = [single for single in alone if len(single.evaluated) == number + 1]
+        kinds = [[fresh(base, density, number) for base in range(top)]]
+        kinds += [[filled(base, density, single) for base in range(top)] for single in like]
+        starts = [_by_merit(map(searcher.try_out, kind))[0] for kind in kinds]
+        starts += _by_merit(thin.get(number, []))[:_THINNED]
         if best is not None:
-            others.append(one_evaluation_more(searcher, best, top))
-        starts = [*_by_merit(thin.get(number, []))[:_THINNED], _by_merit(others)[0]]
+            starts.append(one_evaluation_more(searcher, best, top))
         found = _by_merit(_changed(searcher, start, top) for start in starts)
         best = found[0]
         yield found
