@@ -149,7 +149,8 @@ def initial_state(key):
 STEPS = 240
 ts = jnp.linspace(0.0, 1.0, STEPS + 1)
 pilots = jax.vmap(initial_state)(jr.split(jr.key(0), 16))
-calibration = ml.calibrate(MakeTerms(LEVELS, ts), ts, pilots, key=jr.key(1), progress=False)
+trials = (ml.SystematicCoins(offset=0.5),)
+calibration = ml.calibrate(MakeTerms(LEVELS, ts), ts, pilots, key=jr.key(1), trials=trials, progress=False)
 print(calibration)
 
 # %% [markdown]

@@ -3,20 +3,35 @@
 (The studies of gamma, guidance and accelerators on theirs: `test_rivals.py` and `test_studies.py`.)
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
+import mlem_jax as ml
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_fitted_smoke(monkeypatch, capsys):
+def test_fitted_smoke(tmp_path, monkeypatch, capsys):
+    """With two entries of the catalogue; test_faces fits one."""
     monkeypatch.syspath_prepend(str(FOLDER))
     import fitted
 
-    monkeypatch.setattr(sys, "argv", ["fitted", "--smoke"])
+    steps = ml.FittedSteps.load(FOLDER / "results" / "fitted_steps.npz")
+    alone = next(i for i, levels in enumerate(steps.levels) if levels == (3,))
+    several = next(i for i, levels in enumerate(steps.levels) if len(levels) > 1 and levels[-1] == 3)
+    few = dataclasses.replace(
+        steps,
+        levels=(steps.levels[alone], steps.levels[several]),
+        coefficients=(steps.coefficients[alone], steps.coefficients[several]),
+        errors=steps.errors[[alone, several]],
+        fitted=(steps.fitted[alone], steps.fitted[several]),
+    )
+    few.save(tmp_path / "steps.npz")
+    monkeypatch.setattr(sys, "argv", ["fitted", "--smoke", "--steps", str(tmp_path / "steps.npz")])
     before = {path: path.stat().st_mtime_ns for path in (FOLDER / "results").iterdir()}
     fitted.main()
     assert {path: path.stat().st_mtime_ns for path in (FOLDER / "results").iterdir()} == before

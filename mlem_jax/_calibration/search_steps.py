@@ -40,8 +40,9 @@ _STEPS_AT_FIRST, _STEPS_PER_EVALUATION = 8, 4
 _MOST_THINNED = 12
 # Their base costs at most this much, in evaluations of the top level; the cheapest level is always tried.
 _CHEAP_BASE = 0.1
-# The number of thinned schedules from which the search starts for each number of evaluations.
-_THINNED = 2
+# For each number of evaluations the search starts from so many thinned schedules and some others, and the best of them
+# are changed.
+_THINNED, _CHANGED = 2, 3
 
 
 def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Iterator[Found]:
@@ -128,7 +129,7 @@ def multilevel(
         starts += _by_merit(thin.get(number, []))[:_THINNED]
         if best is not None:
             starts.append(one_evaluation_more(searcher, best, top))
-        found = _by_merit(_changed(searcher, start, top) for start in starts)
+        found = _by_merit(_changed(searcher, start, top) for start in _by_merit(starts)[:_CHANGED])
         best = found[0]
         yield found
 
