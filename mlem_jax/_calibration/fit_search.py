@@ -79,7 +79,8 @@ def _several(
 
 
 def worth_fitting(found: list[Found]) -> list[Found]:
-    """The schedules that no cheaper one beats, and all of the finest level alone, with which they are compared."""
+    """The schedules that no cheaper one beats, and all of the finest level alone, with which they are compared. A
+    schedule that was found several times is contained once."""
 
     def beaten(one: Found) -> bool:
         return any(
@@ -87,7 +88,8 @@ def worth_fitting(found: list[Found]) -> list[Found]:
         )
 
     finest = max(found, key=lambda one: one.schedule.base).schedule.base
-    return [one for one in found if one.schedule.levels == (finest,) or not beaten(one)]
+    unique = {one.schedule: one for one in found}.values()
+    return [one for one in unique if one.schedule.levels == (finest,) or not beaten(one)]
 
 
 def units_of_work(costs: Float[np.ndarray, " levels"], most: float, times: int) -> int:

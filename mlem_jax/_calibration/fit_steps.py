@@ -51,13 +51,14 @@ def fit_steps(
     steps, the levels that are evaluated in each step, and the coefficients of their drifts.
 
     The coefficients of a step minimise the distance of the pilots to the reference trajectory at the end of the step.
-    Each pilot has been rolled out with the coefficients of the earlier steps. The fit is a least-squares problem with a
-    ridge towards the classical coefficients, in which pilots far from the reference have a smaller weight. Held-out
+    Each pilot has been rolled out with the coefficients of the earlier steps. The fit is a least-squares problem with
+    a ridge towards the classical coefficients, in which pilots far from the reference have a smaller weight. Held-out
     pilots choose the ridge and the number of drifts and increments. Afterwards a few Gauss-Newton steps reduce the
     error at the end in all coefficients together, as long as the error of held-out pilots decreases. No network is
     trained. The times of the steps and the evaluations of higher levels are found by a search with such roll-outs on
-    the first 40 pilots. Related methods for a single network are S4S, LD3, BNS and generalised linear multistep
-    solvers.
+    the first 40 pilots. The highest level that is evaluated need not be the finest one, so the catalogue also has
+    steps for less than one evaluation of the finest level. Related methods for a single network are S4S, LD3, BNS and
+    generalised linear multistep solvers.
 
     !!! example
 
