@@ -48,7 +48,7 @@ def fitted_steps(problem: Shared, ladder: Ladder) -> list[Method]:
             problem, ALONE_FITTED if len(plan.levels) == 1 else SEVERAL_FITTED, plan.levels, plan.coefficients
         )
         for plan in kept.fitted.plans()
-        if plan.levels[-1] == finest
+        if len(plan.levels) > 1 or plan.levels == (finest,)
     ]
 
 

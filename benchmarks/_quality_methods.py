@@ -21,6 +21,8 @@ SMALL = "level {} alone, fitted"
 INDEPENDENT, FIRST, SECOND = "MLEM, independent coins (the paper)", "MLEM", "MLAB2"
 SEVERAL, SEVERAL_LAW = "several levels, fitted for the path", "several levels, fitted for the distribution"
 CONVERGED = "converged"
+# For which steps are taken from a catalogue.
+BUDGETS = (0.1, 0.2, 0.4, 0.6, 0.9, 1.2, 1.6, 2.2, 2.6, 3.2, 3.7, 4.2, 4.6, 5.2, 5.6, 6.2, 7.0)
 
 
 class Effort(NamedTuple):
@@ -195,14 +197,14 @@ def switched_entry(
 def of_catalogue(
     problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps, most: float
 ) -> Iterator[Entry]:
-    """Those entries of a catalogue of fitted steps that have several levels: as they are, fitted for the distribution,
-    and with coefficients fitted for the path."""
-    chosen = []
-    for levels, table in zip(steps.levels, steps.coefficients, strict=True):
-        cost = float(np.array([problem.costs[k] for k in levels]) @ table.evaluations)
-        if len(levels) > 1 and cost <= most:
-            chosen.append((levels, table))
-    for levels, table in chosen:
-        yield fitted(SEVERAL_LAW, problem, levels, table)
-    for levels, table in chosen[: effort.several]:
-        yield fitted(SEVERAL, problem, levels, fits.for_the_path(levels, table))
+    """The best steps on several levels for each of some budgets: as they are in a catalogue, fitted for the
+    distribution, and, from one evaluation on, with coefficients fitted for the path."""
+    plans = [plan for plan in steps.plans() if len(plan.levels) > 1]
+    affordable = [[plan for plan in plans if plan.cost <= budget] for budget in BUDGETS if budget <= most]
+    best = [min(some, key=lambda plan: plan.typical_error) for some in affordable if some]
+    chosen = list({id(plan): plan for plan in best}.values())
+    for plan in chosen:
+        yield fitted(SEVERAL_LAW, problem, plan.levels, plan.coefficients)
+    for plan in [plan for plan in chosen if plan.cost > 1][: effort.several]:
+        table = fits.for_the_path(plan.levels, plan.coefficients)
+        yield fitted(SEVERAL, problem, plan.levels, table)

@@ -40,7 +40,7 @@ RIVAL = "DPM-Solver++(2M)"
 ALONE, SEVERAL = ALONE_FITTED, SEVERAL_FITTED
 FIRST, SECOND = "MLEM, planned", "MLAB2, planned"
 RIVAL_STEPS = (6, 8, 10, 14)
-SINGLE_STEPS = (4, 5, 6, 8, 10)
+SINGLE_STEPS = (2, 3, 4, 5, 6, 8, 10)
 BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 EULER, EULER_STEPS = "Euler", 50
 REFERENCE_STEPS, PILOTS, FINE, ROUNDS = 128, 128, 128, 5
@@ -157,23 +157,23 @@ def study(
     rows = measure(methods, drawn)
     plain = [entry.method if isinstance(entry, Fitted) else entry for entry in methods]
     add_seconds(rows, plain, drawn[0], repeats=rounds)
-    alone = rivals_of(rows, ALONE, SINGLE_STEPS)
-    pairs = [(rivals_of(rows, RIVAL, RIVAL_STEPS), ALONE)]
-    pairs += [(alone, method) for method in (SEVERAL, SECOND, LARGE_SMALL, LARGE_SMALL_LARGE)]
-    pairs += [
-        (rivals_of(rows, RIVAL, RIVAL_STEPS), SEVERAL),
-        (rivals_of(rows, EULER, (EULER_STEPS,)), SEVERAL),
-    ]
-    table = [row for rivals, method in pairs for row in compared(rows, rivals, method)]
-    seconds = [row for rivals, method in pairs for row in compared(rows, rivals, method, unit="seconds")]
     return {
         "problem": problem.name,
         "images": size,
         "batches": batches,
         "rows": rows,
-        "compared": table,
-        "compared_seconds": seconds,
+        "compared": all_compared(rows),
+        "compared_seconds": all_compared(rows, unit="seconds"),
     }
+
+
+def all_compared(rows: list[Row], unit: str = "batch_cost") -> list[dict[str, Any]]:
+    """What methods cost at the errors of their rivals."""
+    alone, theirs = rivals_of(rows, ALONE, SINGLE_STEPS), rivals_of(rows, RIVAL, RIVAL_STEPS)
+    pairs = [(theirs, ALONE)]
+    pairs += [(alone, method) for method in (SEVERAL, SECOND, LARGE_SMALL, LARGE_SMALL_LARGE)]
+    pairs += [(theirs, SEVERAL), (rivals_of(rows, EULER, (EULER_STEPS,)), SEVERAL)]
+    return [row for rivals, method in pairs for row in compared(rows, rivals, method, unit=unit)]
 
 
 def main() -> None:

@@ -149,8 +149,7 @@ def initial_state(key):
 STEPS = 240
 ts = jnp.linspace(0.0, 1.0, STEPS + 1)
 pilots = jax.vmap(initial_state)(jr.split(jr.key(0), 16))
-trials = (ml.SystematicCoins(offset=0.5),)
-calibration = ml.calibrate(MakeTerms(LEVELS, ts), ts, pilots, key=jr.key(1), trials=trials, progress=False)
+calibration = ml.calibrate(MakeTerms(LEVELS, ts), ts, pilots, key=jr.key(1), progress=False)
 print(calibration)
 
 # %% [markdown]
