@@ -120,11 +120,13 @@ def plan_of(
 ) -> ml.Plan | None:
     """The plan for a budget, or the best one that has `several` levels and the finest among them; `None` if nothing is
     as cheap."""
-    finest = len(calibration.costs) - 1
-    lower = range(1, finest + 1) if several else ()
-    subsets = [(*below, finest) for n in lower for below in itertools.combinations(range(finest), n)]
+    levels_tried: list[tuple[int, ...] | None] = [None]
+    if several:
+        *smaller, finest = range(len(calibration.costs))
+        counts = range(1, len(smaller) + 1)
+        levels_tried = [(*below, finest) for n in counts for below in itertools.combinations(smaller, n)]
     found = []
-    for levels in subsets if several else (None,):
+    for levels in levels_tried:
         try:
             found.append(calibration.plan(budget=budget, coins=coins, levels=levels))
         except ValueError:
@@ -202,7 +204,7 @@ def of_catalogue(
     plans = [plan for plan in steps.plans() if len(plan.levels) > 1]
     affordable = [[plan for plan in plans if plan.cost <= budget] for budget in BUDGETS if budget <= most]
     best = [min(some, key=lambda plan: plan.typical_error) for some in affordable if some]
-    chosen = list({id(plan): plan for plan in best}.values())
+    chosen = list(dict.fromkeys(best))
     for plan in chosen:
         yield fitted(SEVERAL_LAW, problem, plan.levels, plan.coefficients)
     for plan in [plan for plan in chosen if plan.cost > 1][: effort.several]:

@@ -48,15 +48,15 @@ CONFIG = Path(__file__).with_name("faces.toml")
 MATCHED, INDEPENDENT, WITHOUT = "matched", "independent", "without the finest"
 LADDERS = {"matched": MATCHED, "independent": INDEPENDENT, "without": WITHOUT}
 _QUICK = Effort(
-    euler=(4, 8, 16),
-    higher=(3, 4, 6, 8),
-    stages=(4, 8),
-    until=(0.4, 1.0),
-    intervals=(2,),
-    held_steps=(8, 16),
-    budgets=(1.6, 2.6, 4.0, 8.0),
+    euler=(2, 4, 8, 16, 32, 64),
+    higher=(2, 3, 4, 6, 8, 12, 16),
+    stages=(4, 8, 16, 32),
+    until=(0.4, 1.0, 2.5),
+    intervals=(2, 4),
+    held_steps=(8, 16, 32),
+    budgets=(1.6, 2.6, 4.0, 6.0, 8.0, 12.0, 16.0),
     scales=(1.0, 4.0),
-    splits=(),
+    splits=(4,),
 )
 _QUALITY = QualityEffort(
     dpm=(2, 3, 4, 6, 8),
@@ -107,7 +107,7 @@ SIZES = {
         features=(12_000, 2_000),
         fine={False: 128, True: 256},
         effort=_QUICK,
-        comparison=Comparison(8, 3, 1, 2, 1, (4, 8, 16)),
+        comparison=Comparison(16, 3, 1, 3, 2, (16, 32, 64)),
     ),
     "full": Size(
         training=40_000,

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -237,3 +238,23 @@ def test_steps_of_a_catalogue_are_fitted_again_as_they_were_searched(tmp_path, m
     # Kept: not fitted a second time.
     fits.for_the_path((0, 1, 3), table)
     assert len(given) == 1
+
+
+def test_the_papers_row_has_several_levels_where_one_alone_is_better():
+    from _quality_methods import plan_of
+
+    class Given:
+        """The error of a plan, by its levels. Two levels alone cost too much."""
+
+        costs = np.array([0.1, 0.3, 1.0])
+
+        def plan(self, *, budget, coins, levels):
+            if levels == (1, 2):
+                raise ValueError
+            errors = {None: 0.1, (0, 2): 0.3, (0, 1, 2): 0.2}
+            return SimpleNamespace(levels=levels or (1,), error=errors[levels])
+
+    def levels(several):
+        return plan_of(Given(), 2.0, ml.IndependentCoins(), several=several).levels
+
+    assert levels(False) == (1,) and levels(True) == (0, 1, 2)

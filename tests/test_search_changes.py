@@ -1,5 +1,7 @@
 """Changes of schedules in the search, and schedules whose highest level is not the finest one."""
 
+import contextlib
+import importlib
 from functools import partial
 
 import diffrax
@@ -12,10 +14,12 @@ from fit_problems import COSTS, make_pilots, PLACES, TS
 
 import mlem_jax as ml
 from mlem_jax._calibration.fit_rollout import Memory, Schedule
+from mlem_jax._calibration.fit_search import worth_fitting
 from mlem_jax._calibration.fit_step import left_out
-from mlem_jax._calibration.search_changes import thinned, without_repeats
-from mlem_jax._calibration.search_steps import multilevel
+from mlem_jax._calibration.search_changes import without_repeats
+from mlem_jax._calibration.search_steps import _by_merit, multilevel, thinned
 from mlem_jax._calibration.searcher import Found, Searcher
+from mlem_jax._progress import show_progress
 
 ALONE = Schedule(PLACES, 2, ((),) * 6)
 KEY = jr.key(0)
@@ -35,10 +39,9 @@ def steps_of(schedule, level):
     return {n for n, levels in enumerate(schedule.evaluated) if level in levels}
 
 
-def error_of(searcher, steps, base=0, **settings):
-    """Of the finest level in these of the six steps, with a base."""
-    evaluated = tuple((2,) if n in steps else () for n in range(6))
-    return searcher.try_out(Schedule(PLACES, base, evaluated, **settings)).typical_error
+def with_finest(steps, base):
+    """The finest level in these of the six steps, with a base."""
+    return Schedule(PLACES, base, tuple((2,) if n in steps else () for n in range(6)))
 
 
 def test_thinning_removes_the_evaluation_without_which_the_error_is_smallest(searcher):
@@ -46,7 +49,7 @@ def test_thinning_removes_the_evaluation_without_which_the_error_is_smallest(sea
     found = list(thinned(searcher, ALONE, 1, 2))
     assert [len(steps_of(one.schedule, 2)) for one in found] == [5, 4, 3, 2]
     for one in found:
-        errors = {n: error_of(searcher, left - {n}, base=1) for n in left}
+        errors = {n: searcher.try_out(with_finest(left - {n}, 1)).typical_error for n in left}
         left -= {min(errors, key=errors.__getitem__)}
         assert steps_of(one.schedule, 2) == left and one.schedule.base == 1
         assert one.typical_error == pytest.approx(min(errors.values()), rel=1e-6)
@@ -83,14 +86,56 @@ def test_an_expensive_base_begins_with_few_steps(searcher, monkeypatch, price, s
     assert len(steps_of(first, 1)) == 2 and len(first.evaluated) == steps
 
 
+@pytest.mark.parametrize("costs, bases", [(COSTS, {0}), (np.array([0.05, 0.1, 1.0]), {0, 1})])
+def test_a_search_starts_from_thinned_schedules_with_each_cheap_base(searcher, monkeypatch, costs, bases):
+    """Schedules with the times of the finest level alone have a tenth of the error of all others. The second level is a
+    base of them if it costs at most a tenth of the finest level."""
+    tried = set()
+
+    def try_out(schedule, like=None):
+        tried.add(schedule)
+        return Found(schedule, 0.1 if schedule.places == PLACES else 1.0, schedule.cost(costs), [])
+
+    monkeypatch.setattr(searcher, "try_out", try_out)
+    monkeypatch.setattr(searcher.pilots, "costs", costs)
+    one, *others = multilevel(searcher, 2, 4, [ALONE])
+    # About half of the evaluations are left.
+    assert one[0].schedule.places != PLACES
+    assert all(found[0].schedule.places == PLACES for found in others)
+    assert {base for base in (0, 1) if with_finest(set(range(1, 6)), base) in tried} == bases
+
+
+def test_the_best_schedule_is_first_and_each_is_contained_once():
+    best, other = (Found(with_finest(steps, 0), 0.1, float(len(steps)), []) for steps in ({2}, {2, 4}))
+    assert _by_merit([other, best, other._replace(rollouts=[]), best]) == [best, other]
+
+
+def test_a_schedule_that_is_found_twice_is_fitted_once():
+    several = Found(with_finest({2, 4}, 0), 0.1, 2.3, [])
+    single = [Found(ALONE, 0.2, 6.0, [])]
+    assert worth_fitting([*single, several, several._replace(rollouts=[])]) == [*single, several]
+
+
 def test_the_highest_level_need_not_be_the_finest(searcher):
     for found in multilevel(searcher, 1, 1, [ALONE]):
         assert found and all(one.schedule.levels == (0, 1) for one in found)
         assert len({one.schedule for one in found}) == len(found)
 
 
-def test_a_catalogue_has_steps_for_less_than_one_evaluation_of_the_finest_level():
-    """On fresh initial states they are better than each smaller level alone for this cost."""
+@pytest.mark.slow
+def test_a_catalogue_has_steps_for_less_than_one_evaluation_of_the_finest_level(monkeypatch):
+    """On fresh initial states they are better than each smaller level alone for this cost. The progress display has
+    room for all reports."""
+    reports, module = [], importlib.import_module("mlem_jax._calibration.fit_steps")
+
+    @contextlib.contextmanager
+    def display(label, *, total, **settings):
+        with show_progress(label, total=total, shown=False) as shown:
+            monkeypatch.setattr(shown, "advance", lambda count, text: reports.append(count), raising=False)
+            yield shown
+        assert sum(reports) <= total
+
+    monkeypatch.setattr(module, "show_progress", display)
 
     def problem(key):
         return ml.MultilevelTerm(
@@ -114,7 +159,7 @@ def test_a_catalogue_has_steps_for_less_than_one_evaluation_of_the_finest_level(
         return float(jnp.exp(jnp.mean(jnp.log(jnp.linalg.norm(apart, axis=-1)))))
 
     several = [plan for plan in steps.plans() if len(plan.levels) > 1 and plan.cost < 1]
-    assert several and all(2 not in plan.levels or plan.cost > 1 for plan in several)
+    assert several and all(2 not in plan.levels for plan in several) and reports
     for plan in several:
         alone = [one for one in steps.plans() if one.cost <= plan.cost and len(one.levels) == 1]
         assert all(error(plan) < error(one) for one in alone)

@@ -10,7 +10,7 @@ from .fit_pilots import FitPilots
 from .fit_rollout import Memory
 from .fit_step import left_out
 from .kept_parts import KeptParts
-from .search_steps import multilevel, single_level
+from .search_steps import CHANGED, multilevel, single_level
 from .searcher import Found, Searcher
 
 # How many drifts and increments a step may use in the search.
@@ -63,7 +63,7 @@ def _several(
     cost, error = envelope(
         np.array([one.cost for one in alone]), np.array([one.typical_error for one in alone])
     )
-    number = _most_evaluations(float(searcher.pilots.costs[top]), most)
+    number = _most_evaluations(searcher.pilots.costs, top, most)
     useless, least = 0, np.inf
     for found in multilevel(searcher, top, number, [one.schedule for one in alone]):
         best = found[0]
@@ -93,18 +93,19 @@ def worth_fitting(found: list[Found]) -> list[Found]:
 
 
 def units_of_work(costs: Float[np.ndarray, " levels"], most: float, times: int) -> int:
-    """About the largest number of progress reports: one for each schedule that is searched, and one for each that is
-    fitted."""
+    """The largest number of progress reports: one for each number of steps or evaluations that is searched, and one for
+    each schedule that is fitted."""
     single = len(_counts(SINGLE, 1.0, most, times))
-    several = sum(_most_evaluations(float(cost), most) for cost in costs[1:])
+    several = sum(_most_evaluations(costs, top, most) for top in range(1, len(costs)))
     cheap = sum(len(_counts(_CHEAP, float(cost), most, times)) for cost in costs[:-1])
-    return 2 * (single + several + cheap) + 1
+    return 2 * (single + cheap) + (1 + CHANGED) * several + 1
 
 
-def _most_evaluations(cost: float, most: float) -> int:
-    """The number of evaluations of the top level up to which schedules are searched: all smaller levels together are
-    not worth more than about one evaluation of the finest level."""
-    return min(_MOST_EVALUATIONS, int(most if cost == 1 else 1 / cost))
+def _most_evaluations(costs: Float[np.ndarray, " levels"], top: int, most: float) -> int:
+    """The number of evaluations of the highest level up to which schedules are searched. Those of a smaller level than
+    the finest are not worth more than one evaluation of the finest."""
+    worth = most if top == len(costs) - 1 else 1.0
+    return min(_MOST_EVALUATIONS, int(worth / costs[top]))
 
 
 def _counts(wanted: Sequence[int], cost: float, most: float, times: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Changes of a schedule, one number at a time. A change is kept if it reduces the typical error of the pilots."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -134,18 +134,3 @@ def without_repeats(searcher: Searcher, best: Found) -> Found:
     """Without the second evaluation of the base after a correction, if this is better."""
     found = searcher.try_out(best.schedule._replace(repeats=False))
     return found if found.merit < best.merit - GAIN else best
-
-
-def thinned(searcher: Searcher, single: Schedule, base: int, fewest: int) -> Iterator[Found]:
-    """A single level's schedule with a base level below it, from which the single level's evaluations are removed one
-    by one, until `fewest` are left. Each time the one is removed without which the error is smallest."""
-    level, steps = single.base, len(single.evaluated)
-    found = searcher.try_out(Schedule(single.places, base, ((level,),) * steps))
-    for _ in range(steps - fewest):
-        fewer = [
-            changed_evaluations(found.schedule, level, n, None)
-            for n in evaluation_steps(found.schedule, level)
-        ]
-        tried = [searcher.try_out(schedule, found) for schedule in fewer if schedule is not None]
-        found = min(tried, key=lambda one: one.typical_error)
-        yield found

@@ -12,13 +12,14 @@ from jaxtyping import Float
 
 from .fit_rollout import Schedule
 from .search_changes import (
+    changed_evaluations,
+    evaluation_steps,
     GAIN,
     middle_evaluations,
     moved_evaluations,
     moved_times,
     one_evaluation_more,
     other_steps,
-    thinned,
     with_evaluations,
     without_repeats,
 )
@@ -42,7 +43,7 @@ _MOST_THINNED = 12
 _CHEAP_BASE = 0.1
 # For each number of evaluations the search starts from so many thinned schedules and some others, and the best of them
 # are changed.
-_THINNED, _CHANGED = 2, 3
+_THINNED, CHANGED = 2, 3
 
 
 def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Iterator[Found]:
@@ -129,7 +130,7 @@ def multilevel(
         starts += _by_merit(thin.get(number, []))[:_THINNED]
         if best is not None:
             starts.append(one_evaluation_more(searcher, best, top))
-        found = _by_merit(_changed(searcher, start, top) for start in _by_merit(starts)[:_CHANGED])
+        found = _by_merit(_changed(searcher, start, top) for start in _by_merit(starts)[:CHANGED])
         best = found[0]
         yield found
 
@@ -157,6 +158,21 @@ def _thinned_schedules(
                 # Without its roll-out, which takes memory.
                 found.setdefault(steps - number, []).append(one._replace(rollouts=[]))
     return found
+
+
+def thinned(searcher: Searcher, single: Schedule, base: int, fewest: int) -> Iterator[Found]:
+    """A single level's schedule with a base level below it, from which the single level's evaluations are removed one
+    by one, until `fewest` are left. Each time the one is removed without which the error is smallest."""
+    level, steps = single.base, len(single.evaluated)
+    found = searcher.try_out(Schedule(single.places, base, ((level,),) * steps))
+    for _ in range(steps - fewest):
+        fewer = [
+            changed_evaluations(found.schedule, level, n, None)
+            for n in evaluation_steps(found.schedule, level)
+        ]
+        tried = [searcher.try_out(schedule, found) for schedule in fewer if schedule is not None]
+        found = min(tried, key=lambda one: one.typical_error)
+        yield found
 
 
 def _changed(searcher: Searcher, found: Found, top: int) -> Found:
