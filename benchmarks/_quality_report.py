@@ -20,7 +20,7 @@ TARGETS = ("same", "other", "real")
 COSTS, SLACK, COLUMNS = (1.6, 2.6, 3.7), 1.5, 8
 
 # Ticks of the curves' axis of cost.
-TICKS = (0.25, 0.5, 1, 2, 3, 4, 6, 8)
+TICKS = (0.1, 0.25, 0.5, 1, 2, 3, 4, 6, 8)
 # Rows of images with little space between them.
 CLOSE = ConstrainedLayoutEngine(hspace=0.0, h_pad=0.02)
 # The rows of the headline picture.
