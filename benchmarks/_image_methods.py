@@ -191,20 +191,17 @@ def two_models(problem: Shared, grid: Any, effort: Effort) -> list[Method]:
 
 
 def split_plan(plan: ml.Plan, fine: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """The plan's steps, each split into parts on the fine grid, and their probabilities. Levels that always fire still
-    do; the expected number of firings of the others is unchanged."""
+    """The plan's steps, each split into parts on the fine grid (fewer where that has fewer steps), and their
+    probabilities. Levels that always fire still do; the expected number of firings of the others is unchanged."""
     places = places_in(fine, plan.ts)
-    ts = fine[
-        np.concatenate(
-            [
-                np.linspace(a, b, parts + 1).round().astype(int)[:-1]
-                for a, b in zip(places[:-1], places[1:], strict=True)
-            ]
-            + [places[-1:]]
-        )
+    counts = np.minimum(parts, np.diff(places))
+    inner = [
+        np.linspace(a, b, count + 1).round().astype(int)[:-1]
+        for a, b, count in zip(places[:-1], places[1:], counts, strict=True)
     ]
     always = np.all(plan.table >= 1, axis=0)
-    return ts, np.repeat(np.where(always, 1.0, plan.table / parts), parts, axis=0)
+    table = np.where(always, 1.0, plan.table / counts[:, None])
+    return fine[np.concatenate([*inner, places[-1:]])], np.repeat(table, counts, axis=0)
 
 
 def planned(
