@@ -11,6 +11,12 @@ images than this study). Levels matched to it are stored under its number of ste
 `--heads` the images are others, for example a folder of CelebA's pictures, which are cropped and resized
 (`mlem_jax.diffusion.load_data`), and the folder's name is part of the names of the results.
 
+With `--ladder DIR` nothing is trained: the ladder in that folder is measured. The names of its results have the size of
+its finest network. `benchmarks/faces_large.toml` has a finest network of 2,944 MFLOP, for an accelerator:
+
+    python -m mlem_jax train --config benchmarks/faces_large.toml --images runs/heads --out runs/large --pilots 0
+    python benchmarks/faces.py --quick --heads runs/heads --ladder runs/large/ladder --out runs/large/study
+
 There are three ladders (`--ladders`): *matched*, *independent*, and *without the finest*, the smaller levels of the
 first one; results of a ladder that is left out are kept if they are of the same networks. The study has four parts
 (`--parts`), each with files of results of its own, `benchmarks/results/faces_quick_PART.json`:
@@ -30,6 +36,7 @@ accelerator. `--smoke` has three tiny networks and images of 8 x 8 pixels, takes
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from _faces import calibrated, finest_network, load_heads, with_smaller_levels, without_finest
 from _faces_parts import PARTS, Size, Task
@@ -40,7 +47,7 @@ from _quality_methods import Effort as QualityEffort
 from _quality_study import Amount
 from gpu import colour_images
 
-from mlem_jax.diffusion import Config, Ladder, Level, load_data, read_config, Training
+from mlem_jax.diffusion import Config, Ladder, Level, load_data, load_ladder, read_config, Training
 from mlem_jax.diffusion._data import Images
 from mlem_jax.diffusion._network import AbstractNetwork
 
@@ -135,6 +142,14 @@ SIZES = {
         comparison=Comparison(32, 3, 2, 4, 5, (16, 32, 64)),
     ),
 }
+# For a ladder whose finest network is several times larger, on a CPU.
+_LARGE = SIZES["quick"]._replace(
+    pilots=16,
+    steps=32,
+    most=6.0,
+    fitted=(32, 3, 1),
+    quality_effort=_QUALITY._replace(unipc=(), law=(4, 6), small={2: (8,), 3: (6,), 4: (4,)}),
+)
 
 
 def tiny_config() -> Config:
@@ -189,9 +204,14 @@ def built(
     ladder = with_smaller_levels(own, finest, images, held_out, folder, matched=matched)
     if name == WITHOUT:
         ladder, folder = without_finest(ladder), folder / "without"
+    return with_calibrations(ladder, folder / "calibrations", size, arguments)
+
+
+def with_calibrations(ladder: Ladder, folder: Path, size: Size, arguments: argparse.Namespace) -> Ladder:
+    """The ladder with the calibrations that the parts need."""
     return calibrated(
         ladder,
-        folder / "calibrations",
+        folder,
         sde=arguments.sde,
         pilots=size.pilots,
         steps=size.steps,
@@ -200,31 +220,12 @@ def built(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    add_sizes(parser)
-    parser.add_argument(
-        "--heads", type=Path, default=Path("runs/heads"), help="folder that make_heads.py wrote"
-    )
-    parser.add_argument("--data", type=Path, help="other images, see above")
-    parser.add_argument("--out", type=Path, default=Path("runs/faces"), help="where networks are trained")
-    parser.add_argument("--checkpoint", type=Path, help="folder of a training of the finest level, see above")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
-    parser.add_argument("--ladders", nargs="+", choices=LADDERS, default=list(LADDERS), help="by default all")
-    parser.add_argument(
-        "--sde", action="store_true", help="the reverse SDE instead of the probability flow (methods alone)"
-    )
-    arguments = parser.parse_args()
-    name, sde, out = arguments.size, arguments.sde, arguments.out
-    if sde and arguments.parts != ["methods"]:
-        parser.error("--sde is for --parts methods alone")
-    size = SIZES[name]
-    config = tiny_config() if name == "smoke" else read_config(CONFIG)
-    try:
-        images, held_out, words = found_images(name, size, config, arguments)
-        finest, steps = finest_network(config, images, held_out, out, checkpoint=arguments.checkpoint)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+def trained_here(
+    name: str, size: Size, config: Config, arguments: argparse.Namespace
+) -> tuple[dict[str, Ladder], Images, Images, dict[str, Any]]:
+    """The three ladders, trained where they are not yet; images of training and held out; what they are."""
+    images, held_out, words = found_images(name, size, config, arguments)
+    finest, steps = finest_network(config, images, held_out, arguments.out, checkpoint=arguments.checkpoint)
     print(f"the finest level has been trained for {steps} steps", flush=True)
     ladders = {
         long: built(long, size, config, finest, steps, images, held_out, arguments)
@@ -237,10 +238,64 @@ def main() -> None:
         "independent_steps": size.independent_steps or config.training.match_steps,
         "training": dataclasses.asdict(config.training),
     }
-    data = "" if arguments.data is None else f"_{arguments.data.stem}"
-    stem = None if name == "smoke" else f"faces_{name}{data}{'_sde' * sde}"
+    return ladders, images, held_out, about
+
+
+def trained_elsewhere(
+    name: str, size: Size, arguments: argparse.Namespace
+) -> tuple[dict[str, Ladder], Images, Images, dict[str, Any]]:
+    """The same for the ladder of `--ladder`."""
+    ladder = load_ladder(arguments.ladder)
+    images, held_out, words = found_images(name, size, ladder.config, arguments)
+    training = ladder.config.training
+    about = {
+        "data": words,
+        "finest_steps": training.steps,
+        "matched_steps": training.match_steps,
+        "training": dataclasses.asdict(training),
+    }
+    ladder = with_calibrations(ladder, arguments.out / "calibrations", size, arguments)
+    return {MATCHED: ladder}, images, held_out, about
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_sizes(parser)
+    parser.add_argument(
+        "--heads", type=Path, default=Path("runs/heads"), help="folder that make_heads.py wrote"
+    )
+    parser.add_argument("--data", type=Path, help="other images, see above")
+    parser.add_argument("--out", type=Path, default=Path("runs/faces"), help="where networks are trained")
+    parser.add_argument("--checkpoint", type=Path, help="folder of a training of the finest level, see above")
+    parser.add_argument("--ladder", type=Path, help="folder of a trained ladder, see above")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
+    parser.add_argument("--ladders", nargs="+", choices=LADDERS, default=list(LADDERS), help="by default all")
+    parser.add_argument(
+        "--sde", action="store_true", help="the reverse SDE instead of the probability flow (methods alone)"
+    )
+    arguments = parser.parse_args()
+    name, sde, out = arguments.size, arguments.sde, arguments.out
+    if sde and arguments.parts != ["methods"]:
+        parser.error("--sde is for --parts methods alone")
+    size = _LARGE if name == "quick" and arguments.ladder is not None else SIZES[name]
+    try:
+        if arguments.ladder is None:
+            config = tiny_config() if name == "smoke" else read_config(CONFIG)
+            ladders, images, held_out, about = trained_here(name, size, config, arguments)
+        else:
+            ladders, images, held_out, about = trained_elsewhere(name, size, arguments)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    stem = f"faces_{name}"
+    if arguments.data is not None:
+        stem += f"_{arguments.data.stem}"
+    if arguments.ladder is not None:
+        stem += f"_{ladders[MATCHED].flops()[-1] / 1e6:.0f}_mflop"
+    if sde:
+        stem += "_sde"
     for part in arguments.parts:
-        PARTS[part](Task(ladders, size, images, held_out, out, stem, about, sde))
+        kept = None if name == "smoke" else stem
+        PARTS[part](Task(ladders, size, images, held_out, out, kept, about, sde))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import pytest
 from diffusion_problems import randomised
 from problems import as_user
 
-from mlem_jax.diffusion import DiT, Guided, MixedPrecision, UNet
+from mlem_jax.diffusion import DiT, Guided, MixedPrecision, NoisePredictor, UNet, VariancePreserving
 from mlem_jax.diffusion._ladder import count_flops, count_parameters
+from mlem_jax.diffusion._ladder.sizes import count_predictor_flops
 from mlem_jax.diffusion._network.attention import Attention
 from mlem_jax.diffusion._network.dit import DiTBlock
 from mlem_jax.diffusion._network.unet import AttentionBlock
@@ -191,6 +192,28 @@ def test_counted_flops_are_two_per_weight_and_place_and_four_per_pair_of_places(
     assert (
         count_parameters(shapes) == sum(x.size for x in jax.tree.leaves(network)) == count_parameters(network)
     )
+
+
+def test_flops_are_counted_where_the_default_backend_does_not_count(monkeypatch):
+    """Clients of GPUs and TPUs return `None` for a program that is not compiled (seen on an H100 with jax 0.11.2).
+    Here a device stands in for them: it counts nothing unless a CPU was asked for."""
+    counts = jax.stages.Lowered.cost_analysis
+
+    def as_on_a_gpu(lowered):
+        device = jax.config.jax_default_device
+        return counts(lowered) if device is not None and device.platform == "cpu" else None
+
+    predictor = NoisePredictor(unet(), VariancePreserving())
+    expected = count_flops(unet()), count_predictor_flops(predictor, SHAPE, None)
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", as_on_a_gpu)
+    assert (count_flops(unet()), count_predictor_flops(predictor, SHAPE, None)) == expected
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    with pytest.raises(RuntimeError, match="JAX_PLATFORMS=cuda,cpu"):
+        count_flops(unet())
+
+
+def no_cpu(*, backend):
+    raise RuntimeError(f"Unknown backend {backend}")
 
 
 # Precision.

@@ -1,6 +1,7 @@
 """How large networks are: parameters and FLOPs, from their shapes alone."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -28,23 +29,40 @@ def count_flops(network: AbstractNetwork, *, guided: bool = False) -> float:
             evaluated = Guided(evaluated, 2.0, network.classes)
         return evaluated(x, noise_level, label)
 
-    analysis = jax.jit(call).lower(shapes, struct, level, label).cost_analysis()
-    assert analysis is not None
-    return float(analysis["flops"])
+    return _count(call, shapes, struct, level, label)
 
 
 def count_predictor_flops(predictor: NoisePredictor, shape: tuple[int, ...], label: PyTree) -> float:
     """FLOPs of one prediction for one image, as XLA counts them before it optimises. Raises what the network does for
     an image of another shape or a label that it does not take."""
     params, static = eqx.partition(predictor, _has_shape)
+    # Shapes alone, because arrays may be on an accelerator.
+    params, label = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if _has_shape(x) else x, (params, label)
+    )
     struct = jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def call(params: Any, x: Any, s: Any, label: Any) -> Any:
         return eqx.combine(params, static)(x, s, label)
 
     one = jax.ShapeDtypeStruct((), jnp.float32)
-    analysis = jax.jit(call).lower(params, struct, one, label).cost_analysis()
-    assert analysis is not None
+    return _count(call, params, struct, one, label)
+
+
+def _count(call: Callable[..., Any], *shapes: Any) -> float:
+    """FLOPs of a call, as XLA counts them before it optimises. Clients of GPUs and TPUs do not count before they
+    compile, so the call is lowered for the CPU, wherever it will run."""
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            "FLOPs are counted by JAX's CPU backend, which JAX_PLATFORMS leaves out here. Add it, as in "
+            "JAX_PLATFORMS=cuda,cpu, or leave the variable unset."
+        ) from error
+    with jax.default_device(cpu):
+        analysis = jax.jit(call).lower(*shapes).cost_analysis()
+    if analysis is None:
+        raise RuntimeError(f"XLA does not count FLOPs for {cpu}.")
     return float(analysis["flops"])
 
 
