@@ -45,7 +45,7 @@ from _image_methods import Effort, EFFORTS
 from _image_study import Comparison
 from _quality_methods import Effort as QualityEffort
 from _quality_study import Amount
-from gpu import colour_images
+from _shapes import colour_images
 
 from mlem_jax.diffusion import Config, Ladder, Level, load_data, load_ladder, read_config, Training
 from mlem_jax.diffusion._data import Images

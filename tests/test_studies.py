@@ -34,6 +34,8 @@ from _particles import (
     THICKNESS,
 )
 from _runs import measure
+from _shapes import colour_images
+from faces import tiny_config
 from particles import SIZES
 
 
@@ -172,16 +174,17 @@ def test_study_of_all_rivals_runs():
     assert itself["evaluations"] == pytest.approx(8)
 
 
-@pytest.mark.slow
-def test_study_for_accelerators_runs(tmp_path, monkeypatch):
-    """Training, both calibrations replaced, and curves on the smallest setting; images are bytes that differ."""
-    monkeypatch.setattr("mlem_jax.diffusion._training.train_ladder.calibrate_ladder", stand_in)
-    monkeypatch.setattr(gpu, "calibrate_ladder", plannable)
-    size = gpu.SIZES["smoke"]._replace(mflops=(0.02, 0.4))
-    found, _ = gpu.study(size, tmp_path)
-    assert found["training"]["precision"] == "bfloat16"
-    assert {row["method"] for row in found["rows"]} == {EULER, MULTISTEP, INDEPENDENT, OURS}
-    # bfloat16 is what was compared: it is a little off, and no more than that.
-    assert 0 < found["bfloat16_from_float32"] < 0.2
-    images = gpu.colour_images(3, 16)
+def test_times_of_levels_on_an_accelerator_have_a_row_for_every_setting():
+    rows = list(gpu.measured(tiny_config(), (2,), gpu.PRECISIONS, rounds=1, calls=1))
+    assert [(row["precision"], row["level"]) for row in rows] == [
+        (precision, level) for precision in gpu.PRECISIONS for level in (3, 2, 1)
+    ]
+    for row in rows:
+        assert row["milliseconds"] > 0
+        assert row["tflop_per_second"] == pytest.approx(2 * row["mflop"] / row["milliseconds"] / 1e3)
+        assert (row["cost_in_seconds"] == 1) or row["level"] < 3
+
+
+def test_shapes_are_bytes_that_differ():
+    images = colour_images(3, 16)
     assert images.dtype == np.uint8 and len(np.unique(images.reshape(3, -1), axis=0)) == 3
