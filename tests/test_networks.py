@@ -200,7 +200,7 @@ def test_flops_are_counted_where_the_default_backend_does_not_count(monkeypatch)
     counts = jax.stages.Lowered.cost_analysis
 
     def as_on_a_gpu(lowered):
-        device = jax.config.jax_default_device
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
         return counts(lowered) if device is not None and device.platform == "cpu" else None
 
     predictor = NoisePredictor(unet(), VariancePreserving())
