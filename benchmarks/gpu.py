@@ -4,11 +4,11 @@
     python benchmarks/gpu.py --smoke   # tiny networks, for any machine; writes nothing
 
 The networks are those of `faces_large.toml`, with random parameters, which make no difference. A figure is the fastest
-of 5 rounds of 20 calls, without compilation; the calls of a round are queued and waited for together, as in a compiled
-solve. Those of the smallest networks are bounds from above, because Python dispatches every call here (0.3 ms), which a
-compiled solve does not need. Costs in FLOPs assume that a network of half the FLOPs takes half the time; the last two columns are the cost of
-a level in evaluations of the finest one, by time and by FLOPs. Writes `benchmarks/results/gpu.json` and `gpu.csv` after
-every figure, because accelerators may be lent for minutes.
+of 5 rounds of 20 calls, without compilation; the calls of a round are queued and waited for together. Those of the
+smallest networks are bounds from above: Python dispatches every call here, about 0.3 ms, which a compiled solve does
+not need. Costs in FLOPs assume that a network of half the FLOPs takes half the time; the last two columns are the cost
+of a level in evaluations of the finest one, by time and by FLOPs. Writes `benchmarks/results/gpu.json` and `gpu.csv`
+after every figure, because accelerators may be lent for minutes.
 
 `plan(..., in_seconds=True)` of a calibration that was made on a machine uses that machine's times. For training and all
 other measurements see `faces.py`, whose `--ladder` takes a ladder that was trained on an accelerator.
