@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from _fitted_methods import fitted_steps, SEVERAL_FITTED
+from _learned import learned, NAME as INDEPENDENT_LEARNED
 from _methods import Batch, marching, Method, multilevel, Shared, stochastic_runge_kutta
 from _rivals import (
     DPMSolver,
@@ -34,7 +35,7 @@ OURS_SECOND = "ML-EM, second order, midpoint plan"
 ALL_OURS = (OURS, OURS_SPLIT, OURS_SECOND, SEVERAL_FITTED)
 INDEPENDENT_POWER_LAW = "ML-EM, independent coins, power law"
 INDEPENDENT_CALIBRATED = "ML-EM, independent coins, calibrated"
-INDEPENDENT = (INDEPENDENT_POWER_LAW, INDEPENDENT_CALIBRATED)
+INDEPENDENT = (INDEPENDENT_POWER_LAW, INDEPENDENT_CALIBRATED, INDEPENDENT_LEARNED)
 SINGLE = {
     False: ("Euler, best grid", "Heun", "DPM-Solver++(2M)", "UniPC, order 2"),
     True: ("Euler, best grid", "SEA", "ShARK", "SRA1", "SDE-DPM-Solver++(2M)"),
@@ -45,7 +46,8 @@ GRIDS = ("karras", "log", "cosine")
 class Effort(NamedTuple):
     """The settings that are tried: step counts of Euler, of multistep methods and of stochastic Runge-Kutta methods;
     times at which networks are switched; intervals and step counts of held corrections; budgets of plans; scales of the
-    power law; numbers of parts into which the steps of plans are split."""
+    power law; numbers of parts into which the steps of plans are split; budgets at which probabilities are learned,
+    iterations and batch size of that."""
 
     euler: tuple[int, ...]
     higher: tuple[int, ...]
@@ -56,6 +58,9 @@ class Effort(NamedTuple):
     budgets: tuple[float, ...]
     scales: tuple[float, ...]
     splits: tuple[int, ...]
+    learned: tuple[float, ...] = ()
+    iterations: int = 100
+    learning_batch: int = 8
 
 
 EFFORTS = {
@@ -245,6 +250,12 @@ def multilevel_methods(problem: Shared, ladder: Ladder, grid: Any, effort: Effor
             found.append(
                 multilevel(problem, INDEPENDENT_POWER_LAW, setting, solver, ts, everything, random=True)
             )
+    for budget in effort.learned:
+        method = learned(
+            problem, calibration, budget, iterations=effort.iterations, batch_size=effort.learning_batch
+        )
+        if method is not None:
+            found.append(method)
     midpoint, independent = ml.SystematicCoins(offset=0.5), ml.IndependentCoins()
     for budget in effort.budgets:
         for measured, coins, name in (

@@ -152,6 +152,11 @@ class _Noise(eqx.Module):
         return lx.DiagonalLinearOperator(jnp.broadcast_to(self.size(jnp.asarray(t, y.dtype)), y.shape))
 
 
+def additive_noise(problem: Shared, path: diffrax.AbstractPath) -> diffrax.ControlTerm:
+    """The term of the noise, for a Brownian path."""
+    return diffrax.ControlTerm(_Noise(problem.diffusion), path)
+
+
 def multilevel(
     problem: Shared,
     name: str,
@@ -170,7 +175,7 @@ def multilevel(
     def prepare(batch: Batch, seed: int) -> Prepared:
         terms: Any = ml.MultilevelTerm(*kept, costs=costs)
         if batch.brownian is not None:
-            terms = diffrax.MultiTerm(terms, diffrax.ControlTerm(_Noise(problem.diffusion), batch.brownian))
+            terms = diffrax.MultiTerm(terms, additive_noise(problem, batch.brownian))
         # Times of the fine grid, on which the Brownian path is defined.
         grid, solver = jnp.asarray(fine[places_in(fine, ts)]), make_solver(jr.key(seed))
 

@@ -238,6 +238,10 @@ def test_a_split_plan_fires_as_often():
     np.testing.assert_allclose(ts, fine[::2])
     np.testing.assert_allclose(split[:, 1].sum(), table[:, 1].sum())
     assert np.all(split[:, 0] == 1)
+    # No more parts than the fine grid has steps.
+    ts, split = split_plan(Stub, fine, 8)
+    np.testing.assert_allclose(ts, fine)
+    np.testing.assert_allclose(split[:, 1].sum(), table[:, 1].sum())
 
 
 @pytest.mark.slow

@@ -21,8 +21,10 @@ import curvature
 import fashion_mnist
 import gpu
 import guidance
-from _image_methods import DDIM, OURS, SINGLE
+from _image_methods import DDIM, image_problem, OURS, planned, SINGLE
 from _ladder_study import best_grid, EULER, INDEPENDENT, MULTISTEP, tiny_ladder
+from _learned import learned
+from _methods import draw
 from _particles import (
     CHARGE,
     draw_particles,
@@ -172,6 +174,30 @@ def test_study_of_all_rivals_runs():
     assert {*SINGLE[False], DDIM, OURS} <= {row["method"] for row in found["rows"]}
     (itself,) = (r for r in found["reach"] if r["method"] == DDIM and r["error_of_euler_steps"] == 8)
     assert itself["evaluations"] == pytest.approx(8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sde", [False, True])
+def test_learned_probabilities_keep_the_cost_of_their_plan(sde):
+    """On untrained networks: they are not those of the plan, and a solve costs what the plan says, within five standard
+    errors over 40 coin seeds. Without a plan of all levels there is no method."""
+    ladder = tiny_ladder(3)
+    calibration = plannable(ladder)
+    problem = image_problem(ladder, sde, fine=32)
+    method = learned(problem, calibration, 6.0, iterations=3, batch_size=2)
+    assert method is not None and method.random and method.multilevel
+    plan = calibration.plan(budget=6.0, coins=ml.IndependentCoins(), levels=(0, 1, 2))
+    same = planned(problem, "", plan, ml.IndependentCoins(), "", 1, random=True)
+    batch = draw(problem, jr.key(0), 2, lambda batch: batch.y0)
+    costs = []
+    for seed in range(40):
+        prepared = method.prepare(batch, seed)
+        end, cost = prepared.read(prepared.call())
+        costs.append(cost)
+    assert abs(np.mean(costs) - plan.cost) < 5 * np.std(costs) / np.sqrt(40) + 0.02 * plan.cost
+    theirs = same.prepare(batch, 39)
+    assert not np.allclose(theirs.read(theirs.call())[0], end)
+    assert learned(problem, calibration, 0.001, iterations=3, batch_size=2) is None
 
 
 def test_times_of_levels_on_an_accelerator_have_a_row_for_every_setting():
