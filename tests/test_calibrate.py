@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from problems import as_user, mlem, solve
+from diffusion_problems import stand_in, tiny_config
+from problems import as_user, mlem, remeasured, solve
 
 import mlem_jax as ml
+from mlem_jax.diffusion import Ladder
 
 DIM, STEPS = 6, 24
 MATRICES = [
@@ -248,6 +250,15 @@ def test_costs_by_the_clock_and_by_flops():
     assert by_flops.costs[0] < 0.01
     given = ml.calibrate(term, ts, y0s, key=jr.key(1), **QUIET)
     np.testing.assert_allclose(given.costs, [0.5, 1.0])
+
+
+def test_costs_of_tiny_levels_stay_apart_from_their_numbers():
+    """A first level of 1.2346e-4 evaluations of the finest one: nine characters, after its number."""
+    config = tiny_config()
+    ladder = Ladder(config.networks(), config, {}, {})
+    printed = str(remeasured(stand_in(ladder), costs=np.array([1.2346e-4, 1.0])))
+    rows = [line.split() for line in printed.splitlines() if line.strip().startswith(("1 ", "2 "))]
+    assert [row[:2] for row in rows] == [["1", "0.0001235"], ["2", "1"]]
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def calibration_report(measured: Measurements, trials: Trials) -> str:
     worth = mass[1:] * np.sqrt(costs[1:] + costs[:-1])
     share = np.concatenate([[0.0], worth / max(worth.sum(), _SMALLEST)])
     columns = (
-        ("cost", 9, costs, ".4g"),
+        ("cost", 10, costs, ".4g"),
         ("seconds", 9, measured.seconds, ".2g"),
         ("max D_k", 9, measured.increment_rms.max(axis=0), ".3g"),
         ("var J D_k", 10, variance, ".2g"),
