@@ -56,10 +56,12 @@ def fit(ladder: Ladder, *, pilots: int, most: float, keep_in: Path | None = None
 
 
 class Fitted(NamedTuple):
-    """A method with fitted steps, and the geometric mean error of its held-out pilots."""
+    """A method with fitted steps, the geometric mean error of its held-out pilots, and how often a solve evaluates each
+    level of the ladder."""
 
     method: Method
     predicted: float
+    evaluations: list[int]
 
 
 def fitted_methods(problem: Shared, steps: ml.FittedSteps) -> list[Fitted]:
@@ -70,7 +72,9 @@ def fitted_methods(problem: Shared, steps: ml.FittedSteps) -> list[Fitted]:
         if len(levels) > 1 or levels == (finest,):
             name = ALONE if len(levels) == 1 else SEVERAL
             method = stepping(problem, name, levels, coefficients)
-            found.append(Fitted(method, float(np.exp(np.mean(np.log(errors))))))
+            counts = dict(zip(levels, coefficients.evaluations.tolist(), strict=True))
+            evaluations = [counts.get(level, 0) for level in range(finest + 1)]
+            found.append(Fitted(method, float(np.exp(np.mean(np.log(errors)))), evaluations))
     return found
 
 
@@ -104,7 +108,7 @@ def measure(methods: Sequence[Fitted | Method], batches: Sequence[Batch]) -> lis
     """One row per method: cost, RMS, median and geometric mean error, by batch and over all."""
     rows = []
     for entry in methods:
-        method, predicted = entry if isinstance(entry, Fitted) else (entry, None)
+        method, predicted, evaluations = entry if isinstance(entry, Fitted) else (entry, None, None)
         costs, errors = [], []
         for batch in batches:
             found = run(method, batch)
@@ -125,6 +129,7 @@ def measure(methods: Sequence[Fitted | Method], batches: Sequence[Batch]) -> lis
             "rms": float(np.sqrt(np.mean(every**2))),
             "median": float(np.median(every)),
             "predicted": predicted,
+            "evaluations": evaluations,
             "batch_cost": costs,
             "batch_error": typical,
             "batch_rms": [float(np.sqrt(np.mean(e**2))) for e in errors],

@@ -9,6 +9,9 @@ The rival is the finest network alone with fitted steps, with 4 and with 6 evalu
 evaluations several levels with fitted steps need at the rival's geometric mean error (median and range over batches),
 and at the rival's distribution (excess over the converged sampler from the same noise, by each of three measures).
 Ladders differ in data and training too, and not in the finest network's size alone.
+
+A second table has the same gain in error for the largest ladder of heads in seconds of an accelerator: the evaluations
+of each level times what one takes there, from study 12 (`results/gpu.json`). These are no measured solves.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from _curves import markdown, Row
 from _fitted_methods import ALONE_FITTED, SEVERAL_FITTED
+from _fitted_report import compared, report as comparison, rivals_of
 from _harness import RESULTS, write_results, write_table
 from _quality_measures import SHORT
 from _quality_methods import SEVERAL_LAW
@@ -30,6 +34,10 @@ from mlem_jax.plot import save_figure
 
 # Evaluations of the finest network alone.
 RIVALS = (4, 6)
+# The same, where there is more room.
+MORE_RIVALS = (2, 3, 4, 5, 6)
+# The MFLOP of the finest network of faces_large.toml, in the names of its results.
+LARGE = 2944
 ERROR = "error"
 MARKERS = {ERROR: "o", **dict(zip(SHORT.values(), "s^v", strict=True))}
 
@@ -90,6 +98,32 @@ def cases(size: str) -> list[Case]:
     )
     for name, words in (("without the finest", "heads, without the finest"), ("matched", "heads")):
         found.append(Case(words, levels[name]["rows"][-1]["mflops"], fitted[name], quality[name]))
+    stem = f"faces_{size}_{LARGE}_mflop"
+    large, judged = (read(f"{stem}_{part}")["studies"]["matched"] for part in ("fitted", "quality"))
+    found.append(Case("heads, one more level", LARGE, large, judged))
+    return found
+
+
+def on_an_accelerator(case: Case, times: Sequence[Row]) -> dict[str, list[Row]]:
+    """By batch size, the gain in error in seconds of an accelerator, from the times of its levels. Batch sizes whose
+    times are incomplete are left out."""
+    found = {}
+    rows = [row for row in case.fitted["rows"] if row["evaluations"] is not None]
+    for batch in sorted({row["batch"] for row in times}):
+        mine = {
+            row["level"]: row["milliseconds"]
+            for row in times
+            if row["batch"] == batch and row["precision"] == "float32"
+        }
+        needed = {k + 1 for row in rows for k, count in enumerate(row["evaluations"]) if count}
+        if needed - set(mine):
+            continue
+        timed = [
+            {**row, "seconds": sum(n * mine[k + 1] for k, n in enumerate(row["evaluations"]) if n) / 1000}
+            for row in rows
+        ]
+        alone = rivals_of(timed, ALONE_FITTED, MORE_RIVALS)
+        found[str(batch)] = compared(timed, alone, SEVERAL_FITTED, unit="seconds")
     return found
 
 
@@ -154,13 +188,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=("quick", "full"), default="quick", help="of the study of faces")
     try:
-        rows = [row for case in cases(parser.parse_args().size) for row in gains(case)]
+        found = cases(parser.parse_args().size)
+        times = json.loads((RESULTS / "gpu.json").read_text())
     except FileNotFoundError as missing:
         sys.exit(f"{missing.filename} is missing: run its study first, see benchmarks/README.md.")
+    rows = [row for case in found for row in gains(case)]
     print(report(rows))
+    accelerator = on_an_accelerator(found[-1], times["rows"])
+    for batch, table in accelerator.items():
+        print(f"\n{times['provenance']['device']}, batches of {batch}:\n{comparison(table)}")
     save_figure(draw(rows), RESULTS / "trend.png")
     write_table("trend", rows)
-    print("written:", write_results("trend", {"rows": rows}))
+    print("written:", write_results("trend", {"rows": rows, "accelerator": accelerator}))
 
 
 if __name__ == "__main__":

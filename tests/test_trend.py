@@ -8,6 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import trend
+from _fitted_methods import ALONE_FITTED, SEVERAL_FITTED
 
 
 def _compared(cost, median, method="several levels, fitted", rival="finest alone, fitted, 4 steps"):
@@ -49,3 +50,23 @@ def test_a_study_that_has_not_been_run_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["trend.py"])
     with pytest.raises(SystemExit, match="fitted.json is missing: run its study first"):
         trend.main()
+
+
+def test_seconds_of_an_accelerator_are_evaluations_times_what_one_takes():
+    """Ten evaluations of a tenth of a millisecond and two of one are three; the finest level alone takes four at the
+    same error. Batches without the time of a level are left out, one whose level is never evaluated is not needed."""
+
+    def row(method, steps, evaluations):
+        named = {"method": method, "setting": "", "steps": steps, "evaluations": evaluations}
+        return {**named, "error": 0.1, "batch_error": [0.1, 0.1]}
+
+    def time(batch, level, milliseconds):
+        return {"precision": "float32", "batch": batch, "level": level, "milliseconds": milliseconds}
+
+    rows = [row(ALONE_FITTED, 4, [0, 0, 4]), row(SEVERAL_FITTED, 10, [10, 0, 2]), row("Euler", 3, None)]
+    times = [time(8, 1, 0.1), time(8, 3, 1.0), time(16, 3, 1.0)]
+    found = trend.on_an_accelerator(trend.Case("own", 500.0, {"rows": rows}, {}), times)
+    assert list(found) == ["8"]
+    (line,) = found["8"]
+    assert line["rival_cost"] == pytest.approx(4e-3) and line["cost"]["median"] == pytest.approx(3e-3)
+    assert line["times_fewer"]["median"] == pytest.approx(4 / 3)
