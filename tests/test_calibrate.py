@@ -236,6 +236,15 @@ def test_scale_to_budget():
         )
 
 
+def test_a_compiler_that_does_not_count_flops_is_named(monkeypatch):
+    """Some devices' clients return nothing."""
+    monkeypatch.setattr(jax.stages.Compiled, "cost_analysis", lambda compiled: None)
+    term = ml.MultilevelTerm(lambda t, y, args: -y, lambda t, y, args: -2 * y)
+    ts, y0s = jnp.linspace(0.0, 1.0, 5), jr.normal(jr.key(0), (4, 3))
+    with pytest.raises(ValueError, match=r"XLA reports \[0.0, 0.0\] FLOPs .* costs='seconds'"):
+        ml.calibrate(term, ts, y0s, key=jr.key(1), **QUIET)
+
+
 @pytest.mark.slow
 def test_costs_by_the_clock_and_by_flops():
     # 300 matrix products against none: any clock sees that.

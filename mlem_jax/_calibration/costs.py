@@ -57,8 +57,10 @@ def relative_costs(
 
 
 def _flops(level: Any, t: Any, y0: Y, args: Args) -> float:
+    """0 on a device whose compiler does not count."""
     jitted: Any = eqx.filter_jit(level)
-    return float(jitted.lower(t, y0, args).compile().compiled.cost_analysis().get("flops", 0.0))
+    analysis = jitted.lower(t, y0, args).compile().compiled.cost_analysis()
+    return float((analysis or {}).get("flops", 0.0))
 
 
 def time_levels(term: MultilevelTerm, t: Any, ys: Y, inputs: PilotInputs, args: Args) -> np.ndarray:
