@@ -116,13 +116,16 @@ def test_budgets_and_errors_pick_the_right_entry():
 
 def test_several_levels_only_where_they_beat_one():
     # Error falls as the inverse square of the cost: at 0.2 a single level needs 2 sqrt(2) = 2.83 evaluations.
-    good, bad = ((0, 1), (5, 2), 0.2), ((0, 1), (9, 2), 0.23)
+    good, poor, bad = ((0, 1), (5, 2), 0.2), ((0, 1), (9, 2), 0.23), ((0, 1), (9, 2), 0.41)
     steps = catalogue([*ALONE, good])
     plan = steps.plan(budget=2.6)
     assert plan.levels == (0, 1) and plan.cost == pytest.approx(2.5)
     assert plan.speedup_over_single == pytest.approx(8**0.5 / 2.5)
     assert f"speed-up at that error {8**0.5 / 2.5:.2f} over level 2 alone" in str(plan)
-    # 2.9 evaluations for what a single level has with 2.64.
+    # 2.9 evaluations for what a single level would have with 2.64, if steps of that cost could be had. They cannot, and
+    # 2 evaluations have a larger error.
+    plan = catalogue([*ALONE, poor]).plan(budget=3)
+    assert plan.levels == (0, 1) and plan.speedup_over_single == pytest.approx(2 * (0.4 / 0.23) ** 0.5 / 2.9)
     assert catalogue([*ALONE, bad]).plan(budget=3).levels == (1,)
 
 

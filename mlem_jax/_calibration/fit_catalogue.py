@@ -54,9 +54,9 @@ class FittedSteps:
     ) -> FittedPlan:
         """The most accurate steps within a budget, or the cheapest that reach an error.
 
-        Several levels are proposed only if their error is smaller than that of fitted steps on the best single level at
-        the same cost. The error of the single level is interpolated between the fitted numbers of steps on logarithmic
-        axes.
+        Several levels are proposed only if their error is smaller than that of all cheaper fitted steps, those on single
+        levels included. The plan's `speedup_over_single` compares with the best single level at the same error, whose
+        cost is interpolated between the fitted numbers of steps on logarithmic axes.
 
         **Arguments:** exactly one of
 
@@ -97,7 +97,10 @@ class FittedSteps:
 
     def plans(self, *, in_seconds: bool = False) -> list[FittedPlan]:
         """The plans of all useful entries by increasing cost: the entries with a single level, and those with several
-        levels that are better than single levels of the same cost and than all cheaper entries."""
+        levels whose error no cheaper entry has.
+
+        `speedup_over_single` of a plan may be a little below 1: it interpolates between the costs of single levels, and
+        steps of such a cost need not exist."""
         unit = self.seconds / self.seconds[-1] if in_seconds else self.costs
         typical = np.exp(np.mean(np.log(self.errors + _TINY), axis=1))
         cost = np.array(
@@ -115,7 +118,7 @@ class FittedSteps:
         for i in range(len(cost)):
             needed = cost_to_reach(x, y, typical[i])
             gain = 1.0 if alone[i] else needed / cost[i]
-            if gain < 1 or (not alone[i] and _dominated(cost, typical, i)):
+            if not alone[i] and _dominated(cost, typical, i):
                 continue
             squares = self.errors[i] ** 2
             mean = float(np.mean(squares))
