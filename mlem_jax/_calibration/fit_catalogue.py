@@ -54,9 +54,9 @@ class FittedSteps:
     ) -> FittedPlan:
         """The most accurate steps within a budget, or the cheapest that reach an error.
 
-        Several levels are proposed only if their error is smaller than that of all cheaper fitted steps, those on single
-        levels included. The plan's `speedup_over_single` compares with the best single level at the same error, whose
-        cost is interpolated between the fitted numbers of steps on logarithmic axes.
+        Several levels are proposed only if their error is smaller than that of all cheaper fitted steps, those on
+        single levels included. The plan's `speedup_over_single` compares with the best single level at the same error,
+        whose cost is interpolated between the fitted numbers of steps on logarithmic axes.
 
         **Arguments:** exactly one of
 
