@@ -28,6 +28,7 @@ from _harness import RESULTS, write_results, write_table
 from _quality_measures import SHORT
 from _quality_methods import SEVERAL_LAW
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from mlem_jax.diffusion import load_ladder
 from mlem_jax.plot import save_figure
@@ -38,6 +39,8 @@ RIVALS = (4, 6)
 MORE_RIVALS = (2, 3, 4, 5, 6)
 # The MFLOP of the finest network of faces_large.toml, in the names of its results.
 LARGE = 2944
+# Of the axis of gains.
+LEAST = 0.7
 ERROR = "error"
 MARKERS = {ERROR: "o", **dict(zip(SHORT.values(), "s^v", strict=True))}
 
@@ -143,8 +146,8 @@ def draw(rows: Sequence[Row]) -> Figure:
                 if row["gain"] is None:
                     axis.text(
                         place + shift,
-                        0.1,
-                        "not reached",
+                        LEAST,
+                        " not reached",
                         rotation=90,
                         ha="center",
                         color=f"C{number}",
@@ -158,12 +161,19 @@ def draw(rows: Sequence[Row]) -> Figure:
                 axis.errorbar([place + shift], [row["gain"]], bars, linestyle="none", **style)
                 label = None
         axis.axhline(1, color="0.6", linewidth=0.8)
-        axis.set_xticks(range(len(ladders)), [f"{name}\n{mflops:.0f} MFLOP" for mflops, name in ladders])
+        axis.set_xticks(
+            range(len(ladders)),
+            [f"{name}\n{mflops:.0f} MFLOP".replace(", ", ",\n") for mflops, name in ladders],
+        )
         axis.set(
             xlim=(-0.5, len(ladders) - 0.5),
-            ylim=(0, None),
+            yscale="log",
+            ylim=(LEAST, 20),
             title=f"the finest alone with {rival} evaluations",
         )
+        axis.yaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20]))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3, axis="y")
         axis.legend(fontsize=8)
     figure.axes[0].set_ylabel("times fewer evaluations of several levels")
