@@ -46,8 +46,7 @@ GRIDS = ("karras", "log", "cosine")
 class Effort(NamedTuple):
     """The settings that are tried: step counts of Euler, of multistep methods and of stochastic Runge-Kutta methods;
     times at which networks are switched; intervals and step counts of held corrections; budgets of plans; scales of the
-    power law; numbers of parts into which the steps of plans are split; budgets at which probabilities are learned,
-    iterations and batch size of that."""
+    power law; numbers of parts into which the steps of plans are split; budgets at which probabilities are learned."""
 
     euler: tuple[int, ...]
     higher: tuple[int, ...]
@@ -59,8 +58,6 @@ class Effort(NamedTuple):
     scales: tuple[float, ...]
     splits: tuple[int, ...]
     learned: tuple[float, ...] = ()
-    iterations: int = 100
-    learning_batch: int = 8
 
 
 EFFORTS = {
@@ -251,9 +248,7 @@ def multilevel_methods(problem: Shared, ladder: Ladder, grid: Any, effort: Effor
                 multilevel(problem, INDEPENDENT_POWER_LAW, setting, solver, ts, everything, random=True)
             )
     for budget in effort.learned:
-        method = learned(
-            problem, calibration, budget, iterations=effort.iterations, batch_size=effort.learning_batch
-        )
+        method = learned(problem, calibration, budget)
         if method is not None:
             found.append(method)
     midpoint, independent = ml.SystematicCoins(offset=0.5), ml.IndependentCoins()

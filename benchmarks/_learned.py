@@ -4,7 +4,6 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax.numpy as jnp
 import jax.random as jr
 from _methods import additive_noise, Method, multilevel, Shared
 from jaxtyping import PRNGKeyArray
@@ -14,6 +13,7 @@ import mlem_jax as ml
 NAME = "ML-EM, independent coins, learned"
 # Initial states that batches are drawn from; their noise is that of no other study.
 _STATES, _KEY = 64, 6200
+ITERATIONS, BATCH = 100, 8
 
 
 class _MakeTerms(eqx.Module):
@@ -30,7 +30,12 @@ class _MakeTerms(eqx.Module):
 
 
 def learned(
-    problem: Shared, calibration: ml.Calibration, budget: float, *, iterations: int, batch_size: int
+    problem: Shared,
+    calibration: ml.Calibration,
+    budget: float,
+    *,
+    iterations: int = ITERATIONS,
+    batch_size: int = BATCH,
 ) -> Method | None:
     """All levels with the steps and, at the start, the probabilities of a plan; `None` if there is no such plan."""
     everything = tuple(range(len(problem.levels)))
@@ -54,4 +59,4 @@ def learned(
         return ml.MLEM(probabilities, coins=ml.IndependentCoins(), key=key)
 
     setting = f"budget {budget:g}, {len(plan.ts) - 1} steps, {iterations} iterations"
-    return multilevel(problem, NAME, setting, solver, jnp.asarray(plan.ts), everything, random=True)
+    return multilevel(problem, NAME, setting, solver, plan.ts, everything, random=True)

@@ -14,8 +14,11 @@ images than this study). Levels matched to it are stored under its number of ste
 With `--ladder DIR` nothing is trained: the ladder in that folder is measured. The names of its results have the size of
 its finest network. `benchmarks/faces_large.toml` has a finest network of 2,944 MFLOP, for an accelerator:
 
-    python -m mlem_jax train --config benchmarks/faces_large.toml --images runs/heads --out runs/large --pilots 0
+    python -m mlem_jax train --config benchmarks/faces_large.toml --data runs/heads --out runs/large --pilots 0
     python benchmarks/faces.py --quick --heads runs/heads --ladder runs/large/ladder --out runs/large/study
+
+(The command `train` holds out other images than this study here too. The ladder of the committed results saw the first
+40,000 heads only.)
 
 There are three ladders (`--ladders`): *matched*, *independent*, and *without the finest*, the smaller levels of the
 first one; results of a ladder that is left out are kept if they are of the same networks. The study has four parts
@@ -130,7 +133,7 @@ def trained_here(
     print(f"the finest level has been trained for {steps} steps", flush=True)
     ladders = {
         long: built(long, size, config, finest, steps, images, held_out, arguments)
-        for long in (LADDERS[short] for short in arguments.ladders)
+        for long in (LADDERS[short] for short in arguments.ladders or LADDERS)
     }
     about = {
         "data": words,
@@ -170,7 +173,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="folder of a training of the finest level, see above")
     parser.add_argument("--ladder", type=Path, help="folder of a trained ladder, see above")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
-    parser.add_argument("--ladders", nargs="+", choices=LADDERS, default=list(LADDERS), help="by default all")
+    parser.add_argument("--ladders", nargs="+", choices=LADDERS, help="by default all")
     parser.add_argument(
         "--sde", action="store_true", help="the reverse SDE instead of the probability flow (methods alone)"
     )
@@ -178,6 +181,10 @@ def main() -> None:
     name, sde, out = arguments.size, arguments.sde, arguments.out
     if sde and arguments.parts != ["methods"]:
         parser.error("--sde is for --parts methods alone")
+    if arguments.ladder is not None and (arguments.checkpoint is not None or arguments.ladders is not None):
+        parser.error(
+            "--ladder is a trained ladder; leave out --checkpoint and --ladders, which are for training"
+        )
     size = LARGE if name == "quick" and arguments.ladder is not None else SIZES[name]
     try:
         if arguments.ladder is None:

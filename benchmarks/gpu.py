@@ -62,12 +62,11 @@ def measured(
     flops = [count_flops(network) for network in networks]
     for precision in precisions:
         for batch in batches:
-            finest = 0.0
-            for k in reversed(range(len(networks))):
-                network = networks[k]
+            finest = None
+            for k, network in reversed(list(enumerate(networks))):
                 mixed = network if precision == "float32" else MixedPrecision(network, precision)
                 found = milliseconds(mixed, batch, **amounts)
-                finest = finest or found
+                finest = found if finest is None else finest
                 yield {
                     "precision": precision,
                     "batch": batch,

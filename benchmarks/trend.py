@@ -39,8 +39,6 @@ RIVALS = (4, 6)
 MORE_RIVALS = (2, 3, 4, 5, 6)
 # The MFLOP of the finest network of faces_large.toml, in the names of its results.
 LARGE = 2944
-# Of the axis of gains.
-LEAST = 0.7
 ERROR = "error"
 MARKERS = {ERROR: "o", **dict(zip(SHORT.values(), "s^v", strict=True))}
 
@@ -112,13 +110,13 @@ def on_an_accelerator(case: Case, times: Sequence[Row]) -> dict[str, list[Row]]:
     times are incomplete are left out."""
     found = {}
     rows = [row for row in case.fitted["rows"] if row["evaluations"] is not None]
+    needed = {k + 1 for row in rows for k, count in enumerate(row["evaluations"]) if count}
     for batch in sorted({row["batch"] for row in times}):
         mine = {
             row["level"]: row["milliseconds"]
             for row in times
             if row["batch"] == batch and row["precision"] == "float32"
         }
-        needed = {k + 1 for row in rows for k, count in enumerate(row["evaluations"]) if count}
         if needed - set(mine):
             continue
         timed = [
@@ -146,12 +144,13 @@ def draw(rows: Sequence[Row]) -> Figure:
                 if row["gain"] is None:
                     axis.text(
                         place + shift,
-                        LEAST,
-                        " not reached",
+                        0.02,
+                        "not reached",
                         rotation=90,
                         ha="center",
                         color=f"C{number}",
                         size=9,
+                        transform=axis.get_xaxis_transform(),
                     )
                     continue
                 # The rival's error may not be reached on every batch.
@@ -168,7 +167,6 @@ def draw(rows: Sequence[Row]) -> Figure:
         axis.set(
             xlim=(-0.5, len(ladders) - 0.5),
             yscale="log",
-            ylim=(LEAST, 20),
             title=f"the finest alone with {rival} evaluations",
         )
         axis.yaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20]))

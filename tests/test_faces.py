@@ -19,12 +19,13 @@ import _harness
 import faces
 from _crops import CLASSES, crop, labelled_crops
 from _faces import averaged, load_heads, without_finest
+from _faces_sizes import LARGE
 from _harness import RESULTS
 from _level_errors import fit, gammas, level_errors, MEASURES
 from _methods import Shared
 from PIL import Image
 
-from mlem_jax.diffusion import Ladder, Level, read_config
+from mlem_jax.diffusion import Ladder, Level, read_config, save_ladder
 from mlem_jax.diffusion._ladder import level_sizes
 from mlem_jax.diffusion._training import train_networks
 
@@ -132,6 +133,32 @@ def test_results_of_other_ladders_are_kept(tmp_path, monkeypatch):
     assert ladders("independent", 10) == ["matched", "independent"]
     assert (tmp_path / "own_levels.csv").read_text().split() == ["ladder,level", "matched,1", "independent,1"]
     assert ladders("independent", 20) == ["independent"]
+
+
+def test_a_ladder_that_was_trained_elsewhere_is_measured_alone(tmp_path, monkeypatch, capsys):
+    """It keeps its own networks and training, takes the smaller amounts of work, and names its results by its size.
+    Settings of training are refused with it."""
+    ladder = Ladder(TINY.networks(), TINY, {}, {})
+    save_ladder(tmp_path / "ladder", ladder)
+    tasks = []
+    monkeypatch.setitem(faces.PARTS, "levels", tasks.append)
+    monkeypatch.setattr(faces, "found_images", lambda *given: ([], [], "none"))
+    monkeypatch.setattr(faces, "with_calibrations", lambda ladder, *others: ladder)
+
+    def run(*more):
+        given = ["--quick", "--ladder", str(tmp_path / "ladder"), "--parts", "levels", *more]
+        monkeypatch.setattr(sys, "argv", ["faces", *given])
+        faces.main()
+
+    run()
+    (task,) = tasks
+    assert list(task.ladders) == ["matched"] and task.ladders["matched"].config == TINY
+    assert task.size == LARGE and task.about["training"]["steps"] == TINY.training.steps
+    assert task.stem == f"faces_quick_{ladder.flops()[-1] / 1e6:.0f}_mflop"
+    for more in (["--ladders", "matched"], ["--checkpoint", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            run(*more)
+        assert "leave out --checkpoint and --ladders" in capsys.readouterr().err
 
 
 def test_the_ladder_is_the_one_that_was_asked_for():
