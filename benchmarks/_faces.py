@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from fitted import fit
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +17,13 @@ from PIL import Image
 import mlem_jax as ml
 from mlem_jax.diffusion import calibrate_ladder, Config, Ladder, load_ladder
 from mlem_jax.diffusion._data import Images
-from mlem_jax.diffusion._ladder import as_stored, count_flops, count_parameters, METHODS
+from mlem_jax.diffusion._ladder import (
+    as_stored,
+    count_flops,
+    count_parameters,
+    fit_ladder_steps,
+    METHODS,
+)
 from mlem_jax.diffusion._network import AbstractNetwork
 from mlem_jax.diffusion._training import Sheets, train_networks
 
@@ -146,7 +151,7 @@ def calibrated(
             kept = calibrate_ladder(ladder, pilots=pilots, like=found.get("ode"), **settings[kind])
             kept.save(path)
         if kind == "ode_2" and fit_pilots and kept.fitted is None:
-            kept = kept.with_fitted(fit(ladder, pilots=fit_pilots, most=most, keep_in=folder))
+            kept = kept.with_fitted(fit_ladder_steps(ladder, fit_pilots, most=most, keep_in=folder))
             kept.save(path)
         print(kind, kept, sep="\n", flush=True)
         found[kind] = kept

@@ -22,7 +22,7 @@ INDEPENDENT, FIRST, SECOND = "MLEM, independent coins (the paper)", "MLEM", "MLA
 SEVERAL, SEVERAL_LAW = "several levels, fitted for the path", "several levels, fitted for the distribution"
 CONVERGED = "converged"
 # For which steps are taken from a catalogue.
-BUDGETS = (0.1, 0.2, 0.4, 0.6, 0.9, 1.2, 1.6, 2.2, 2.6, 3.2, 3.7, 4.2, 4.6, 5.2, 5.6, 6.2, 7.0)
+BUDGETS = (0.1, 0.2, 0.4, 0.6, 0.9, 1.2, 1.6, 2.2, 2.6, 3.2, 3.7, 4.2, 4.6, 5.2, 5.6, 6.2, 6.6, 7.2, 7.6)
 
 
 class Effort(NamedTuple):
@@ -199,14 +199,15 @@ def switched_entry(
 def of_catalogue(
     problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps, most: float
 ) -> Iterator[Entry]:
-    """The best steps on several levels for each of some budgets: as they are in a catalogue, fitted for the
+    """The steps on several levels that a catalogue proposes for each of some budgets: as they are, fitted for the
     distribution, and, from one evaluation on, with coefficients fitted for the path."""
-    plans = [plan for plan in steps.plans() if len(plan.levels) > 1]
-    affordable = [[plan for plan in plans if plan.cost <= budget] for budget in BUDGETS if budget <= most]
-    best = [min(some, key=lambda plan: plan.typical_error) for some in affordable if some]
-    chosen = list(dict.fromkeys(best))
-    for plan in chosen:
+    found = {}
+    for budget in [budget for budget in BUDGETS if budget <= most]:
+        plan = steps.plan(budget=budget)
+        if len(plan.levels) > 1:
+            found[identity_of(plan.coefficients)] = plan
+    for plan in found.values():
         yield fitted(SEVERAL_LAW, problem, plan.levels, plan.coefficients)
-    for plan in [plan for plan in chosen if plan.cost > 1][: effort.several]:
+    for plan in [plan for plan in found.values() if plan.cost > 1][: effort.several]:
         table = fits.for_the_path(plan.levels, plan.coefficients)
         yield fitted(SEVERAL, problem, plan.levels, table)

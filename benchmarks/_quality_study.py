@@ -29,7 +29,7 @@ from mlem_jax.diffusion import Ladder
 
 # The noise of the methods, of the images they are compared with, and of the search for the distribution.
 NOISE, OTHER, SEARCH = 70, 71, 72
-MOST_COST = 7.0
+MOST_COST = 8.0
 
 
 class Amount(NamedTuple):

@@ -33,7 +33,7 @@ from _runs import add_seconds, run
 
 import mlem_jax as ml
 from mlem_jax.diffusion import Ladder, load_ladder
-from mlem_jax.diffusion._ladder import METHODS
+from mlem_jax.diffusion._ladder import fit_ladder_steps, METHODS
 from mlem_jax.plot import save_figure
 
 RIVAL = "DPM-Solver++(2M)"
@@ -43,16 +43,7 @@ RIVAL_STEPS = (6, 8, 10, 14)
 SINGLE_STEPS = (2, 3, 4, 5, 6, 8, 10)
 BUDGETS = (2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 EULER, EULER_STEPS = "Euler", 50
-REFERENCE_STEPS, PILOTS, FINE, ROUNDS = 128, 128, 128, 5
-
-
-def fit(ladder: Ladder, *, pilots: int, most: float, keep_in: Path | None = None) -> ml.FittedSteps:
-    """The catalogue for the probability flow."""
-    process = ladder.config.process
-    y0s = process.s_max * jr.normal(jr.key(5), (pilots, *ladder.config.shape))
-    ts = process.grid(FINE)
-    settings = {"time_variable": "log", "distribution": 0.9, "most": most, "keep_in": keep_in}
-    return ml.fit_steps(ladder.term(), ts, y0s, key=jr.key(0), **settings)
+REFERENCE_STEPS, PILOTS, ROUNDS = 128, 128, 5
 
 
 class Fitted(NamedTuple):
@@ -190,7 +181,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ladder = load_ladder()
     if arguments.steps is None:
-        steps = fit(ladder, pilots=8 if arguments.smoke else PILOTS, most=2.0 if arguments.smoke else 12.0)
+        pilots, most = (8, 2.0) if arguments.smoke else (PILOTS, 32.0)
+        steps = fit_ladder_steps(ladder, pilots, most=most)
     else:
         steps = ml.FittedSteps.load(arguments.steps)
     print(steps)

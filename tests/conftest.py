@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import os
 
 from jaxtyping import install_import_hook
 
@@ -13,16 +12,12 @@ with install_import_hook("mlem_jax", "beartype.beartype"):
 
 import jax
 import pytest
+from compiler_flags import FLAGS
 
-# Most of the time of tests is compilation, so optimisations are left out: those of LLVM, and fusions by MLIR, without
-# which a training step compiles in a quarter of the time. Set in this process, where flags are read when the first
-# device is asked for, and in the programs that tests start; not in notebooks, which are not under this folder.
-_FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if jax.__version_info__ < (0, 11):  # XLA ends the process over a flag that it does not know.
-    _FAST += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_enable_concurrency_optimized_scheduler=false"]
-_FLAGS = " ".join([os.environ.get("XLA_FLAGS", ""), *_FAST]).strip()
+# Set in this process, where flags are read when the first device is asked for, and below in the programs that tests
+# start.
 with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("XLA_FLAGS", _FLAGS)
+    patch.setenv("XLA_FLAGS", FLAGS)
     jax.devices()
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -32,7 +27,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(autouse=True)
 def same_flags_in_other_processes(monkeypatch):
     """Without them numbers would differ in the last digits."""
-    monkeypatch.setenv("XLA_FLAGS", _FLAGS)
+    monkeypatch.setenv("XLA_FLAGS", FLAGS)
 
 
 @pytest.fixture(autouse=True, scope="module")

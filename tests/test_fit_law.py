@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from fit_problems import make_pilots, PLACES
 
 import mlem_jax as ml
-from mlem_jax._calibration.fit_entries import _is_kept
+from mlem_jax._calibration import fit_entries
 from mlem_jax._calibration.fit_law import fit_features, Law
-from mlem_jax._calibration.fit_rollout import Memory, Schedule
+from mlem_jax._calibration.fit_rollout import Memory, Rollout, Schedule
 from mlem_jax._calibration.fit_step import everyone
+from mlem_jax._calibration.kept_parts import KeptParts
 from mlem_jax._calibration.searcher import Searcher
+
+
+@pytest.fixture(scope="module")
+def pilots():
+    return make_pilots()
 
 
 def one_feature(share, *, slope=0.6, noise=0.8, count=4000, size=3, shift=0.0):
@@ -96,13 +103,64 @@ def test_fitted_for_the_distribution_the_end_has_more_of_its_spread(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("error", "classical", "alone", "kept"),
-    [(1.04, 9.0, True, True), (1.06, 9.0, True, False), (1.5, 9.0, False, True), (1.5, 1.2, False, False)],
+    ("error", "classical", "levels", "expected"),
+    [
+        (1.04, 9.0, (2,), "distribution"),
+        (1.06, 9.0, (2,), "trajectories"),
+        (1.5, 9.0, (0, 2), "distribution"),
+        (1.5, 1.2, (0, 2), "trajectories"),
+        (1.5, 0.9, (0, 2), "classical"),
+        (1.04, 0.9, (2,), "classical"),
+    ],
 )
-def test_the_finest_level_alone_is_fitted_for_the_distribution_only_at_no_cost(error, classical, alone, kept):
-    """The fit to the trajectories has an error of 1. Other steps keep the fit for the distribution unless the classical
-    coefficients are better."""
-    assert _is_kept(error, 1.0, classical, alone=alone) == kept
+def test_which_fit_is_kept(monkeypatch, pilots, error, classical, levels, expected):
+    """The fit to the trajectories has an error of 1. The finest level alone is fitted for the distribution only if this
+    increases the error by at most 5%, other steps unless the classical coefficients are better."""
+    errors, kinds = {"distribution": error, "trajectories": 1.0, "classical": classical}, []
+
+    def roll_out(pilots, schedule, memory, groups, *, law=None, classical=False):
+        kind = "distribution" if law else "classical" if classical else "trajectories"
+        kinds.append(kind)
+        return Rollout(schedule, memory, groups, (), (), np.full(8, errors[kind]))
+
+    def refine(pilots, rollout, report, kept):
+        return rollout
+
+    monkeypatch.setattr(fit_entries, "roll_out", roll_out)
+    monkeypatch.setattr(fit_entries, "refine", refine)
+    evaluated = ((levels[-1],) if len(levels) > 1 else (),) * 2
+    schedule = Schedule(PLACES[:3], levels[0], evaluated)
+    law = Law(0.9, np.eye(2))
+    found, better = fit_entries._final(pilots, schedule, law, KeptParts(), lambda what: None)
+    assert found.errors[0] == errors[expected] and better == (expected != "classical")
+    # The trajectories are only fitted where this fit may be needed.
+    assert ("trajectories" in kinds) == (len(levels) == 1 or error > classical)
+
+
+def test_the_distance_of_distributions_is_that_of_gaussians():
+    """States of another mean and spread on each axis: the squared 2-Wasserstein distance of Gaussians is the sum of the
+    squared differences of means and of standard deviations. Here the axes are the components."""
+    rng = np.random.default_rng(3)
+    reference = rng.normal(size=(500, 4))
+    reference = (reference - reference.mean(0)) @ np.linalg.inv(
+        np.linalg.cholesky(np.cov(reference.T, bias=True))
+    ).T
+    factors, shift = np.array([1.5, 0.5, 1.0, 1.0]), np.array([0.0, 0.3, 0.0, 0.4])
+    law = Law(0.9, np.eye(4)[:, :2])
+    found = law.distance(factors * reference + shift, reference)
+    assert found == pytest.approx(np.sqrt((0.5**2 + 0.5**2 + 0.3**2 + 0.4**2) / 4), rel=1e-9)
+    # The order of the states does not matter, unlike for errors.
+    assert law.distance(reference[::-1], reference) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_remainder_counts_as_one_component():
+    """Spreads along directions outside the components are compared by their root of the sum of squares."""
+    reference = np.random.default_rng(4).normal(size=(500, 4))
+    law = Law(0.9, np.eye(4)[:, :2])
+    wider = reference * np.array([1, 1, 2, 2])
+    rest = np.sqrt(np.mean(np.sum((reference - reference.mean(0))[:, 2:] ** 2, axis=1)))
+    means = np.sum((wider.mean(0) - reference.mean(0)) ** 2)
+    assert law.distance(wider, reference) == pytest.approx(np.sqrt((rest**2 + means) / 4), rel=1e-9)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

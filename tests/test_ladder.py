@@ -212,14 +212,16 @@ def test_the_shipped_ladder_has_four_levels_of_growing_cost(shipped):
 def test_the_shipped_ladder_has_fitted_steps_of_all_costs(shipped):
     steps = shipped.calibration(method=METHODS[1]).fitted
     steps.require(shipped.term().levels, jnp.zeros(shipped.config.shape))
-    found = [steps.plan(budget=budget) for budget in (1.5, 2.5, 3.5, 4.5)]
+    found = [steps.plan(budget=budget) for budget in (2.5, 3.5, 4.5, 5.5)]
     for plan in found:
         assert (
             len(plan.levels) > 1 and plan.levels[-1] == 3 and plan.speedup_over_single > 1.2 and plan.fitted
         )
         assert f"{plan.speedup_over_single:.2f} over level 4 alone with fitted steps" in str(plan)
     # One evaluation of the finest level more each time, and errors that fall.
-    assert [plan.expected_firings[-1] for plan in found] == [1, 2, 3, 4]
+    assert [plan.expected_firings[-1] for plan in found] == [2, 3, 4, 5]
+    # The budget for one evaluation of the finest level is better spent on smaller ones.
+    assert steps.plan(budget=1.5).levels[-1] == 2
     errors = [plan.typical_error for plan in found]
     assert errors == sorted(errors, reverse=True)
     # With so many evaluations several levels bring nothing, and the plan says so by being the single network.

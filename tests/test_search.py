@@ -11,6 +11,7 @@ import pytest
 from problems import as_user
 
 import mlem_jax as ml
+from mlem_jax._calibration.fit_entries import Entry, worth_keeping
 from mlem_jax._calibration.kept_parts import KeptParts
 from mlem_jax._calibration.step_grids import grid_of, resampled
 
@@ -43,7 +44,7 @@ def table(evaluations):
     )
 
 
-def catalogue(entries):
+def catalogue(entries, **settings):
     """A catalogue whose entries are levels, evaluations and an error that all pilots have."""
     levels, counts, errors = zip(*entries, strict=True)
     return ml.FittedSteps(
@@ -57,6 +58,7 @@ def catalogue(entries):
         fitted=(True,) * len(levels),
         levels_id=("a", "b"),
         state_id="s",
+        **settings,
     )
 
 
@@ -128,6 +130,31 @@ def test_several_levels_only_where_they_beat_one():
     assert plan.levels == (0, 1) and plan.speedup_over_single == pytest.approx(2 * (0.4 / 0.23) ** 0.5 / 2.9)
     steps = catalogue([*ALONE, bad])
     assert steps.plan(budget=3).levels == (1,) and len(steps.plans()) == len(ALONE)
+
+
+def test_for_a_budget_distributions_count_as_in_the_objective_of_the_fit():
+    """Errors of 0.1 and 0.12 and distances of 0.05 and 0.02: with a weight of 0.9 the objectives are 0.057 and 0.042,
+    with 0.1 they are 0.096 and 0.114."""
+    entries = [((1,), (2,), 0.4), ((0, 1), (5, 2), 0.1), ((0, 1), (6, 2), 0.12)]
+    distances = np.array([0.3, 0.05, 0.02])
+    for weight, cost in ((0.9, 2.6), (0.1, 2.5), (0.0, 2.5)):
+        steps = catalogue(entries, distribution=weight, distances=distances)
+        assert steps.plan(budget=3).cost == pytest.approx(cost)
+        # An error is an error.
+        assert steps.plan(typical_error=0.15).cost == pytest.approx(2.5)
+        assert len(steps.plans()) == (3 if weight == 0.9 else 2)
+    assert catalogue(entries, distribution=0.9).plan(budget=3).cost == pytest.approx(2.5)
+
+
+def test_entries_that_cheaper_ones_beat_in_error_and_in_distance_are_left_out():
+    def entry(levels, counts, error, distance):
+        return Entry(levels, table(counts), np.full(8, error), True, distance)
+
+    finest, good = entry((1,), (2,), 0.4, 0.3), entry((0, 1), (2, 1), 0.1, 0.05)
+    closer, worse = entry((0, 1), (3, 1), 0.12, 0.02), entry((0, 1), (4, 1), 0.12, 0.06)
+    entries, costs = [finest, good, closer, worse], np.array([0.1, 1.0])
+    assert worth_keeping(entries, costs, 0.9) == [finest, good, closer]
+    assert worth_keeping(entries, costs, 0.0) == [finest, good]
 
 
 def test_in_seconds_weighs_levels_by_the_clock():

@@ -16,7 +16,7 @@ import mlem_jax as ml
 from mlem_jax._calibration.fit_rollout import Memory, Schedule
 from mlem_jax._calibration.fit_search import worth_fitting
 from mlem_jax._calibration.fit_step import left_out
-from mlem_jax._calibration.search_changes import without_repeats
+from mlem_jax._calibration.search_changes import with_base, without_repeats
 from mlem_jax._calibration.search_steps import _by_merit, multilevel, thinned
 from mlem_jax._calibration.searcher import Found, Searcher
 from mlem_jax._progress import show_progress
@@ -45,14 +45,19 @@ def with_finest(steps, base):
 
 
 def test_thinning_removes_the_evaluation_without_which_the_error_is_smallest(searcher):
-    left = set(range(6))
+    """After the first time only the four are tried that were the best to remove."""
+    left = list(range(6))
     found = list(thinned(searcher, ALONE, 1, 2))
     assert [len(steps_of(one.schedule, 2)) for one in found] == [5, 4, 3, 2]
+    considered = 6
     for one in found:
-        errors = {n: searcher.try_out(with_finest(left - {n}, 1)).typical_error for n in left}
-        left -= {min(errors, key=errors.__getitem__)}
-        assert steps_of(one.schedule, 2) == left and one.schedule.base == 1
-        assert one.typical_error == pytest.approx(min(errors.values()), rel=1e-6)
+        errors = {
+            n: searcher.try_out(with_finest(set(left) - {n}, 1)).typical_error for n in left[:considered]
+        }
+        best, *others = sorted(errors, key=errors.__getitem__)
+        left, considered = [*others, *left[considered:]], 4
+        assert steps_of(one.schedule, 2) == set(left) and one.schedule.base == 1
+        assert one.typical_error == pytest.approx(errors[best], rel=1e-6)
 
 
 @pytest.mark.parametrize("error_without, repeats", [(0.1, False), (0.12, True)])
@@ -112,8 +117,29 @@ def test_the_best_schedule_is_first_and_each_is_contained_once():
 
 def test_a_schedule_that_is_found_twice_is_fitted_once():
     several = Found(with_finest({2, 4}, 0), 0.1, 2.3, [])
-    single = [Found(ALONE, 0.2, 6.0, [])]
-    assert worth_fitting([*single, several, several._replace(rollouts=[])]) == [*single, several]
+    single = Found(ALONE, 0.2, 6.0, [])
+    found = [single, several, several._replace(rollouts=[])]
+    assert worth_fitting(found, COSTS, 64, distribution=False) == [ALONE, several.schedule]
+
+
+def test_for_the_distribution_variants_of_schedules_are_fitted_too():
+    """With 1.5 times the steps and with the middle level as the base; and schedules with up to 1.25 times the error of
+    a cheaper one."""
+    best, near, far = (
+        Found(with_finest(steps, 0), error, cost, [])
+        for steps, error, cost in (({2}, 0.1, 1.0), ({2, 4}, 0.12, 2.0), ({1, 3, 5}, 0.13, 3.0))
+    )
+    assert worth_fitting([best, near, far], COSTS, 64, distribution=False) == [best.schedule]
+    found = worth_fitting([best, near, far], COSTS, 64, distribution=True)
+    assert best.schedule in found and near.schedule in found and far.schedule not in found
+    assert with_finest({2}, 1) in found and with_finest({2, 4}, 1) in found
+    (more, _) = [one for one in found if len(one.evaluated) == 9]
+    assert more.base == 0 and len(steps_of(more, 2)) == 1 and more.places[-1] == PLACES[-1]
+
+
+def test_levels_below_a_new_base_are_left_out():
+    schedule = Schedule(PLACES, 0, ((), (1,), (1, 2), (), (2,), ()))
+    assert with_base(schedule, 1) == Schedule(PLACES, 1, ((), (), (2,), (), (2,), ()))
 
 
 def test_the_highest_level_need_not_be_the_finest(searcher):
@@ -126,14 +152,16 @@ def test_the_highest_level_need_not_be_the_finest(searcher):
 def test_a_catalogue_has_steps_for_less_than_one_evaluation_of_the_finest_level(monkeypatch):
     """On fresh initial states they are better than each smaller level alone for this cost. The progress display has
     room for all reports."""
-    reports, module = [], importlib.import_module("mlem_jax._calibration.fit_steps")
+    reports, module = {}, importlib.import_module("mlem_jax._calibration.fit_steps")
 
     @contextlib.contextmanager
     def display(label, *, total, **settings):
+        reports[label] = own = []
         with show_progress(label, total=total, shown=False) as shown:
-            monkeypatch.setattr(shown, "advance", lambda count, text: reports.append(count), raising=False)
+            monkeypatch.setattr(shown, "advance", lambda count, text: own.append(count), raising=False)
             yield shown
-        assert sum(reports) <= total
+        # The number of searches is not known before.
+        assert sum(own) == total if label == "fitting steps" else 0 < sum(own) <= total
 
     monkeypatch.setattr(module, "show_progress", display)
 
@@ -159,7 +187,8 @@ def test_a_catalogue_has_steps_for_less_than_one_evaluation_of_the_finest_level(
         return float(jnp.exp(jnp.mean(jnp.log(jnp.linalg.norm(apart, axis=-1)))))
 
     several = [plan for plan in steps.plans() if len(plan.levels) > 1 and plan.cost < 1]
-    assert several and all(2 not in plan.levels for plan in several) and reports
+    assert several and all(2 not in plan.levels for plan in several)
+    assert set(reports) == {"searching steps", "fitting steps"}
     for plan in several:
         alone = [one for one in steps.plans() if one.cost <= plan.cost and len(one.levels) == 1]
         assert all(error(plan) < error(one) for one in alone)

@@ -14,6 +14,7 @@ from .._solver import MultistepCoefficients
 from .envelope import cost_to_reach, envelope
 from .files import decode_record, read_record, write_record
 from .fingerprints import mismatch
+from .fit_law import objective
 from .fit_plan import FittedPlan
 
 _KIND, _VERSION = "fitted steps", 1
@@ -30,6 +31,9 @@ class FittedSteps:
     - `levels`, `coefficients`: those of each entry, as in [`mlem_jax.FittedPlan`][].
     - `errors`: RMS error of each held-out pilot's end state for each entry, `(E, P)`.
     - `fitted`: whether the coefficients of each entry are fitted, `(E,)`.
+    - `distribution`: the weight of the distance of distributions in the objective of the fit.
+    - `distances`: that distance for each entry, `(E,)`: between the pilots' end states and those of the reference, with
+        their means and standard deviations, per root of the number of components. `None` in files of earlier versions.
     - `levels_id`, `state_id`: identify the levels and the shapes of the state (see `require`).
     """
 
@@ -43,6 +47,8 @@ class FittedSteps:
     fitted: tuple[bool, ...]
     levels_id: tuple[str, ...]
     state_id: str
+    distribution: float = 0.0
+    distances: Float[np.ndarray, " entries"] | None = None
 
     def plan(
         self,
@@ -52,11 +58,13 @@ class FittedSteps:
         typical_error: float | int | None = None,
         in_seconds: bool = False,
     ) -> FittedPlan:
-        """The most accurate steps within a budget, or the cheapest that reach an error.
+        """The best steps within a budget, or the cheapest that reach an error. The best ones have the smallest typical
+        error; if the steps were fitted for the distribution, the smallest value of the objective of the fit,
+        `sqrt((1 - w) * typical_error**2 + w * distance**2)` with `w = distribution`.
 
-        Several levels are proposed only if their error is smaller than that of all cheaper fitted steps, those on
-        single levels included. The plan's `speedup_over_single` compares with the best single level at the same error,
-        whose cost is interpolated between the fitted numbers of steps on logarithmic axes.
+        Several levels are proposed only if their error, or the objective, is smaller than that of all cheaper fitted
+        steps, those on single levels included. The plan's `speedup_over_single` compares with the best single level at
+        the same error, whose cost is interpolated between the fitted numbers of steps on logarithmic axes.
 
         **Arguments:** exactly one of
 
@@ -77,15 +85,15 @@ class FittedSteps:
                 "expected, for example plan(budget=4)."
             )
         ((name, value),) = chosen
-        plans = self.plans(in_seconds=in_seconds)
+        plans, objectives = self._plans(in_seconds)
         if name == "budget":
-            affordable = [plan for plan in plans if plan.cost <= value + _ROUNDING]
+            affordable = [i for i, plan in enumerate(plans) if plan.cost <= value + _ROUNDING]
             if not affordable:
                 raise ValueError(
                     f"No fitted steps have a cost of {value:g} or less; the cheapest have "
                     f"{min(plan.cost for plan in plans):.3g}."
                 )
-            return min(affordable, key=lambda plan: plan.typical_error)
+            return plans[min(affordable, key=lambda i: objectives[i])]
         accurate = [plan for plan in plans if getattr(plan, name) <= value]
         if not accurate:
             least = min(getattr(plan, name) for plan in plans)
@@ -97,12 +105,19 @@ class FittedSteps:
 
     def plans(self, *, in_seconds: bool = False) -> list[FittedPlan]:
         """The plans of all useful entries by increasing cost: the entries with a single level, and those with several
-        levels whose error no cheaper entry has.
+        levels whose error or objective no cheaper entry has.
 
         `speedup_over_single` of a plan may be a little below 1: it interpolates between the costs of single levels, and
         steps of such a cost need not exist."""
+        return self._plans(in_seconds)[0]
+
+    def _plans(self, in_seconds: bool) -> tuple[list[FittedPlan], list[float]]:
+        """The plans of all useful entries and the objective of each, by increasing cost."""
         unit = self.seconds / self.seconds[-1] if in_seconds else self.costs
-        typical = np.exp(np.mean(np.log(self.errors + _TINY), axis=1))
+        error = np.exp(np.mean(np.log(self.errors + _TINY), axis=1))
+        distances = np.zeros(len(error)) if self.distances is None else self.distances
+        share = 0.0 if self.distances is None else self.distribution
+        objectives = objective(share, error, distances)
         cost = np.array(
             [
                 float(table.evaluations @ unit[list(levels)])
@@ -110,41 +125,49 @@ class FittedSteps:
             ]
         )
         alone = np.array([len(levels) == 1 for levels in self.levels])
-        x, y = envelope(cost[alone], typical[alone])
         advice = ()
         if in_seconds:
             advice = (f"Costs are wall-clock seconds of batches of {self.batch} on {self.device}.",)
-        found = []
-        for i in range(len(cost)):
-            needed = cost_to_reach(x, y, typical[i])
-            gain = 1.0 if alone[i] else needed / cost[i]
-            if not alone[i] and _dominated(cost, typical, i):
-                continue
-            squares = self.errors[i] ** 2
-            mean = float(np.mean(squares))
-            deviation = float(np.std(squares) / (2 * mean * len(squares) ** 0.5)) if mean > 0 else 0.0
-            logs = np.log(self.errors[i] + 1e-300)
-            found.append(
-                FittedPlan(
-                    ts=np.asarray(self.coefficients[i].ts),
-                    levels=self.levels[i],
-                    coefficients=self.coefficients[i],
-                    costs=unit[list(self.levels[i])],
-                    cost=float(cost[i]),
-                    error=mean**0.5,
-                    relative_error_of_prediction=deviation,
-                    typical_error=float(typical[i]),
-                    relative_error_of_typical=float(np.std(logs) / len(logs) ** 0.5),
-                    speedup_over_single=float(gain),
-                    fitted=self.fitted[i],
-                    single_level=self.levels[_cheapest_to_reach(cost, typical, alone, typical[i])][0],
-                    finest_error=None,
-                    advice=advice,
-                    levels_id=self.levels_id,
-                    state_id=self.state_id,
-                )
-            )
-        return sorted(found, key=lambda plan: plan.cost)
+        kept = [
+            i
+            for i in np.argsort(cost, kind="stable").tolist()
+            if alone[i] or not (_dominated(cost, error, i) and _dominated(cost, objectives, i))
+        ]
+        plans = [self._plan(i, unit, cost, error, alone, advice) for i in kept]
+        return plans, [float(objectives[i]) for i in kept]
+
+    def _plan(
+        self,
+        i: int,
+        unit: Float[np.ndarray, " levels"],
+        cost: Float[np.ndarray, " entries"],
+        error: Float[np.ndarray, " entries"],
+        alone: Bool[np.ndarray, " entries"],
+        advice: tuple[str, ...],
+    ) -> FittedPlan:
+        """The plan of an entry, from the costs and typical errors of all of them."""
+        single = envelope(cost[alone], error[alone])
+        squares, logs = self.errors[i] ** 2, np.log(self.errors[i] + _TINY)
+        mean = float(np.mean(squares))
+        deviation = float(np.std(squares) / (2 * mean * len(squares) ** 0.5)) if mean > 0 else 0.0
+        return FittedPlan(
+            ts=np.asarray(self.coefficients[i].ts),
+            levels=self.levels[i],
+            coefficients=self.coefficients[i],
+            costs=unit[list(self.levels[i])],
+            cost=float(cost[i]),
+            error=mean**0.5,
+            relative_error_of_prediction=deviation,
+            typical_error=float(error[i]),
+            relative_error_of_typical=float(np.std(logs) / len(logs) ** 0.5),
+            speedup_over_single=1.0 if alone[i] else float(cost_to_reach(*single, error[i]) / cost[i]),
+            fitted=self.fitted[i],
+            single_level=self.levels[_cheapest_to_reach(cost, error, alone, error[i])][0],
+            finest_error=None,
+            advice=advice,
+            levels_id=self.levels_id,
+            state_id=self.state_id,
+        )
 
     def require(self, levels: Sequence[Any], y0: Y) -> None:
         """Raises `ValueError` unless the steps were fitted with these levels and a state of these shapes. Types,

@@ -40,17 +40,46 @@ class Law(NamedTuple):
         _, _, vectors = np.linalg.svd(apart, full_matrices=False)
         return cls(share, vectors[: min(_COMPONENTS, int(_SHARE_OF_PILOTS * len(ends)))].T)
 
+    def distance(
+        self, states: Float[np.ndarray, "pilots size"], reference: Float[np.ndarray, "pilots size"]
+    ) -> float:
+        """The 2-Wasserstein distance of Gaussians with the means and these standard deviations, per root of `D`, so
+        that it compares with RMS errors."""
+        a, b, rest_a, rest_b = self._parts(states, reference)
+        means = np.sum((states.mean(0) - reference.mean(0)) ** 2)
+        spreads = np.sum((_deviation(a) - _deviation(b)) ** 2)
+        rest = (
+            np.sqrt(np.mean(np.sum(rest_a**2, axis=1))) - np.sqrt(np.mean(np.sum(rest_b**2, axis=1)))
+        ) ** 2
+        return float(np.sqrt((means + spreads + rest) / states.shape[1]))
+
     def target(
         self, states: Float[np.ndarray, "pilots size"], reference: Float[np.ndarray, "pilots size"]
     ) -> Float[np.ndarray, "pilots size"]:
         """The targets of the states: mixtures of their references and of the states after the transport map."""
-        mine, theirs = states - states.mean(0), reference - reference.mean(0)
-        a, b = mine @ self.components, theirs @ self.components
-        rest_a, rest_b = mine - a @ self.components.T, theirs - b @ self.components.T
-        factors = _bounded(np.sqrt(np.mean(b**2, axis=0)), np.sqrt(np.mean(a**2, axis=0)))
+        a, b, rest_a, rest_b = self._parts(states, reference)
+        factors = _bounded(_deviation(b), _deviation(a))
         rest = _bounded(np.sqrt(np.mean(rest_b**2)), np.sqrt(np.mean(rest_a**2)))
         placed = reference.mean(0) + (a * factors) @ self.components.T + rest * rest_a
         return (1 - self.share) * reference + self.share * placed
+
+    def _parts(self, states: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The components of the centred states and of the centred reference, and the remainders of both."""
+        mine, theirs = states - states.mean(0), reference - reference.mean(0)
+        a, b = mine @ self.components, theirs @ self.components
+        return a, b, mine - a @ self.components.T, theirs - b @ self.components.T
+
+
+def objective(
+    share: float, error: Float[np.ndarray, " n"], distance: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """The root of the weighted mean square of a typical error and of the distance of the distributions."""
+    return np.sqrt((1 - share) * error**2 + share * distance**2)
+
+
+def _deviation(components: Float[np.ndarray, "pilots components"]) -> Float[np.ndarray, " components"]:
+    """The standard deviations of centred components."""
+    return np.sqrt(np.mean(components**2, axis=0))
 
 
 def _bounded(wanted: Any, found: Any) -> Any:

@@ -83,7 +83,12 @@ class Rollout(NamedTuple):
     @property
     def typical_error(self) -> float:
         """The geometric mean of the pilots' errors."""
-        return float(np.exp(np.mean(np.log(self.errors + 1e-300))))
+        return typical(self.errors)
+
+
+def typical(errors: Float[np.ndarray, " pilots"]) -> float:
+    """The geometric mean of errors, which may be zero."""
+    return float(np.exp(np.mean(np.log(errors + 1e-300))))
 
 
 def roll_out(

@@ -7,10 +7,11 @@ from jaxtyping import Float
 
 from .envelope import cost_to_reach, envelope
 from .fit_pilots import FitPilots
-from .fit_rollout import Memory
+from .fit_rollout import Memory, Schedule
 from .fit_step import left_out
 from .kept_parts import KeptParts
-from .search_steps import CHANGED, multilevel, single_level
+from .search_changes import with_base, with_steps
+from .search_steps import multilevel, single_level
 from .searcher import Found, Searcher
 
 # How many drifts and increments a step may use in the search.
@@ -28,9 +29,13 @@ _MOST_EVALUATIONS = 10
 _USELESS, _NO_GAIN = 2, 0.9
 # Numbers of steps of cheaper levels alone.
 _CHEAP = (8, 16)
-# A schedule is beaten by one that is as cheap if its error is above this fraction of the other's. Closer errors are
-# within the noise of the pilots.
-_BEATEN = 0.95
+# Schedules are beaten by one that is as cheap and whose error is below this fraction of theirs. If distributions count,
+# their errors may be up to 1.25 times as large.
+_BEATEN, _FAR_BEATEN = 0.95, 0.8
+# The factor by which the number of steps of the base is increased for the distribution, if there are at most so many.
+_MORE_STEPS, _FEW_STEPS = 1.5, 16
+# More evaluations must reduce the error to this fraction. Closer errors are within the noise of the pilots.
+_LESS = 0.95
 
 
 def search_schedules(
@@ -71,34 +76,46 @@ def _several(
         # Without their roll-outs, which take memory.
         yield from (one._replace(rollouts=[]) for one in found)
         gain = cost_to_reach(cost, error, best.typical_error) / best.cost
-        is_useful = gain > 1 / _NO_GAIN and best.typical_error < _BEATEN * least
+        is_useful = gain > 1 / _NO_GAIN and best.typical_error < _LESS * least
         useless, least = 0 if is_useful else useless + 1, min(least, best.typical_error)
         # The gain decreases with the number of evaluations.
         if useless == _USELESS:
             return
 
 
-def worth_fitting(found: list[Found]) -> list[Found]:
+def worth_fitting(
+    found: list[Found], costs: Float[np.ndarray, " levels"], times: int, *, distribution: bool
+) -> list[Schedule]:
     """The schedules that no cheaper one beats, and all of the finest level alone, with which they are compared. A
-    schedule that was found several times is contained once."""
+    schedule that was found several times is contained once.
+
+    If distributions count, also schedules with a somewhat larger error, and each with more steps of the base and with
+    the next level as the base: the order of distances may be another than that of errors."""
+    share = _FAR_BEATEN if distribution else _BEATEN
+    finest = len(costs) - 1
 
     def beaten(one: Found) -> bool:
         return any(
-            other.cost <= one.cost and other.typical_error < _BEATEN * one.typical_error for other in found
+            other.cost <= one.cost and other.typical_error < share * one.typical_error for other in found
         )
 
-    finest = max(found, key=lambda one: one.schedule.base).schedule.base
-    unique = {one.schedule: one for one in found}.values()
-    return [one for one in unique if one.schedule.levels == (finest,) or not beaten(one)]
+    schedules = [one.schedule for one in found if one.schedule.levels == (finest,) or not beaten(one)]
+    for schedule in schedules[:] if distribution else ():
+        steps = len(schedule.evaluated)
+        if len(schedule.levels) > 1:
+            if steps <= _FEW_STEPS:
+                schedules.append(with_steps(schedule, min(round(_MORE_STEPS * steps), times)))
+            if schedule.base + 1 < schedule.levels[-1]:
+                schedules.append(with_base(schedule, schedule.base + 1))
+    return list(dict.fromkeys(schedules))
 
 
-def units_of_work(costs: Float[np.ndarray, " levels"], most: float, times: int) -> int:
-    """The largest number of progress reports: one for each number of steps or evaluations that is searched, and one for
-    each schedule that is fitted."""
+def units_of_search(costs: Float[np.ndarray, " levels"], most: float, times: int) -> int:
+    """The largest number of progress reports: one for each number of steps or evaluations that is searched."""
     single = len(_counts(SINGLE, 1.0, most, times))
     several = sum(_most_evaluations(costs, top, most) for top in range(1, len(costs)))
     cheap = sum(len(_counts(_CHEAP, float(cost), most, times)) for cost in costs[:-1])
-    return 2 * (single + cheap) + (1 + CHANGED) * several + 1
+    return single + cheap + several
 
 
 def _most_evaluations(costs: Float[np.ndarray, " levels"], top: int, most: float) -> int:

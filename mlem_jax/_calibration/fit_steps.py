@@ -18,9 +18,9 @@ from .._progress import show_progress
 from .._term import as_terms_of_key, find_multilevel_term
 from .costs import check_costs, relative_costs, time_levels
 from .fit_catalogue import FittedSteps
-from .fit_entries import catalogue_entries
+from .fit_entries import catalogue_entries, worth_keeping
 from .fit_pilots import FitPilots
-from .fit_search import search_schedules, SINGLE, units_of_work
+from .fit_search import search_schedules, SINGLE, units_of_search, worth_fitting
 from .inputs import check_labels
 from .kept_parts import kept_parts
 from .pilots import PilotInputs
@@ -88,8 +88,9 @@ def fit_steps(
     - `distribution`: the weight in the objective, from 0 to below 1, of the distance between the distributions of the
         pilots' states and of the reference (means and standard deviations). The remaining weight is that of the
         distance of each pilot to its own reference. For images 0.9 is a good value: a fit to the trajectories alone
-        reduces standard deviations, which makes images with few evaluations blurred. Steps of the finest
-        level alone whose error would increase by more than 5% are fitted to the trajectories alone.
+        reduces standard deviations, which makes images with few evaluations blurred. Plans for a budget are then
+        chosen by this objective. Steps of the finest level alone whose error would increase by more than 5% are fitted
+        to the trajectories alone.
     - `batch_size`: number of pilots evaluated together; it bounds the memory.
     - `keep_in`: a folder in which finished parts are kept, as for [`mlem_jax.calibrate`][].
     - `progress`: whether to show a progress bar.
@@ -118,18 +119,23 @@ def fit_steps(
     settings = (terms, fine, y0s, args, labels, key, time_variable, costs, float(most), float(distribution))
     seconds = time_levels(term, fine[0], batch[0], batch[1], args)
     relative = relative_costs(term, priced, seconds, fine[0], y0, first)
-    work = units_of_work(relative, float(most), (len(fine) - 1) // stride)
+    times = (len(fine) - 1) // stride
     problem: dict[str, Any] = dict(
         args=args, labels=labels, key=key, costs=relative, time_variable=time_variable
     )
-    with show_progress("fitting steps", total=work, unit="schedules", shown=progress) as display:
+    work = 1 + units_of_search(relative, float(most), times)
+    with show_progress("searching steps", total=work, unit="searches", shown=progress) as display:
         kept = kept_parts("fit", keep_in, settings, display.restart)
         pilots = FitPilots(make_terms, fine, stride, y0s, batch_size=batch_size, **problem)
         display.advance(1, "reference trajectories")
         found = list(search_schedules(pilots, float(most), kept, display.advance))
-        entries = catalogue_entries(pilots, found, float(distribution), kept, display.advance)
         display.update(work)
-    levels, tables, errors, fitted = zip(*entries, strict=True)
+    schedules = worth_fitting(found, relative, times, distribution=distribution > 0)
+    with show_progress("fitting steps", total=len(schedules), unit="schedules", shown=progress) as display:
+        kept = kept_parts("fit", keep_in, settings, display.restart)
+        entries = catalogue_entries(pilots, schedules, float(distribution), kept, display.advance)
+    chosen = worth_keeping(entries, relative, float(distribution))
+    levels, tables, errors, fitted, distances = zip(*chosen, strict=True)
     return FittedSteps(
         costs=relative,
         seconds=seconds,
@@ -139,6 +145,8 @@ def fit_steps(
         coefficients=tables,
         errors=np.stack(errors),
         fitted=fitted,
+        distribution=float(distribution),
+        distances=np.array(distances),
         levels_id=tuple(level_id(level) for level in term.levels),
         state_id=state_id(y0),
     )

@@ -73,21 +73,33 @@ def moved_evaluations(searcher: Searcher, best: Found, level: int) -> Found:
     return best
 
 
+def with_steps(schedule: Schedule, count: int) -> Schedule:
+    """The schedule with another number of steps of the base, and the other evaluations at about the same times."""
+    places = resampled(schedule.places, count)
+    changed = Schedule(places, schedule.base, ((),) * count, schedule.repeats)
+    for level in schedule.above:
+        wanted = [schedule.places[n] for n in evaluation_steps(schedule, level)]
+        extra = with_evaluations(places, schedule.base, level, wanted)
+        pairs = zip(changed.evaluated, extra.evaluated, strict=True)
+        changed = changed._replace(evaluated=tuple(tuple(sorted({*a, *b})) for a, b in pairs))
+    return changed
+
+
+def with_base(schedule: Schedule, base: int) -> Schedule:
+    """The schedule with a larger level as the base."""
+    evaluated = tuple(tuple(level for level in levels if level > base) for levels in schedule.evaluated)
+    return schedule._replace(base=base, evaluated=evaluated)
+
+
 def other_steps(searcher: Searcher, best: Found, level: int) -> Found:
-    """With more or fewer steps of the base, and the other evaluations at about the same times."""
+    """With more or fewer steps of the base."""
     for factor in (_STEPS_FACTOR, 1 / _STEPS_FACTOR):
         while True:
             schedule = best.schedule
             count = round(len(schedule.evaluated) * factor)
             if not 2 <= count <= searcher.times:
                 break
-            places = resampled(schedule.places, count)
-            changed = Schedule(places, schedule.base, ((),) * count, schedule.repeats)
-            for kind in schedule.above:
-                wanted = [schedule.places[n] for n in evaluation_steps(schedule, kind)]
-                extra = with_evaluations(places, schedule.base, kind, wanted)
-                pairs = zip(changed.evaluated, extra.evaluated, strict=True)
-                changed = changed._replace(evaluated=tuple(tuple(sorted({*a, *b})) for a, b in pairs))
+            changed = with_steps(schedule, count)
             if len(evaluation_steps(changed, level)) < len(evaluation_steps(schedule, level)):
                 break
             found = searcher.try_out(changed)

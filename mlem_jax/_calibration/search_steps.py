@@ -41,9 +41,11 @@ _STEPS_AT_FIRST, _STEPS_PER_EVALUATION = 8, 4
 _MOST_THINNED = 12
 # Their base costs at most this much, in evaluations of the top level; the cheapest level is always tried.
 _CHEAP_BASE = 0.1
+# The number of evaluations whose removal is tried after the first one.
+_CONSIDERED = 4
 # For each number of evaluations the search starts from so many thinned schedules and some others, and the best of them
 # are changed.
-_THINNED, CHANGED = 2, 3
+_THINNED, _CHANGED = 2, 3
 
 
 def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Iterator[Found]:
@@ -130,7 +132,10 @@ def multilevel(
         starts += _by_merit(thin.get(number, []))[:_THINNED]
         if best is not None:
             starts.append(one_evaluation_more(searcher, best, top))
-        found = _by_merit(_changed(searcher, start, top) for start in _by_merit(starts)[:CHANGED])
+        moved = _by_merit(
+            _evaluations_changed(searcher, start, top) for start in _by_merit(starts)[:_CHANGED]
+        )
+        found = _by_merit([_all_changed(searcher, moved[0], top), *moved[1:]])
         best = found[0]
         yield found
 
@@ -162,23 +167,31 @@ def _thinned_schedules(
 
 def thinned(searcher: Searcher, single: Schedule, base: int, fewest: int) -> Iterator[Found]:
     """A single level's schedule with a base level below it, from which the single level's evaluations are removed one
-    by one, until `fewest` are left. Each time the one is removed without which the error is smallest."""
+    by one, until `fewest` are left. Each time the one is removed without which the error is smallest. After the first
+    time only a few are tried, those whose removal increased the error least when it was last tried."""
     level, steps = single.base, len(single.evaluated)
     found = searcher.try_out(Schedule(single.places, base, ((level,),) * steps))
+    left = evaluation_steps(found.schedule, level)
+    considered = len(left)
     for _ in range(steps - fewest):
-        fewer = [
-            changed_evaluations(found.schedule, level, n, None)
-            for n in evaluation_steps(found.schedule, level)
-        ]
-        tried = [searcher.try_out(schedule, found) for schedule in fewer if schedule is not None]
-        found = min(tried, key=lambda one: one.typical_error)
+        tried = {}
+        for n in left[:considered]:
+            fewer = changed_evaluations(found.schedule, level, n, None)
+            if fewer is not None:
+                tried[n] = searcher.try_out(fewer, found)
+        best, *others = sorted(tried, key=lambda n: tried[n].typical_error)
+        left, considered = [*others, *left[considered:]], _CONSIDERED
+        found = tried[best]
         yield found
 
 
-def _changed(searcher: Searcher, found: Found, top: int) -> Found:
-    """After all kinds of changes."""
-    found = moved_evaluations(searcher, found, top)
-    found = other_steps(searcher, found, top)
+def _evaluations_changed(searcher: Searcher, found: Found, top: int) -> Found:
+    """After changes of the steps in which the top level is evaluated, and of the number of steps."""
+    return other_steps(searcher, moved_evaluations(searcher, found, top), top)
+
+
+def _all_changed(searcher: Searcher, found: Found, top: int) -> Found:
+    """After changes of all other kinds too, which need more roll-outs."""
     found = middle_evaluations(searcher, found, top)
     found = moved_evaluations(searcher, found, top)
     found = moved_times(searcher, found, top)

@@ -5,7 +5,11 @@ from .base import (
     Guidance as Guidance,
     read_calibrations as read_calibrations,
 )
-from .calibrate import calibrate_ladder as calibrate_ladder, calibrate_methods as calibrate_methods
+from .calibrate import (
+    calibrate_ladder as calibrate_ladder,
+    calibrate_methods as calibrate_methods,
+    fit_ladder_steps as fit_ladder_steps,
+)
 from .config import Config as Config
 from .files import as_stored as as_stored, load_ladder as load_ladder, save_ladder as save_ladder
 from .ladder import Ladder as Ladder

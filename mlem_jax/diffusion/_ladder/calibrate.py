@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..._calibration import calibrate, Calibration, fit_steps
+from ..._calibration import calibrate, Calibration, fit_steps, FittedSteps
 from ..._solver import AbstractMethod
 from .._predictor import NoisyTerms
 from .base import AbstractLadder, Guidance
@@ -48,26 +48,63 @@ def calibrate_ladder(
     too; 128 are enough for images. `like`, a calibration of the same ladder, equation and pilots for another method,
     saves the measurement of what both have in common. `keep_in` is a folder in which finished parts are kept: the same
     call after an interruption continues from them."""
-    process, shape = ladder.process, ladder.shape
-    ts = process.grid(steps or (256 if sde else 128))
     key = jr.key(ladder.seed + 2)
     keys = jr.split(key)
-    term = ladder.term(sde=sde, guidance=guidance)
-    terms = NoisyTerms(term, ts, shape) if sde else term
-
-    def starts(noise_key: PRNGKeyArray, label_key: PRNGKeyArray, count: int) -> tuple[Array, PyTree]:
-        y0s = process.s_max * jr.normal(noise_key, (count, *shape))
-        return y0s, _draw(ladder.labels, count, label_key)
-
+    terms, ts = _problem(ladder, sde, steps, guidance)
     # Folds of the key from 2 on, after the two that it is split into.
-    y0s, labels = starts(keys[0], jr.fold_in(key, 2), pilots)
+    y0s, labels = _starts(ladder, keys[0], jr.fold_in(key, 2), pilots)
     shared: dict[str, Any] = {"keep_in": keep_in, "progress": progress}
     found = calibrate(terms, ts, y0s, labels=labels, key=keys[1], method=method, like=like, **shared)
     if fit_pilots:
-        y0s, labels = starts(jr.fold_in(key, 3), jr.fold_in(key, 4), fit_pilots)
-        settings = {"labels": labels, "key": jr.fold_in(key, 5), "distribution": _DISTRIBUTION, **shared}
-        found = found.with_fitted(fit_steps(terms, ts, y0s, time_variable="log", **settings))
+        fitted = fit_ladder_steps(ladder, fit_pilots, sde=sde, steps=steps, guidance=guidance, **shared)
+        found = found.with_fitted(fitted)
     return dataclasses.replace(found, remarks=(*ladder.remarks, *_remarks(found)))
+
+
+def fit_ladder_steps(
+    ladder: AbstractLadder,
+    pilots: int,
+    *,
+    sde: bool = False,
+    steps: int | None = None,
+    guidance: Guidance | None = None,
+    most: float = 32.0,
+    keep_in: str | Path | None = None,
+    progress: bool = True,
+) -> FittedSteps:
+    """The fitted steps of [`mlem_jax.diffusion.calibrate_ladder`][], up to a cost of `most`."""
+    key = jr.key(ladder.seed + 2)
+    terms, ts = _problem(ladder, sde, steps, guidance)
+    y0s, labels = _starts(ladder, jr.fold_in(key, 3), jr.fold_in(key, 4), pilots)
+    return fit_steps(
+        terms,
+        ts,
+        y0s,
+        labels=labels,
+        key=jr.fold_in(key, 5),
+        time_variable="log",
+        most=most,
+        distribution=_DISTRIBUTION,
+        keep_in=keep_in,
+        progress=progress,
+    )
+
+
+def _problem(
+    ladder: AbstractLadder, sde: bool, steps: int | None, guidance: Guidance | None
+) -> tuple[PyTree, Array]:
+    """The terms of the probability flow, or of the reverse SDE with its noise, and their fine grid."""
+    ts = ladder.process.grid(steps or (256 if sde else 128))
+    term = ladder.term(sde=sde, guidance=guidance)
+    return (NoisyTerms(term, ts, ladder.shape) if sde else term), ts
+
+
+def _starts(
+    ladder: AbstractLadder, noise_key: PRNGKeyArray, label_key: PRNGKeyArray, count: int
+) -> tuple[Array, PyTree]:
+    """Fresh noise, and a label for each image."""
+    y0s = ladder.process.s_max * jr.normal(noise_key, (count, *ladder.shape))
+    return y0s, _draw(ladder.labels, count, label_key)
 
 
 _AnyLadder = TypeVar("_AnyLadder", bound=AbstractLadder)
