@@ -25,6 +25,7 @@ from problems import as_user
 
 import mlem_jax as ml
 from mlem_jax._calibration.fit_entries import _final
+from mlem_jax._calibration.fit_pilots import _even_batches
 from mlem_jax._calibration.fit_refine import _changed, _linearised, refine
 from mlem_jax._calibration.fit_rollout import coefficients_of, Memory, roll_out, Schedule
 from mlem_jax._calibration.fit_step import everyone, left_out
@@ -193,6 +194,16 @@ def test_rollout_from_a_known_one_is_a_rollout_from_the_start(pilots, held_out):
     afresh = roll_out(pilots, changed, Memory(3, 2), left_out(24, 4))
     np.testing.assert_array_equal(again.errors, afresh.errors)
     assert again.fitted[3] is held_out.fitted[3] and again.fitted[4] is not held_out.fitted[4]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"),
+    [(128, 32, [32] * 4), (40, 32, [40]), (3, 32, [3]), (100, 32, [33, 34, 33]), (48, 32, [24, 24])],
+)
+def test_batches_are_even(count, size, sizes):
+    batches = _even_batches(count, size)
+    assert [batch.stop - batch.start for batch in batches] == sizes
+    assert [n for batch in batches for n in range(count)[batch]] == list(range(count))
 
 
 def test_classical_rollout_is_adams_bashforth(pilots):

@@ -144,6 +144,9 @@ def test_for_a_budget_distributions_count_as_in_the_objective_of_the_fit():
         assert steps.plan(typical_error=0.15).cost == pytest.approx(2.5)
         assert len(steps.plans()) == (3 if weight == 0.9 else 2)
     assert catalogue(entries, distribution=0.9).plan(budget=3).cost == pytest.approx(2.5)
+    # More than 1.25 times the error is too much, whatever the distance.
+    far = [*entries[:2], ((0, 1), (6, 2), 0.13)]
+    assert catalogue(far, distribution=0.9, distances=distances).plan(budget=3).cost == pytest.approx(2.5)
 
 
 def test_entries_that_cheaper_ones_beat_in_error_and_in_distance_are_left_out():

@@ -18,6 +18,9 @@ from .fit_law import objective
 from .fit_plan import FittedPlan
 
 _KIND, _VERSION = "fitted steps", 1
+# For their distribution, steps are preferred to others with a smaller error only up to this ratio of errors. Distances of
+# accurate steps are within the noise of the pilots.
+_TOLERATED = 1.25
 # Costs are sums of rounded numbers; and errors may be zero, whose logarithm does not exist.
 _ROUNDING, _TINY = 1e-9, 1e-300
 
@@ -59,8 +62,9 @@ class FittedSteps:
         in_seconds: bool = False,
     ) -> FittedPlan:
         """The best steps within a budget, or the cheapest that reach an error. The best ones have the smallest typical
-        error; if the steps were fitted for the distribution, the smallest value of the objective of the fit,
-        `sqrt((1 - w) * typical_error**2 + w * distance**2)` with `w = distribution`.
+        error. If the steps were fitted for the distribution, they have the smallest value of the objective of the fit,
+        `sqrt((1 - w) * typical_error**2 + w * distance**2)` with `w = distribution`, among those with at most 1.25
+        times the smallest typical error.
 
         Several levels are proposed only if their error, or the objective, is smaller than that of all cheaper fitted
         steps, those on single levels included. The plan's `speedup_over_single` compares with the best single level at
@@ -93,7 +97,9 @@ class FittedSteps:
                     f"No fitted steps have a cost of {value:g} or less; the cheapest have "
                     f"{min(plan.cost for plan in plans):.3g}."
                 )
-            return plans[min(affordable, key=lambda i: objectives[i])]
+            least = min(plans[i].typical_error for i in affordable)
+            near = [i for i in affordable if plans[i].typical_error <= _TOLERATED * least]
+            return plans[min(near, key=lambda i: objectives[i])]
         accurate = [plan for plan in plans if getattr(plan, name) <= value]
         if not accurate:
             least = min(getattr(plan, name) for plan in plans)

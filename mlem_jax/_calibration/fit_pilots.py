@@ -112,6 +112,13 @@ def _path(given: _Given, ts: Array, keep: Array, weights: MultistepCoefficients,
     return given.each(one, ys)
 
 
+def _even_batches(count: int, size: int) -> list[slice]:
+    """Batches of equal sizes (plus or minus one), as near to the given one as possible. A small batch at the end would
+    take nearly as long as a whole one."""
+    edges = np.linspace(0, count, max(1, round(count / size)) + 1).round().astype(int)
+    return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
 class FitPilots:
     """`P` pilot trajectories with states of `D` components.
 
@@ -137,7 +144,8 @@ class FitPilots:
         example = jtu.tree_map(lambda x: x[0], y0s)
         count = jtu.tree_leaves(y0s)[0].shape[0]
         self._given = _Given(make_terms, args, jr.split(key, count), labels, example)
-        self._batches = [slice(i, i + batch_size) for i in range(0, count, batch_size)]
+        self._batch_size = batch_size
+        self._batches = _even_batches(count, batch_size)
         first = make_terms(self._given.noise[0])
         place, _ = find_multilevel_term(first)
         self.noisy = place is not None and len(first.terms) > 1
@@ -170,8 +178,7 @@ class FitPilots:
         part.__dict__.update(self.__dict__)
         chosen = slice(0, count)
         part.path, part._given = self.path[:, chosen], self._given.batch(chosen)
-        size = self._batches[0].stop
-        part._batches = [slice(i, min(i + size, count)) for i in range(0, count, size)]
+        part._batches = _even_batches(count, self._batch_size)
         return part
 
     def drift(self, level: int, place: int, ys: Float[np.ndarray, "pilots size"]) -> Array:

@@ -91,7 +91,7 @@ def fit_steps(
         reduces standard deviations, which makes images with few evaluations blurred. Plans for a budget are then
         chosen by this objective. Steps of the finest level alone whose error would increase by more than 5% are fitted
         to the trajectories alone.
-    - `batch_size`: number of pilots evaluated together; it bounds the memory.
+    - `batch_size`: about the number of pilots evaluated together; it bounds the memory.
     - `keep_in`: a folder in which finished parts are kept, as for [`mlem_jax.calibrate`][].
     - `progress`: whether to show a progress bar.
 
