@@ -18,8 +18,8 @@ from .fit_law import objective
 from .fit_plan import FittedPlan
 
 _KIND, _VERSION = "fitted steps", 1
-# For their distribution, steps are preferred to others with a smaller error only up to this ratio of errors. Distances of
-# accurate steps are within the noise of the pilots.
+# For their distribution, steps are preferred to others with a smaller error only up to this ratio of errors. Distances
+# of accurate steps are within the noise of the pilots.
 _TOLERATED = 1.25
 # Costs are sums of rounded numbers; and errors may be zero, whose logarithm does not exist.
 _ROUNDING, _TINY = 1e-9, 1e-300

@@ -1,6 +1,7 @@
 """From terms and pilots to a catalogue of fitted steps, in one call."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
+from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._checks import as_key, check_grid
 from .._custom_types import Args, TimeVariable, Y
@@ -18,11 +19,11 @@ from .._progress import show_progress
 from .._term import as_terms_of_key, find_multilevel_term
 from .costs import check_costs, relative_costs, time_levels
 from .fit_catalogue import FittedSteps
-from .fit_entries import catalogue_entries, worth_keeping
+from .fit_entries import catalogue_entries, Entry, worth_keeping
 from .fit_pilots import FitPilots
 from .fit_search import search_schedules, SINGLE, units_of_search, worth_fitting
 from .inputs import check_labels
-from .kept_parts import kept_parts
+from .kept_parts import kept_parts, KeptParts
 from .pilots import PilotInputs
 
 _FEWEST_PILOTS, _FEWEST_STEPS = 8, 8
@@ -119,23 +120,19 @@ def fit_steps(
     settings = (terms, fine, y0s, args, labels, key, time_variable, costs, float(most), float(distribution))
     seconds = time_levels(term, fine[0], batch[0], batch[1], args)
     relative = relative_costs(term, priced, seconds, fine[0], y0, first)
-    times = (len(fine) - 1) // stride
     problem: dict[str, Any] = dict(
         args=args, labels=labels, key=key, costs=relative, time_variable=time_variable
     )
-    work = 1 + units_of_search(relative, float(most), times)
-    with show_progress("searching steps", total=work, unit="searches", shown=progress) as display:
-        kept = kept_parts("fit", keep_in, settings, display.restart)
-        pilots = FitPilots(make_terms, fine, stride, y0s, batch_size=batch_size, **problem)
-        display.advance(1, "reference trajectories")
-        found = list(search_schedules(pilots, float(most), kept, display.advance))
-        display.update(work)
-    schedules = worth_fitting(found, relative, times, distribution=distribution > 0)
-    with show_progress("fitting steps", total=len(schedules), unit="schedules", shown=progress) as display:
-        kept = kept_parts("fit", keep_in, settings, display.restart)
-        entries = catalogue_entries(pilots, schedules, float(distribution), kept, display.advance)
-    chosen = worth_keeping(entries, relative, float(distribution))
-    levels, tables, errors, fitted, distances = zip(*chosen, strict=True)
+    entries = _entries(
+        partial(FitPilots, make_terms, fine, stride, y0s, batch_size=batch_size, **problem),
+        relative,
+        (len(fine) - 1) // stride,
+        float(most),
+        float(distribution),
+        partial(kept_parts, "fit", keep_in, settings),
+        progress,
+    )
+    levels, tables, errors, fitted, distances = zip(*entries, strict=True)
     return FittedSteps(
         costs=relative,
         seconds=seconds,
@@ -150,6 +147,29 @@ def fit_steps(
         levels_id=tuple(level_id(level) for level in term.levels),
         state_id=state_id(y0),
     )
+
+
+def _entries(
+    make_pilots: Callable[[], FitPilots],
+    costs: Float[np.ndarray, " levels"],
+    times: int,
+    most: float,
+    distribution: float,
+    parts: Callable[[Callable[[], None]], KeptParts],
+    progress: bool,
+) -> list[Entry]:
+    """The entries of the catalogue, for pilots with so many times; `parts` gives the kept parts of the fit."""
+    work = 1 + units_of_search(costs, most, times)
+    with show_progress("searching steps", total=work, unit="searches", shown=progress) as display:
+        kept = parts(display.restart)
+        pilots = make_pilots()
+        display.advance(1, "reference trajectories")
+        found = list(search_schedules(pilots, most, kept, display.advance))
+        display.update(work)
+    schedules = worth_fitting(found, costs, times, distribution=distribution > 0)
+    with show_progress("fitting steps", total=len(schedules), unit="schedules", shown=progress) as display:
+        entries = catalogue_entries(pilots, schedules, distribution, parts(display.restart), display.advance)
+    return worth_keeping(entries, costs, distribution)
 
 
 def _check_settings(pilots: int, most: float | int, distribution: float | int) -> None:
