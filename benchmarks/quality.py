@@ -60,8 +60,8 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size(64, 64, {False: 4, True: 4}, 20, 8),
-    "quick": Size(2048, 128, {False: 16, True: 50}, 1500, 128),
-    "full": Size(10_000, 1024, {False: 20, True: 50}, 3000, 128),
+    "quick": Size(2048, 128, {False: 32, True: 50}, 1500, 128),
+    "full": Size(10_000, 1024, {False: 32, True: 50}, 3000, 128),
 }
 
 
