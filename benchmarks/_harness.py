@@ -18,8 +18,8 @@ import equinox as eqx
 import jax
 
 RESULTS = Path(__file__).parent / "results"
-# Compiled programs in one part each instead of many. Each part has memory maps of its own, of which Linux allows 65,530 to
-# a process; a study of more than a hundred methods ends otherwise in a segmentation fault.
+# Compiled programs in one part each instead of many. Each part has memory maps of its own, of which Linux allows 65,530
+# to a process; a study of more than a hundred methods ends otherwise in a segmentation fault.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1".strip()
 )

@@ -56,16 +56,16 @@ class Fitted(NamedTuple):
 
 
 def fitted_methods(problem: Shared, steps: ml.FittedSteps) -> list[Fitted]:
-    """All entries of the catalogue with the finest level alone or with several levels."""
+    """The useful entries of the catalogue with the finest level alone or with several levels."""
     finest = len(problem.levels) - 1
     found = []
-    for levels, coefficients, errors in zip(steps.levels, steps.coefficients, steps.errors, strict=True):
-        if len(levels) > 1 or levels == (finest,):
-            name = ALONE if len(levels) == 1 else SEVERAL
-            method = stepping(problem, name, levels, coefficients)
-            counts = dict(zip(levels, coefficients.evaluations.tolist(), strict=True))
+    for plan in steps.plans():
+        if len(plan.levels) > 1 or plan.levels == (finest,):
+            name = ALONE if len(plan.levels) == 1 else SEVERAL
+            method = stepping(problem, name, plan.levels, plan.coefficients)
+            counts = dict(zip(plan.levels, plan.coefficients.evaluations.tolist(), strict=True))
             evaluations = [counts.get(level, 0) for level in range(finest + 1)]
-            found.append(Fitted(method, float(np.exp(np.mean(np.log(errors)))), evaluations))
+            found.append(Fitted(method, plan.typical_error, evaluations))
     return found
 
 

@@ -23,12 +23,14 @@ def test_fitted_smoke(tmp_path, monkeypatch, capsys):
     steps = ml.FittedSteps.load(FOLDER / "results" / "fitted_steps.npz")
     alone = next(i for i, levels in enumerate(steps.levels) if levels == (3,))
     several = next(i for i, levels in enumerate(steps.levels) if len(levels) > 1 and levels[-1] == 3)
+    kept = [alone, several]
     few = dataclasses.replace(
         steps,
-        levels=(steps.levels[alone], steps.levels[several]),
-        coefficients=(steps.coefficients[alone], steps.coefficients[several]),
-        errors=steps.errors[[alone, several]],
-        fitted=(steps.fitted[alone], steps.fitted[several]),
+        levels=tuple(steps.levels[i] for i in kept),
+        coefficients=tuple(steps.coefficients[i] for i in kept),
+        errors=steps.errors[kept],
+        fitted=tuple(steps.fitted[i] for i in kept),
+        distances=steps.distances[kept],
     )
     few.save(tmp_path / "steps.npz")
     monkeypatch.setattr(sys, "argv", ["fitted", "--smoke", "--steps", str(tmp_path / "steps.npz")])
