@@ -13,6 +13,7 @@ import pytest
 from fit_problems import COSTS, make_pilots, PLACES, TS
 
 import mlem_jax as ml
+from mlem_jax._calibration import search_steps
 from mlem_jax._calibration.fit_rollout import Memory, Schedule
 from mlem_jax._calibration.fit_search import worth_fitting
 from mlem_jax._calibration.fit_step import left_out
@@ -146,6 +147,20 @@ def test_the_highest_level_need_not_be_the_finest(searcher):
     for found in multilevel(searcher, 1, 1, [ALONE]):
         assert found and all(one.schedule.levels == (0, 1) for one in found)
         assert len({one.schedule for one in found}) == len(found)
+
+
+def test_only_the_best_start_gets_the_changes_that_need_many_roll_outs(searcher, monkeypatch):
+    given = []
+
+    def all_changed(searcher, found, top):
+        given.append(found)
+        return found._replace(typical_error=found.typical_error / 2)
+
+    monkeypatch.setattr(search_steps, "_all_changed", all_changed)
+    for number, found in enumerate(multilevel(searcher, 1, 2, [ALONE]), 1):
+        assert len(given) == number and len(found) > 1
+        assert found[0].typical_error == given[-1].typical_error / 2
+        assert all(one.merit >= given[-1].merit for one in found[1:])
 
 
 @pytest.mark.slow
