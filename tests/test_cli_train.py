@@ -134,6 +134,7 @@ def test_what_does_not_go_together_is_said_before_anything_is_written(run, tmp_p
     assert result.exit_code == 2 and "Cannot write to" in result.output and "another --out" in result.output
 
 
+@pytest.mark.slow
 def test_a_level_of_the_flops_of_a_shipped_one_is_of_its_architecture():
     assert ladder_of_flops((28, 28, 1), [5.625]).levels == (load_ladder().config.levels[1],)
 

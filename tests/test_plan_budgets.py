@@ -10,6 +10,7 @@ MIDPOINT = ml.SystematicCoins(offset=0.5)
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_a_larger_budget_is_not_clearly_worse(method):
     # Without a look at smaller budgets, 2.1 evaluations of the shipped ladder buy level 3 alone with an error of 0.21
     # (Euler-Maruyama), although a plan for 1.8 has an error of 0.16.

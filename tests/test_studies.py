@@ -208,6 +208,7 @@ def test_learned_probabilities_keep_the_cost_of_their_plan(sde, monkeypatch):
     assert learned(problem, calibration, 0.001, iterations=3, batch_size=2) is None
 
 
+@pytest.mark.slow
 def test_times_of_levels_on_an_accelerator_have_a_row_for_every_setting():
     rows = list(gpu.measured(tiny_config(), (2,), gpu.PRECISIONS, rounds=1, calls=1))
     assert [(row["precision"], row["level"]) for row in rows] == [

@@ -168,6 +168,7 @@ def test_checkpoints_come_by_the_clock(tmp_path, monkeypatch):
     assert saved == [4, 7, 10, 11]
 
 
+@pytest.mark.slow
 def test_averages_have_the_weights_of_their_decay(tmp_path):
     """Averages after each of two steps, beside the parameters themselves, which are averages that forget at once."""
 

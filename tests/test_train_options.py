@@ -45,6 +45,7 @@ def test_flip_changes_training_unless_images_are_symmetric(tmp_path):
     np.testing.assert_array_equal(flipped[1], plain[1])
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_step(tmp_path):
     """Means of gradients over parts are those of the whole, but for rounding."""
     (whole, losses), (parts, partial) = (
@@ -54,6 +55,7 @@ def test_a_batch_in_parts_is_the_same_step(tmp_path):
     np.testing.assert_allclose(parts, whole, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_averages_of_several_decays_are_those_of_each_alone(tmp_path):
     """A decay of 0.2 is reached in the third of 6 steps, one of 0.9 never."""
     config = tiny_config(ema_decay=0.9, more_ema_decays=(0.2,))

@@ -59,6 +59,7 @@ def test_a_large_gradient_is_clipped():
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_step_has_noise_of_its_own(tmp_path):
     # A network that is zero and black images: the loss is the mean square of alpha eps - sigma x0 with x0 = 0, that is
     # alpha^2 on average over the process's own noise levels; each step draws others.

@@ -90,6 +90,7 @@ def test_a_one_by_one_grid_is_a_dense_network():
     assert np.all(np.abs(jacobian) > 0), "some pixel does not see some other"
 
 
+@pytest.mark.slow
 def test_flops_and_parameters_grow_as_the_square_of_the_width():
     # Grids of 20 and 10: on small ones the narrow convolutions are unfolded, and XLA counts the padding then.
     networks = [UNet((40, 40, 1), width, key=jr.key(0)) for width in (16, 32, 64)]
