@@ -42,14 +42,17 @@ def fitted_steps(problem: Shared, ladder: Ladder) -> list[Method]:
     kept = ladder.calibrations.get("ode_2")
     if problem.diffusion is not None or kept is None or kept.fitted is None:
         return []
-    finest = len(problem.levels) - 1
-    return [
-        stepping(
-            problem, ALONE_FITTED if len(plan.levels) == 1 else SEVERAL_FITTED, plan.levels, plan.coefficients
-        )
-        for plan in kept.fitted.plans()
-        if len(plan.levels) > 1 or plan.levels == (finest,)
-    ]
+    return [method for _, method in useful_steps(problem, kept.fitted)]
+
+
+def useful_steps(problem: Shared, steps: ml.FittedSteps) -> list[tuple[ml.FittedPlan, Method]]:
+    """The plans of a catalogue with the finest level alone or with several levels, each as a method."""
+    finest, found = len(problem.levels) - 1, []
+    for plan in steps.plans():
+        if len(plan.levels) > 1 or plan.levels == (finest,):
+            name = ALONE_FITTED if len(plan.levels) == 1 else SEVERAL_FITTED
+            found.append((plan, stepping(problem, name, plan.levels, plan.coefficients)))
+    return found
 
 
 def switching(

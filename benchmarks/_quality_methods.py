@@ -201,8 +201,8 @@ def of_catalogue(
 ) -> Iterator[Entry]:
     """The steps on several levels that a catalogue proposes for each of some budgets: as they are, fitted for the
     distribution, and, from one evaluation on, with coefficients fitted for the path."""
-    found = {}
-    for budget in [budget for budget in BUDGETS if budget <= most]:
+    found, least = {}, min(plan.cost for plan in steps.plans())
+    for budget in [budget for budget in BUDGETS if least <= budget <= most]:
         plan = steps.plan(budget=budget)
         if len(plan.levels) > 1:
             found[identity_of(plan.coefficients)] = plan

@@ -23,7 +23,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from _curves import best_grid, draw_curves, Row
-from _fitted_methods import ALONE_FITTED, LARGE_SMALL, LARGE_SMALL_LARGE, SEVERAL_FITTED, stepping, switching
+from _fitted_methods import (
+    ALONE_FITTED,
+    LARGE_SMALL,
+    LARGE_SMALL_LARGE,
+    SEVERAL_FITTED,
+    stepping,
+    switching,
+    useful_steps,
+)
 from _fitted_report import compared, predictions, report, rivals_of
 from _harness import RESULTS, write_results, write_table
 from _image_methods import image_problem, planned
@@ -57,15 +65,11 @@ class Fitted(NamedTuple):
 
 def fitted_methods(problem: Shared, steps: ml.FittedSteps) -> list[Fitted]:
     """The useful entries of the catalogue with the finest level alone or with several levels."""
-    finest = len(problem.levels) - 1
     found = []
-    for plan in steps.plans():
-        if len(plan.levels) > 1 or plan.levels == (finest,):
-            name = ALONE if len(plan.levels) == 1 else SEVERAL
-            method = stepping(problem, name, plan.levels, plan.coefficients)
-            counts = dict(zip(plan.levels, plan.coefficients.evaluations.tolist(), strict=True))
-            evaluations = [counts.get(level, 0) for level in range(finest + 1)]
-            found.append(Fitted(method, plan.typical_error, evaluations))
+    for plan, method in useful_steps(problem, steps):
+        counts = dict(zip(plan.levels, plan.coefficients.evaluations.tolist(), strict=True))
+        evaluations = [counts.get(level, 0) for level in range(len(problem.levels))]
+        found.append(Fitted(method, plan.typical_error, evaluations))
     return found
 
 

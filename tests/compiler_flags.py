@@ -1,4 +1,4 @@
-"""Flags of XLA with which it compiles fast code less, and compiles faster. Most of the time of tests is compilation."""
+"""Flags with which XLA optimises less and compiles faster: most of the time of tests is compilation."""
 
 import os
 

@@ -137,6 +137,29 @@ def test_which_fit_is_kept(monkeypatch, pilots, error, classical, levels, expect
     assert ("trajectories" in kinds) == (len(levels) == 1 or error > classical)
 
 
+@pytest.mark.parametrize(("level", "refined"), [(2, []), (0, ["refined"])])
+def test_many_steps_of_the_finest_level_alone_are_fitted_once(monkeypatch, pilots, level, refined):
+    """Thirteen are not refined and not fitted for the distribution; those of a cheaper level are."""
+    kinds, calls = [], []
+
+    def roll_out(pilots, schedule, memory, groups, *, law=None, classical=False):
+        kinds.append("distribution" if law else "classical" if classical else "trajectories")
+        return Rollout(
+            schedule, memory, groups, (), (), np.full(8, 9.0 if law else 2.0 if classical else 1.0)
+        )
+
+    def refine(pilots, rollout, report, kept):
+        calls.append("refined")
+        return rollout
+
+    monkeypatch.setattr(fit_entries, "roll_out", roll_out)
+    monkeypatch.setattr(fit_entries, "refine", refine)
+    schedule = Schedule(tuple(range(14)), level, ((),) * 13)
+    fit_entries._final(pilots, schedule, Law(0.9, np.eye(2)), KeptParts(), lambda what: None)
+    assert calls == refined and kinds.count("trajectories") == 1 + len(refined)
+    assert ("distribution" in kinds) == bool(refined)
+
+
 def test_the_distance_of_distributions_is_that_of_gaussians():
     """States of another mean and spread on each axis: the squared 2-Wasserstein distance of Gaussians is the sum of the
     squared differences of means and of standard deviations. Here the axes are the components."""

@@ -240,6 +240,28 @@ def test_steps_of_a_catalogue_are_fitted_again_as_they_were_searched(tmp_path, m
     assert len(given) == 1
 
 
+def test_a_catalogue_is_asked_for_the_budgets_that_it_can_meet(monkeypatch):
+    """The plan for each budget, once; single levels and budgets below the cheapest steps are left out."""
+    import _quality_methods as methods
+
+    def plan_for(cost, levels):
+        return SimpleNamespace(cost=cost, levels=levels, coefficients=cost)
+
+    class Steps:
+        def plans(self):
+            return [plan_for(2.3, (1, 3)), plan_for(3.0, (3,)), plan_for(4.4, (1, 3))]
+
+        def plan(self, *, budget):
+            return max((one for one in self.plans() if one.cost <= budget), key=lambda one: one.cost)
+
+    monkeypatch.setattr(methods, "fitted", lambda kind, problem, levels, table: (kind, table))
+    monkeypatch.setattr(methods, "identity_of", lambda table: str(table).encode())
+    fits = SimpleNamespace(for_the_path=lambda levels, table: -table)
+    found = list(methods.of_catalogue(None, fits, methods.EFFORTS["quick"], Steps(), 8.0))
+    both = (methods.SEVERAL_LAW, methods.SEVERAL)
+    assert found == [(both[0], 2.3), (both[0], 4.4), (both[1], -2.3), (both[1], -4.4)]
+
+
 def test_the_papers_row_has_several_levels_where_one_alone_is_better():
     from _quality_methods import plan_of
 

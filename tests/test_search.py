@@ -149,6 +149,14 @@ def test_for_a_budget_distributions_count_as_in_the_objective_of_the_fit():
     assert catalogue(far, distribution=0.9, distances=distances).plan(budget=3).cost == pytest.approx(2.5)
 
 
+def test_the_table_shows_the_distances_that_a_choice_goes_by():
+    steps = catalogue(ALONE, distribution=0.9, distances=np.array([0.31, 0.052, 0.017]))
+    header, *rows = str(steps).splitlines()[1:]
+    assert header.endswith("distribution")
+    assert [row.split()[-1] for row in rows] == ["0.31", "0.052", "0.017"]
+    assert "distribution" not in str(catalogue(ALONE, distances=np.zeros(3)))
+
+
 def test_entries_that_cheaper_ones_beat_in_error_and_in_distance_are_left_out():
     def entry(levels, counts, error, distance):
         return Entry(levels, table(counts), np.full(8, error), True, distance)

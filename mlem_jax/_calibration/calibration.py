@@ -117,7 +117,8 @@ class Calibration:
         Plans with coins are compared with fitted steps, if the calibration has them and none of `coins`, `steps` and
         `levels` is given. For a budget the more accurate plan is returned, for a target error the cheaper one. The
         error of fitted steps is measured on held-out pilots, and for a budget it is their geometric mean; the error of
-        a plan with coins is a predicted RMS error.
+        a plan with coins is a predicted RMS error. Fitted steps for a budget are those of
+        [`mlem_jax.FittedSteps.plan`][], which also goes by the distribution if they were fitted for it.
 
         The search for a plan with coins compares all subsets of levels with the finest one and all numbers of steps
         that the calibration has measured. The probabilities over time are `min(1, L h sqrt(V / C))`, the optimum for

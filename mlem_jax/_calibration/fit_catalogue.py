@@ -89,7 +89,7 @@ class FittedSteps:
                 "expected, for example plan(budget=4)."
             )
         ((name, value),) = chosen
-        plans, objectives = self._plans(in_seconds)
+        plans, entries = self._plans(in_seconds)
         if name == "budget":
             affordable = [i for i, plan in enumerate(plans) if plan.cost <= value + _ROUNDING]
             if not affordable:
@@ -99,7 +99,8 @@ class FittedSteps:
                 )
             least = min(plans[i].typical_error for i in affordable)
             near = [i for i in affordable if plans[i].typical_error <= _TOLERATED * least]
-            return plans[min(near, key=lambda i: objectives[i])]
+            objectives = self._objectives
+            return plans[min(near, key=lambda i: objectives[entries[i]])]
         accurate = [plan for plan in plans if getattr(plan, name) <= value]
         if not accurate:
             least = min(getattr(plan, name) for plan in plans)
@@ -117,13 +118,21 @@ class FittedSteps:
         steps of such a cost need not exist."""
         return self._plans(in_seconds)[0]
 
-    def _plans(self, in_seconds: bool) -> tuple[list[FittedPlan], list[float]]:
-        """The plans of all useful entries and the objective of each, by increasing cost."""
+    @property
+    def _typical_errors(self) -> Float[np.ndarray, " entries"]:
+        return np.exp(np.mean(np.log(self.errors + _TINY), axis=1))
+
+    @property
+    def _objectives(self) -> Float[np.ndarray, " entries"]:
+        """The objective of the fit for each entry; without distances the typical error."""
+        if self.distances is None:
+            return self._typical_errors
+        return objective(self.distribution, self._typical_errors, self.distances)
+
+    def _plans(self, in_seconds: bool) -> tuple[list[FittedPlan], list[int]]:
+        """The plans of all useful entries and the index of each, by increasing cost."""
         unit = self.seconds / self.seconds[-1] if in_seconds else self.costs
-        error = np.exp(np.mean(np.log(self.errors + _TINY), axis=1))
-        distances = np.zeros(len(error)) if self.distances is None else self.distances
-        share = 0.0 if self.distances is None else self.distribution
-        objectives = objective(share, error, distances)
+        error, objectives = self._typical_errors, self._objectives
         cost = np.array(
             [
                 float(table.evaluations @ unit[list(levels)])
@@ -139,8 +148,7 @@ class FittedSteps:
             for i in np.argsort(cost, kind="stable").tolist()
             if alone[i] or not (_dominated(cost, error, i) and _dominated(cost, objectives, i))
         ]
-        plans = [self._plan(i, unit, cost, error, alone, advice) for i in kept]
-        return plans, [float(objectives[i]) for i in kept]
+        return [self._plan(i, unit, cost, error, alone, advice) for i in kept], kept
 
     def _plan(
         self,
@@ -204,11 +212,14 @@ class FittedSteps:
         return decode_record(cls, {**values, "coefficients": found}, path)
 
     def __str__(self) -> str:
+        # They are zero if the steps were fitted to the trajectories alone.
+        distances = self.distances if self.distribution else None
         lines = [
             f"fitted steps for {counted(len(self.costs), 'level')}, errors of {self.errors.shape[1]} held-out pilots",
-            "  cost  steps  evaluations of levels     typical error  RMS error  over single level",
+            "  cost  steps  evaluations of levels     typical error  RMS error  over single level"
+            + ("" if distances is None else "  distribution"),
         ]
-        for plan in self.plans():
+        for plan, entry in zip(*self._plans(False), strict=True):
             counts = ", ".join(
                 f"{level + 1}: {count}"
                 for level, count in zip(plan.levels, plan.coefficients.evaluations, strict=True)
@@ -219,6 +230,7 @@ class FittedSteps:
             lines.append(
                 f"{plan.cost:6.2f}  {len(plan.ts) - 1:5d}  {counts:24s}  {plan.typical_error:13.4g}  "
                 f"{plan.error:9.4g}  {gain:>17s}"
+                + ("" if distances is None else f"  {distances[entry]:12.4g}")
             )
         return "\n".join(lines)
 

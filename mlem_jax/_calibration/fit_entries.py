@@ -12,7 +12,7 @@ from .fit_law import Law, objective
 from .fit_pilots import FitPilots
 from .fit_refine import refine
 from .fit_rollout import coefficients_of, Memory, roll_out, Rollout, Schedule, typical
-from .fit_search import GROUPS, MEMORY, SEARCHED
+from .fit_search import BEATEN, GROUPS, MEMORY, SEARCHED
 from .fit_step import everyone, left_out
 from .kept_parts import KeptParts
 
@@ -22,12 +22,9 @@ _LONG_MEMORY = Memory(drifts=5, held=5)
 # distribution only if this increases the error of held-out pilots by at most this factor. On the shipped ladder it does
 # by 4 to 15%, and for several levels by -2 to 2%.
 _TOLERATED = 1.05
-# Only at most so many steps of a single level are refined, fitted for the distribution too, and with a long memory. The
-# errors of more steps are below one per cent, and they take the most time.
-_FEW_STEPS = 12
-# An entry is beaten by one that is as cheap and has less than this fraction of its error, or of its objective. Smaller
-# differences are within the noise of the pilots.
-_BEATEN = 0.95
+# Only at most so many steps of the finest level alone are refined, fitted for the distribution too, and with a long
+# memory. With more steps errors are below one per cent, and these fits would take the most time.
+_MOST_REFINED = 12
 
 
 class Entry(NamedTuple):
@@ -69,8 +66,8 @@ def catalogue_entries(
             table = coefficients_of(rollout, pilots.ts)
             end = rollout.states[-1].y.astype(float)
             distance = 0.0 if law is None else law.distance(end, pilots.path[-1].astype(float))
-            parts_of_table = (getattr(table, name) for name in names)
-            return (*parts_of_table, rollout.errors, np.array(better), np.array(distance))
+            columns = (getattr(table, name) for name in names)
+            return (*columns, rollout.errors, np.array(better), np.array(distance))
 
         *numbers, errors, better, distance = kept.arrays(name, final)
         table = MultistepCoefficients(**dict(zip(names, numbers, strict=True)))
@@ -99,29 +96,23 @@ def _final(
     def error(rollout: Rollout) -> float:
         return typical(rollout.errors[: few.count])
 
-    also = None
-    many = len(schedule.levels) == 1 and len(schedule.evaluated) > _FEW_STEPS
+    also, alone = None, schedule.levels == (len(pilots.costs) - 1,)
+    many = alone and len(schedule.evaluated) > _MOST_REFINED
     if law is not None and not many:
         # Held-out distances to the pilots' own references do not rate distributions, for which a long memory is worse.
         also = roll_out(pilots, schedule, MEMORY, groups, law=law)
-        if schedule.levels != (len(pilots.costs) - 1,) and error(also) < rival:
+        if not alone and error(also) < rival:
             return also, True
     memories = (MEMORY,) if many else (MEMORY, _LONG_MEMORY)
     tried = [roll_out(pilots, schedule, memory, groups) for memory in memories]
     held_out = min(tried, key=lambda rollout: rollout.typical_error)
     if not many:
         held_out = refine(pilots, held_out, report, kept)
-    if also is not None and _is_kept(error(also), error(held_out), rival):
+    if also is not None and error(also) < min(_TOLERATED * error(held_out), rival):
         held_out = also
     if error(held_out) < rival:
         return held_out, True
     return roll_out(pilots, schedule, MEMORY, everyone(pilots.count), classical=True), False
-
-
-def _is_kept(distribution: float, trajectories: float, classical: float) -> bool:
-    """Whether a fit of a single level for the distribution is kept, from the errors of held-out pilots with it, with
-    the fit to the trajectories, and with the classical coefficients."""
-    return distribution < min(_TOLERATED * trajectories, classical)
 
 
 def worth_keeping(entries: list[Entry], costs: Float[np.ndarray, " levels"], share: float) -> list[Entry]:
@@ -133,7 +124,7 @@ def worth_keeping(entries: list[Entry], costs: Float[np.ndarray, " levels"], sha
 
     def beaten(i: int) -> bool:
         cheaper = cost <= cost[i]
-        return all(np.any(cheaper & (measure < _BEATEN * measure[i])) for measure in measures)
+        return all(np.any(cheaper & (measure < BEATEN * measure[i])) for measure in measures)
 
     finest = (len(costs) - 1,)
     return [entry for i, entry in enumerate(entries) if entry.levels == finest or not beaten(i)]

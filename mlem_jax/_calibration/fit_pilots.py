@@ -114,7 +114,7 @@ def _path(given: _Given, ts: Array, keep: Array, weights: MultistepCoefficients,
 
 def _even_batches(count: int, size: int) -> list[slice]:
     """Batches of equal sizes (plus or minus one), as near to the given one as possible. A small batch at the end would
-    take nearly as long as a whole one."""
+    take more time per pilot."""
     edges = np.linspace(0, count, max(1, round(count / size)) + 1).round().astype(int)
     return [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 

@@ -29,11 +29,11 @@ _MOST_EVALUATIONS = 10
 _USELESS, _NO_GAIN = 2, 0.9
 # Numbers of steps of cheaper levels alone.
 _CHEAP = (8, 16)
-# Schedules are beaten by one that is as cheap and whose error is below this fraction of theirs. If distributions count,
-# their errors may be up to 1.25 times as large.
-_BEATEN, _FAR_BEATEN = 0.95, 0.8
-# The factor by which the number of steps of the base is increased for the distribution, if there are at most so many.
-_MORE_STEPS, _FEW_STEPS = 1.5, 16
+# A schedule is beaten by one that is as cheap and has less than this fraction of its error. Closer errors are within
+# the noise of the pilots. If distributions count, errors may be up to 1.25 times as large.
+BEATEN, _FAR_BEATEN = 0.95, 0.8
+# For the distribution the number of steps of the base is increased by this factor too, if there are at most so many.
+_MORE_STEPS, _MOST_INCREASED = 1.5, 16
 # More evaluations must reduce the error to this fraction. Closer errors are within the noise of the pilots.
 _LESS = 0.95
 
@@ -91,7 +91,7 @@ def worth_fitting(
 
     If distributions count, also schedules with a somewhat larger error, and each with more steps of the base and with
     the next level as the base: the order of distances may be another than that of errors."""
-    share = _FAR_BEATEN if distribution else _BEATEN
+    share = _FAR_BEATEN if distribution else BEATEN
     finest = len(costs) - 1
 
     def beaten(one: Found) -> bool:
@@ -103,7 +103,7 @@ def worth_fitting(
     for schedule in schedules[:] if distribution else ():
         steps = len(schedule.evaluated)
         if len(schedule.levels) > 1:
-            if steps <= _FEW_STEPS:
+            if steps <= _MOST_INCREASED:
                 schedules.append(with_steps(schedule, min(round(_MORE_STEPS * steps), times)))
             if schedule.base + 1 < schedule.levels[-1]:
                 schedules.append(with_base(schedule, schedule.base + 1))
