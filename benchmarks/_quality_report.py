@@ -13,6 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # Numbers of evaluations of the fitted single network at whose quality costs are compared.
 SINGLE = (4, 5, 6, 8)
+# Excesses that are not larger than zero count as this much, on logarithmic axes.
+LEAST = 1e-9
 # What images are compared with: the converged sampler's from the same and from other noise, real ones.
 TARGETS = ("same", "other", "real")
 # Costs at which the sheet shows every method, by which factor a method's own cost may differ, and how
@@ -50,12 +52,8 @@ def equal_quality(rows: Sequence[Row]) -> list[Row]:
                 key = f"{short}_to_{target}_excess"
                 wanted = min(row[key] for row in best)
                 for name, mine in methods.items():
-                    least = 1e-9
-                    cost = cost_at(
-                        [row["cost"] for row in mine],
-                        [max(row[key], least) for row in mine],
-                        max(wanted, least),
-                    )
+                    excesses = [max(row[key], LEAST) for row in mine]
+                    cost = cost_at([row["cost"] for row in mine], excesses, max(wanted, LEAST))
                     table.append(
                         {
                             "single": steps,

@@ -10,7 +10,10 @@ evaluations several levels with fitted steps need at the rival's geometric mean 
 and at the rival's distribution (excess over the converged sampler from the same noise, by each of three measures).
 Ladders differ in data and training too, and not in the finest network's size alone.
 
-A second table has the same gain in error for the largest ladder of heads in seconds of an accelerator: the evaluations
+A second table has the gain of the shipped ladder in seconds: those that study 8 measured, for errors, and for the
+distributions that study 9 found of the same steps.
+
+A third table has the gain in error for the largest ladder of heads in seconds of an accelerator: the evaluations
 of each level times what one takes there, from study 12 (`results/gpu.json`). These are no measured solves.
 """
 
@@ -21,12 +24,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from _curves import markdown, Row
+from _curves import cost_at, markdown, Row
 from _fitted_methods import ALONE_FITTED, SEVERAL_FITTED
 from _fitted_report import compared, report as comparison, rivals_of
 from _harness import RESULTS, write_results, write_table
 from _quality_measures import SHORT
 from _quality_methods import SEVERAL_LAW
+from _quality_report import LEAST
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -103,6 +107,33 @@ def cases(size: str) -> list[Case]:
     large, judged = (read(f"{stem}_{part}")["studies"]["matched"] for part in ("fitted", "quality"))
     found.append(Case("heads, one more level", LARGE, large, judged))
     return found
+
+
+def in_seconds(case: Case) -> list[Row]:
+    """The gain in error and in the distribution in seconds, for each number of evaluations of the finest level alone.
+    Study 9 takes no times; those of the same steps are from study 8. Steps without a time are left out."""
+    seconds = {row["setting"]: row["seconds"] for row in case.fitted["rows"]}
+    timed = [
+        {**row, "seconds": seconds[row["setting"]]}
+        for row in case.quality["rows"]
+        if row["method"] == SEVERAL_LAW and row["setting"] in seconds
+    ]
+    alone = {
+        row["steps"]: row["seconds"] for row in case.fitted["rows"] if row["method"] == ALONE_FITTED
+    }
+    rows = []
+    for row in case.fitted["compared_seconds"]:
+        if row["method"] == SEVERAL_FITTED and row["rival"].startswith(ALONE_FITTED):
+            gain = row["times_fewer"]["median"] or None
+            steps = int(row["rival"].removeprefix(f"{ALONE_FITTED}, ").split()[0])
+            rows.append({"rival": steps, "measure": ERROR, "gain": gain})
+    for row in case.quality["equal_quality"]:
+        if (row["target"], row["method"]) == ("same", SEVERAL_LAW) and row["single"] in alone:
+            excesses = [max(mine[f"{row['measure']}_to_same_excess"], LEAST) for mine in timed]
+            needed = cost_at([mine["seconds"] for mine in timed], excesses, max(row["excess"], LEAST))
+            gain = alone[row["single"]] / needed if np.isfinite(needed) else None
+            rows.append({"rival": row["single"], "measure": row["measure"], "gain": gain})
+    return [{"ladder": case.name, "mflops": case.mflops, **row} for row in rows]
 
 
 def on_an_accelerator(case: Case, times: Sequence[Row]) -> dict[str, list[Row]]:
@@ -202,12 +233,14 @@ def main() -> None:
         sys.exit(f"{missing.filename} is missing: run its study first, see benchmarks/README.md.")
     rows = [row for case in found for row in gains(case)]
     print(report(rows))
+    seconds = in_seconds(found[0])
+    print(f"\nin seconds:\n{report(seconds)}")
     accelerator = on_an_accelerator(found[-1], times["rows"])
     for batch, table in accelerator.items():
         print(f"\n{times['provenance']['device']}, batches of {batch}:\n{comparison(table)}")
     save_figure(draw(rows), RESULTS / "trend.png")
     write_table("trend", rows)
-    print("written:", write_results("trend", {"rows": rows, "accelerator": accelerator}))
+    print("written:", write_results("trend", {"rows": rows, "seconds": seconds, "accelerator": accelerator}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from fit_problems import COSTS, make_pilots, PLACES, TS
 
 import mlem_jax as ml
-from mlem_jax._calibration import search_steps
+from mlem_jax._calibration import fit_search, search_changes, search_steps
 from mlem_jax._calibration.fit_rollout import Memory, Schedule
 from mlem_jax._calibration.fit_search import worth_fitting
 from mlem_jax._calibration.fit_step import left_out
@@ -138,6 +138,13 @@ def test_for_the_distribution_variants_of_schedules_are_fitted_too():
     assert more.base == 0 and len(steps_of(more, 2)) == 1 and more.places[-1] == PLACES[-1]
 
 
+def test_schedules_with_many_evaluations_of_the_highest_level_have_no_variants(monkeypatch):
+    few, many = (Found(with_finest(steps, 0), 0.1, 2.0, []) for steps in ({2, 4}, {1, 2, 3}))
+    monkeypatch.setattr(fit_search, "_MOST_VARIED", 2)
+    assert worth_fitting([many], COSTS, 64, distribution=True) == [many.schedule]
+    assert len(worth_fitting([few], COSTS, 64, distribution=True)) == 3
+
+
 def test_levels_below_a_new_base_are_left_out():
     schedule = Schedule(PLACES, 0, ((), (1,), (1, 2), (), (2,), ()))
     assert with_base(schedule, 1) == Schedule(PLACES, 1, ((), (), (2,), (), (2,), ()))
@@ -149,20 +156,57 @@ def test_the_highest_level_need_not_be_the_finest(searcher):
         assert len({one.schedule for one in found}) == len(found)
 
 
-def test_only_the_best_start_gets_the_changes_that_need_many_roll_outs(searcher, monkeypatch):
+def test_the_best_starts_get_the_changes_that_need_many_roll_outs(searcher, monkeypatch):
+    """With few evaluations of the highest level two of them here, with more only one."""
     given, starts = [], []
 
     def all_changed(searcher, found, top):
-        given.append(found)
+        given[-1].append(found)
         return found._replace(typical_error=found.typical_error / 2)
 
     monkeypatch.setattr(search_steps, "_all_changed", all_changed)
-    for number, found in enumerate(multilevel(searcher, 2, 3, [ALONE]), 1):
+    monkeypatch.setattr(search_steps, "_EFFORTS", {2: search_steps._Effort(2, 3, 2)})
+    given.append([])
+    for found in multilevel(searcher, 2, 3, [ALONE]):
         starts.append(len(found))
-        assert len(given) == number
-        assert found[0].typical_error == given[-1].typical_error / 2
-        assert all(one.merit >= given[-1].merit for one in found[1:])
-    assert max(starts) > 1
+        changed = given[-1]
+        assert found[0].typical_error == min(changed, key=lambda one: one.merit).typical_error / 2
+        assert all(one.merit >= changed[-1].merit for one in found[len(changed) :])
+        given.append([])
+    assert min(starts[1:]) > 1
+    assert [len(changed) for changed in given[1:3]] == [2, 1]
+
+
+def known_errors(searcher, monkeypatch, best):
+    """Schedules whose error grows with the distance of their times from `best`."""
+
+    def try_out(schedule, like=None):
+        apart = np.linalg.norm(np.array(schedule.places) - best)
+        return Found(schedule, float(np.exp(apart / 16)), schedule.cost(COSTS), [])
+
+    monkeypatch.setattr(searcher, "try_out", try_out)
+    return try_out
+
+
+def test_times_are_moved_together_and_one_by_one(searcher, monkeypatch):
+    """By a quarter of the smallest step, and then by a quarter of the distance to a neighbour; one index is enough."""
+    try_out = known_errors(searcher, monkeypatch, np.array([0, 13, 25, 37, 49, 61, 64]))
+    start = ALONE._replace(places=(0, 8, 20, 32, 44, 56, 64))
+    tried = []
+    monkeypatch.setattr(searcher, "try_out", lambda *given: tried.append(try_out(*given)) or tried[-1])
+    # A step of two for all times, twice; the last time would otherwise come too near to the end.
+    found = search_changes.moved_times(searcher, try_out(start), 2)
+    assert tried[0].schedule.places == (0, 10, 22, 34, 46, 58, 64)
+    assert found.schedule.places == (0, 13, 25, 37, 49, 61, 64)
+    assert all(min(np.diff(one.schedule.places)) >= 1 for one in tried)
+
+
+def test_one_by_one_only_times_are_moved_at_which_the_level_is_evaluated(searcher, monkeypatch):
+    wanted = np.array([0, 12, 20, 32, 48, 56, 64])
+    try_out = known_errors(searcher, monkeypatch, wanted)
+    start = with_finest({1, 3}, 0)._replace(places=(0, 8, 20, 32, 44, 56, 64))
+    found = search_changes.moved_times(searcher, try_out(start), 2)
+    assert found.schedule.places == (0, 12, 20, 32, 44, 56, 64)
 
 
 @pytest.mark.slow

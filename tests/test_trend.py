@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import trend
 from _fitted_methods import ALONE_FITTED, SEVERAL_FITTED
+from _quality_methods import SEVERAL_LAW
 
 
 def _compared(cost, median, method="several levels, fitted", rival="finest alone, fitted, 4 steps"):
@@ -70,3 +71,31 @@ def test_seconds_of_an_accelerator_are_evaluations_times_what_one_takes():
     (line,) = found["8"]
     assert line["rival_cost"] == pytest.approx(4e-3) and line["cost"]["median"] == pytest.approx(3e-3)
     assert line["times_fewer"]["median"] == pytest.approx(4 / 3)
+
+
+def test_seconds_of_study_8_weigh_the_distributions_of_study_9():
+    """Steps with half the excess of the rival take 0.1 s, with twice its excess 0.025 s: at its excess 0.05 s, on
+    logarithmic axes, and the rival takes 0.2 s. Steps that were not timed do not count."""
+
+    def timed(method, steps, setting, seconds):
+        return {"method": method, "steps": steps, "setting": setting, "seconds": seconds}
+
+    def judged(setting, excess):
+        return {"method": SEVERAL_LAW, "setting": setting, "sliced_to_same_excess": excess}
+
+    fitted = {
+        "rows": [
+            timed(ALONE_FITTED, 4, "4 steps", 0.2),
+            timed(SEVERAL_FITTED, 8, "cheap", 0.025),
+            timed(SEVERAL_FITTED, 9, "dear", 0.1),
+        ],
+        "compared_seconds": [_compared(0.2, 1.3), _compared(0.2, 9.0, method="MLAB2, planned")],
+    }
+    quality = {
+        "rows": [judged("cheap", 2.0), judged("dear", 0.5), judged("not timed", 0.1)],
+        "equal_quality": [{**_quality(4, 1.6), "excess": 1.0}, {**_quality(4, 1.6, target="real"), "excess": 1.0}],
+    }
+    rows = trend.in_seconds(trend.Case("own", 500.0, fitted, quality))
+    gains = [(row["rival"], row["measure"], row["gain"]) for row in rows]
+    assert gains == [(4, "error", 1.3), (4, "sliced", pytest.approx(4))]
+    assert "| own | 500 | 4 | 1.30 | - | - | 4.00 |" in trend.report(rows)

@@ -15,6 +15,9 @@ from .trials import Trials
 # A plan with coins for a budget is compared with those for these fractions of it, and replaced by one whose predicted
 # error is smaller by this factor. A smaller difference is within the uncertainty of the predictions.
 _SMALLER_BUDGETS, _BETTER = (2**-0.25, 2**-0.5), 1.2
+# A plan with coins whose error is larger than that of fitted steps by this factor is not searched further: plans for
+# smaller budgets are seldom better at all. The search for each takes most of a second.
+_FAR = 2.0
 
 
 class PlanRequest(NamedTuple):
@@ -65,12 +68,14 @@ def best_plan(
         # latter.
         return with_coins()
     ours = dataclasses.replace(ours, finest_error=measured.finest_error)
+    # One plan with coins of this cost shows whether coins can be better: the cheapest budget for an error takes ten
+    # plans to find, and for a budget the smaller ones are tried too.
+    one, bound = request._replace(coins=MIDPOINT), _FAR * ours.typical_error
+    if request.error is not None:
+        one, bound = one._replace(budget=ours.cost, error=None), request.error
     try:
-        if request.error is not None:
-            # The cheapest budget for an error takes ten plans to find, and one shows whether it can be less than ours.
-            same_cost = with_coins(budget=ours.cost, error=None)
-            if same_cost.error > request.error:
-                return ours
+        if choose_plan(measured, trials, **one._asdict()).error > bound:
+            return ours
         other = with_coins()
     except ValueError:
         return ours

@@ -12,7 +12,7 @@ from .step_grids import resampled
 # noise of the pilots.
 GAIN = 0.004
 # A time is moved by these fractions of the distance to its neighbour.
-_SHIFTS = (0.4, 0.2)
+_SHIFTS = (0.25, 0.1)
 # An evaluation of a higher level is moved by these numbers of steps.
 _DISTANCES = (3, 1)
 # The factor by which the number of steps of the base is changed.
@@ -123,22 +123,43 @@ def middle_evaluations(searcher: Searcher, best: Found, finest: int) -> Found:
 
 
 def moved_times(searcher: Searcher, best: Found, level: int) -> Found:
-    """Moves one time after another at which a level is evaluated, by a part of the distance to its neighbour."""
+    """Moves all times together, and then one time after another at which a level is evaluated."""
     for shift in _SHIFTS:
-        for i in range(1, len(best.schedule.places) - 1):
-            if level not in (best.schedule.base, *best.schedule.evaluated[i]):
+        best = _times_together(searcher, best, shift)
+        best = _times_one_by_one(searcher, best, level, shift)
+    return best
+
+
+def _times_together(searcher: Searcher, best: Found, shift: float) -> Found:
+    for sign in (1, -1):
+        while True:
+            first, *inside, last = best.schedule.places
+            step = sign * max(1, round(shift * min(np.diff(best.schedule.places))))
+            places = (first, *(place + step for place in inside), last)
+            if min(np.diff(places)) < 1:
+                break
+            found = searcher.try_out(best.schedule._replace(places=places), best)
+            if found.merit >= best.merit - GAIN:
+                break
+            best = found
+    return best
+
+
+def _times_one_by_one(searcher: Searcher, best: Found, level: int, shift: float) -> Found:
+    for i in range(1, len(best.schedule.places) - 1):
+        if level not in (best.schedule.base, *best.schedule.evaluated[i]):
+            continue
+        for sign in (1, -1):
+            places = list(best.schedule.places)
+            gap = abs(places[i + sign] - places[i])
+            if gap < 2:
                 continue
-            for sign in (1, -1):
-                places = list(best.schedule.places)
-                gap = abs(places[i + sign] - places[i])
-                if gap < 2:
-                    continue
-                places[i] += sign * max(1, round(shift * gap))
-                changed = best.schedule._replace(places=tuple(places))
-                found = searcher.try_out(changed, best)
-                if found.merit < best.merit - GAIN:
-                    best = found
-                    break
+            places[i] += sign * max(1, round(shift * gap))
+            changed = best.schedule._replace(places=tuple(places))
+            found = searcher.try_out(changed, best)
+            if found.merit < best.merit - GAIN:
+                best = found
+                break
     return best
 
 

@@ -6,6 +6,7 @@ step that differs from a known one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -43,9 +44,21 @@ _MOST_THINNED = 12
 _CHEAP_BASE = 0.1
 # The number of evaluations whose removal is tried after the first one.
 _CONSIDERED = 4
-# For each number of evaluations the search starts from so many thinned schedules and some others, and the best of them
-# are changed.
-_THINNED, _CHANGED = 2, 3
+
+
+class _Effort(NamedTuple):
+    """For schedules with a number of evaluations of the top level: from how many thinned schedules the search starts,
+    beside some others; how many of all starts are changed; and how many of these in the ways that need more
+    roll-outs."""
+
+    thinned: int
+    changed: int
+    refined: int
+
+
+# With few evaluations several levels gain most, and roll-outs are cheap. With many they gain little.
+_EFFORTS = {3: _Effort(4, 4, 4), 6: _Effort(2, 3, 2)}
+_LEAST_EFFORT = _Effort(2, 3, 1)
 
 
 def single_level(searcher: Searcher, level: int, counts: Sequence[int]) -> Iterator[Found]:
@@ -122,6 +135,7 @@ def multilevel(
     thin = _thinned_schedules(searcher, top, most_evaluations, alone)
     best = None
     for number in range(1, most_evaluations + 1):
+        effort = next((one for most, one in _EFFORTS.items() if number <= most), _LEAST_EFFORT)
         # The search starts from thinned schedules of the top level alone, from a new schedule, from one that evaluates
         # the top level where it is evaluated alone, and from the last one with one more evaluation. Each may end in a
         # local minimum.
@@ -129,13 +143,14 @@ def multilevel(
         kinds = [[fresh(base, density, number) for base in range(top)]]
         kinds += [[filled(base, density, single) for base in range(top)] for single in like]
         starts = [_by_merit(map(searcher.try_out, kind))[0] for kind in kinds]
-        starts += _by_merit(thin.get(number, []))[:_THINNED]
+        starts += _by_merit(thin.get(number, []))[: effort.thinned]
         if best is not None:
             starts.append(one_evaluation_more(searcher, best, top))
         moved = _by_merit(
-            _evaluations_changed(searcher, start, top) for start in _by_merit(starts)[:_CHANGED]
+            _evaluations_changed(searcher, start, top) for start in _by_merit(starts)[: effort.changed]
         )
-        found = _by_merit([_all_changed(searcher, moved[0], top), *moved[1:]])
+        refined = [_all_changed(searcher, one, top) for one in moved[: effort.refined]]
+        found = _by_merit([*refined, *moved[effort.refined :]])
         best = found[0]
         yield found
 
