@@ -118,9 +118,7 @@ def in_seconds(case: Case) -> list[Row]:
         for row in case.quality["rows"]
         if row["method"] == SEVERAL_LAW and row["setting"] in seconds
     ]
-    alone = {
-        row["steps"]: row["seconds"] for row in case.fitted["rows"] if row["method"] == ALONE_FITTED
-    }
+    alone = {row["steps"]: row["seconds"] for row in case.fitted["rows"] if row["method"] == ALONE_FITTED}
     rows = []
     for row in case.fitted["compared_seconds"]:
         if row["method"] == SEVERAL_FITTED and row["rival"].startswith(ALONE_FITTED):
@@ -204,7 +202,8 @@ def draw(rows: Sequence[Row]) -> Figure:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3, axis="y")
-        axis.legend(fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
     figure.axes[0].set_ylabel("times fewer evaluations of several levels")
     return figure
 

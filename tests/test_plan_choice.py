@@ -1,6 +1,7 @@
 """Calibrations with a catalogue of fitted steps: which kind of plan wins, files, and sampling with fitted plans."""
 
 import dataclasses
+import importlib
 import sys
 
 import diffrax
@@ -13,6 +14,7 @@ from problems import as_user
 
 import mlem_jax as ml
 from mlem_jax._calibration.abstract_plan import AbstractPlan
+from mlem_jax._calibration.planning import choose_plan
 from mlem_jax.diffusion import calibrate_ladder, dpm_solver, Ladder, load_ladder, sample
 
 TS = np.geomspace(80.0, 0.01, 7)
@@ -64,6 +66,56 @@ def test_the_smaller_cost_wins_for_an_error(calibration):
     assert isinstance(lax, ml.Plan) and lax.cost < 2
     with pytest.raises(ValueError, match="cannot be reached"):
         calibration.plan(error=1e-9)
+
+
+def counted_plans(monkeypatch):
+    """The calls of the search for plans with coins."""
+    searched, module = [], importlib.import_module("mlem_jax._calibration.plan_choice")
+
+    def counted(*given, **settings):
+        searched.append(settings["budget"])
+        return choose_plan(*given, **settings)
+
+    monkeypatch.setattr(module, "choose_plan", counted)
+    return searched
+
+
+def test_one_plan_with_coins_shows_whether_coins_can_be_better(calibration, monkeypatch):
+    """With coins an error of about 1 is predicted. Plans for smaller budgets are tried where fitted steps have nearly
+    this error, and not where they have a tenth of it; for an error, the cheapest is searched for where coins reach it
+    at the cost of the fitted steps."""
+    searched = counted_plans(monkeypatch)
+    assert isinstance(calibration.plan(budget=3), ml.FittedPlan)
+    assert searched == [3]
+    near = calibration.with_fitted(
+        catalogue(calibration, [(*ENTRIES[0][:2], 0.99 * stand_in_plan(calibration).error)])
+    )
+    searched.clear()
+    assert isinstance(near.plan(budget=3), ml.FittedPlan)
+    assert len(searched) == 4 and min(searched) < 2.2
+    searched.clear()
+    assert isinstance(calibration.plan(error=0.095), ml.FittedPlan)
+    assert len(searched) == 1
+    calibration.plan(error=40)
+    assert len(searched) == 3 and searched[-1] is None
+
+
+def test_a_ladder_compares_all_its_methods_with_fitted_steps(ladder, calibration, monkeypatch):
+    """Whichever calibration has the fitted steps. Of the others one plan shows that they are worse, or they win."""
+    first = dataclasses.replace(calibration, fitted=None)
+    ours = ladder.with_calibrations({"ode": first, "ode_2": calibration})
+    searched = counted_plans(monkeypatch)
+    assert isinstance(ours.plan(budget=3), ml.FittedPlan)
+    assert searched == [3, 3]
+    worse = calibration.with_fitted(
+        catalogue(calibration, [(*ENTRIES[0][:2], 1.2 * stand_in_plan(calibration).error)])
+    )
+    found = ladder.with_calibrations({"ode": first, "ode_2": worse}).plan(budget=3)
+    assert isinstance(found, ml.Plan)
+    exact = {name: getattr(first.measurements, name) / 1e3 for name in ("effects", "single_error")}
+    better = dataclasses.replace(first, measurements=dataclasses.replace(first.measurements, **exact))
+    found = ladder.with_calibrations({"ode": better, "ode_2": calibration}).plan(budget=3)
+    assert isinstance(found, ml.Plan) and found.error < 0.09
 
 
 def test_who_names_coins_gets_them(calibration):

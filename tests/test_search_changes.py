@@ -202,11 +202,12 @@ def test_times_are_moved_together_and_one_by_one(searcher, monkeypatch):
 
 
 def test_one_by_one_only_times_are_moved_at_which_the_level_is_evaluated(searcher, monkeypatch):
-    wanted = np.array([0, 12, 20, 32, 48, 56, 64])
+    """In the second and the fourth step, by half of the distance to a neighbour."""
+    wanted = np.array([0, 14, 26, 38, 50, 58, 64])
     try_out = known_errors(searcher, monkeypatch, wanted)
     start = with_finest({1, 3}, 0)._replace(places=(0, 8, 20, 32, 44, 56, 64))
-    found = search_changes.moved_times(searcher, try_out(start), 2)
-    assert found.schedule.places == (0, 12, 20, 32, 44, 56, 64)
+    found = search_changes._times_one_by_one(searcher, try_out(start), 2, 0.5)
+    assert found.schedule.places == (0, 14, 20, 38, 44, 56, 64)
 
 
 @pytest.mark.slow

@@ -93,7 +93,10 @@ def test_seconds_of_study_8_weigh_the_distributions_of_study_9():
     }
     quality = {
         "rows": [judged("cheap", 2.0), judged("dear", 0.5), judged("not timed", 0.1)],
-        "equal_quality": [{**_quality(4, 1.6), "excess": 1.0}, {**_quality(4, 1.6, target="real"), "excess": 1.0}],
+        "equal_quality": [
+            {**_quality(4, 1.6), "excess": 1.0},
+            {**_quality(4, 1.6, target="real"), "excess": 1.0},
+        ],
     }
     rows = trend.in_seconds(trend.Case("own", 500.0, fitted, quality))
     gains = [(row["rival"], row["measure"], row["gain"]) for row in rows]

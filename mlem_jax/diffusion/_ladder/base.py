@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..._calibration import best_of, Calibration, FittedPlan, Plan, UnreachableError
+from ..._calibration import (
+    best_of,
+    Calibration,
+    coins_are_far,
+    FittedPlan,
+    Plan,
+    PlanRequest,
+    UnreachableError,
+)
 from ..._io import make_writable
 from ..._solver import AbstractMethod
 from ..._term import MultilevelTerm
@@ -117,9 +125,14 @@ class AbstractLadder(abc.ABC):
         ] or METHODS[:1]
         found: list[Plan | FittedPlan] = []
         refusals: list[ValueError] = []
-        for method in there:
-            calibration = self.calibration(sde=sde, method=method)
+        # Those with fitted steps first: they are seldom worse than a plan with coins, whose search takes longer.
+        calibrations = [self.calibration(sde=sde, method=method) for method in there]
+        for calibration in sorted(calibrations, key=lambda one: one.fitted is None):
             calibration.require(self._drifts(sde), jnp.zeros(self.shape))
+            if found and isinstance(found[0], FittedPlan) and calibration.fitted is None:
+                measured = calibration.measurements, calibration.trials
+                if coins_are_far(*measured, found[0], PlanRequest(budget, error, **settings)):
+                    continue
             try:
                 found.append(calibration.plan(budget=budget, error=error, **settings))
             except ValueError as refusal:
