@@ -201,6 +201,17 @@ def test_times_are_moved_together_and_one_by_one(searcher, monkeypatch):
     assert all(min(np.diff(one.schedule.places)) >= 1 for one in tried)
 
 
+def test_times_stay_apart_when_they_are_moved_together(searcher, monkeypatch):
+    def try_out(schedule, like=None):
+        assert min(np.diff(schedule.places)) >= 1
+        return Found(schedule, float(np.exp(-sum(schedule.places) / 50)), schedule.cost(COSTS), [])
+
+    monkeypatch.setattr(searcher, "try_out", try_out)
+    found = search_changes._times_together(searcher, try_out(ALONE), 0.25)
+    # The last but one time is next to the end.
+    assert found.schedule.places[-2:] == (63, 64)
+
+
 def test_one_by_one_only_times_are_moved_at_which_the_level_is_evaluated(searcher, monkeypatch):
     """In the second and the fourth step, by half of the distance to a neighbour."""
     wanted = np.array([0, 14, 26, 38, 50, 58, 64])

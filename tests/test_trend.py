@@ -92,7 +92,12 @@ def test_seconds_of_study_8_weigh_the_distributions_of_study_9():
         "compared_seconds": [_compared(0.2, 1.3), _compared(0.2, 9.0, method="MLAB2, planned")],
     }
     quality = {
-        "rows": [judged("cheap", 2.0), judged("dear", 0.5), judged("not timed", 0.1)],
+        "rows": [
+            judged("cheap", 2.0),
+            judged("dear", 0.5),
+            judged("not timed", 0.1),
+            {**judged("cheap", 0.1), "method": "finest alone, fitted for the path"},
+        ],
         "equal_quality": [
             {**_quality(4, 1.6), "excess": 1.0},
             {**_quality(4, 1.6, target="real"), "excess": 1.0},
