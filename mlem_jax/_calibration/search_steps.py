@@ -56,8 +56,8 @@ class _Effort(NamedTuple):
     refined: int
 
 
-# By the largest number of evaluations. With few evaluations several levels gain most, and roll-outs are cheap; with many
-# they gain little.
+# By the largest number of evaluations. Several levels gain most with few of them, where roll-outs are cheap too, and
+# little with many.
 _EFFORTS = {3: _Effort(4, 4, 4), 6: _Effort(2, 3, 2)}
 _LEAST_EFFORT = _Effort(2, 3, 1)
 
