@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from _harness import interleaved_seconds
 from _methods import Batch, Method
@@ -11,6 +12,9 @@ from _methods import Batch, Method
 # A setting is kept in tuning if its error is below this fraction of all cheaper ones'. A smaller gain is within the
 # noise of one batch, and fewer settings have to be measured.
 SMALLER = 0.95
+# Compiled programs are dropped after this number of settings in tuning: of several hundred the memory maps run out
+# (`_harness.py`).
+TOGETHER = 32
 
 
 class Found(NamedTuple):
@@ -38,7 +42,9 @@ def tune(
     seconds of the method's first call, which are mostly compilation."""
     found: dict[str, list[tuple[float, float, Method]]] = {}
     first_call: dict[str, float] = {}
-    for method in methods:
+    for number, method in enumerate(methods, 1):
+        if number % TOGETHER == 0:
+            jax.clear_caches()
         start = time.perf_counter()
         runs = [run(method, batch, 1000)]
         first_call.setdefault(method.name, time.perf_counter() - start)
@@ -46,6 +52,7 @@ def tune(
         cost = float(np.mean([r.cost for r in runs]))
         error = float(np.sqrt(np.mean([r.error**2 for r in runs])))
         found.setdefault(method.name, []).append((cost, error, method))
+    jax.clear_caches()
     kept = []
     for settings in found.values():
         best = np.inf
