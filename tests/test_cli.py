@@ -140,7 +140,7 @@ def test_main_job_with_fitted_steps(run, ladder, tmp_path, monkeypatch):
 def test_rows_are_named_by_the_levels_of_their_plan():
     shipped = diffusion.load_ladder().calibrations["ode_2"].fitted
     names = {plan.levels: _demo._name(plan, 3) for plan in shipped.plans()}
-    assert names.pop((3,)) == _demo.ALONE and names.pop((1,)) == "level 2 alone, fitted"
+    assert names.pop((3,)) == _demo.ALONE and names.pop((0,)) == "level 1 alone, fitted"
     assert {name for levels, name in names.items() if len(levels) > 1} == {_demo.SEVERAL}
 
 
