@@ -30,16 +30,11 @@ TIMES, GROUPS, SEARCHED = 128, 4, 32
 # The distance of the distributions, the places of the steps, and the share of the distribution in the fit.
 Trial = tuple[float, tuple[int, ...], float]
 _TABLE = ("ts", "drifts", "increments", "evaluated", "corrections", "repeats")
-# Grids that a search for the distribution begins with, by Karras' exponent, and by which fraction of the distance to
-# its neighbour it moves a time.
-_EXPONENTS, _SHIFT = (7.0,), 0.3
-# How many times, the last ones, are moved: these decide on detail.
-_MOVED = 0
+# Karras' exponent, of a grid that is tried for the distribution.
+_EXPONENT = 7.0
 _JUDGED_PILOTS = 32
 # Of the distribution in the objective of a fit, where it counts at all.
 SHARE = 0.9
-# A change stays if it lowers the mean logarithm of the measures by this much.
-_GAIN = 0.005
 # Switching: the small network's steps, and where they begin and end, in noise levels.
 _SMALL_STEPS, _BEGIN, _END = 10, (35.0, 12.0), (1.2, 0.6, 0.3)
 # How far the distribution of some steps of the finest level is off, in logarithms.
@@ -160,7 +155,8 @@ class Fits:
         return self.kept(f"level {level + 1} alone, {steps} steps", make)
 
     def judged(self, steps: int, path: np.ndarray, judge: Judge) -> ml.MultistepCoefficients:
-        """The finest level alone, its grid searched for the distribution, from the one for the path and others."""
+        """The finest level alone, for the distribution: the better of the grid for the path and of Karras' grid, with
+        the better of both fits."""
 
         def tried(places: tuple[int, ...], share: float) -> Trial:
             schedule = Schedule(places, self.finest, ((),) * (len(places) - 1))
@@ -172,19 +168,11 @@ class Fits:
         def make() -> ml.MultistepCoefficients:
             process = self.ladder.config.process
             low, high = process.s_min, process.s_max
-            starts = [path]
-            for power in _EXPONENTS:
-                starts.append(np.linspace(high ** (1 / power), low ** (1 / power), steps + 1) ** power)
-            grids = dict.fromkeys(self.nearest(ts) for ts in starts)
+            power = 1 / _EXPONENT
+            karras = np.linspace(high**power, low**power, steps + 1) ** _EXPONENT
+            grids = dict.fromkeys(self.nearest(ts) for ts in (path, karras))
             trials = [tried(places, SHARE) for places in grids if len(places) == steps + 1]
             best = min(trials, key=lambda trial: trial[0])
-            for i, sign in itertools.product(range(max(1, steps - _MOVED), steps), (1, -1)):
-                places = list(best[1])
-                gap = abs(places[i + sign] - places[i])
-                places[i] += sign * max(1, round(_SHIFT * gap))
-                if gap >= 2:
-                    found = tried(tuple(places), SHARE)
-                    best = found if found[0] < best[0] - _GAIN else best
             best = min(best, tried(best[1], 0.0), key=lambda trial: trial[0])
             return self.coefficients(Schedule(best[1], self.finest, ((),) * steps), share=best[2])
 

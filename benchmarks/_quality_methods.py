@@ -26,9 +26,9 @@ BUDGETS = (0.1, 0.2, 0.4, 0.6, 0.9, 1.2, 1.6, 2.2, 2.6, 3.2, 3.7, 4.2, 4.6, 5.2,
 
 
 class Effort(NamedTuple):
-    """Numbers of steps of each rival, and of the fitted single network, its grid searched for the path and for the
-    distribution, and of each smaller level alone; evaluations of the finest level when switching; budgets of plans with
-    the paper's coins, of first and of second order; how many of the catalogue's entries are fitted for the path too."""
+    """Numbers of steps of each rival, of the fitted single network for the path and for the distribution, and of each
+    smaller level alone; evaluations of the finest level when switching; budgets of plans with the paper's coins, of
+    first and of second order; how many of the catalogue's entries are fitted for the path too."""
 
     dpm: tuple[int, ...]
     unipc: tuple[int, ...]
@@ -150,7 +150,7 @@ def identity_of(table: ml.MultistepCoefficients) -> bytes:
 def single_networks(
     problem: Shared, fits: Fits, effort: Effort, steps: ml.FittedSteps | None, judge: Judge
 ) -> Iterator[Entry]:
-    """The finest level, searched for the distribution and for the path, as the catalogue has it, if there is one."""
+    """The finest level, chosen for the distribution, and for the path as the catalogue has it, if there is one."""
     finest = fits.finest
     known = {} if steps is None else {
         len(table.evaluated): table

@@ -27,13 +27,13 @@ from jaxtyping import Float
 import mlem_jax as ml
 from mlem_jax.diffusion import Ladder
 
-# The noise of the methods, of the images they are compared with, and of the search for the distribution.
+# The noise of the methods, of the images they are compared with, and of the choice for the distribution.
 NOISE, OTHER, SEARCH = 70, 71, 72
 MOST_COST = 8.0
 
 
 class Amount(NamedTuple):
-    """Images of a method and of the search for the distribution; steps of the converged sampler; pilots of the fits."""
+    """Images of a method and of the choice for the distribution; steps of the converged sampler; pilots of the fits."""
 
     images: int
     searched: int

@@ -18,8 +18,9 @@ first principal components of the pixels, the sliced Wasserstein distance of the
   the study reports the excess over it, which for a few thousand images is as large as its standard error.
 - *real*: held-out images, with the same floor.
 
-Rivals are fitted as hard as ours (`_quality_fits.py`): the finest network alone with its grid searched for the path
-and, apart from that, for the distribution; each smaller network alone; one network early and another late.
+Rivals are fitted too (`_quality_fits.py`): the finest network alone with its grid searched for the path and, apart
+from that, with the better of this and Karras' grid for the distribution; each smaller network alone; one network
+early and another late.
 """
 
 import argparse
@@ -48,7 +49,7 @@ HEADLINE = Path(__file__).parents[1] / "docs" / "samples.png"
 
 
 class Size(NamedTuple):
-    """Images of a method and of the search for the distribution; steps of the converged sampler, for the probability
+    """Images of a method and of the choice for the distribution; steps of the converged sampler, for the probability
     flow and for the reverse SDE; training steps of the classifier; pilots of the fits."""
 
     images: int

@@ -194,7 +194,7 @@ def test_times_are_moved_together_and_one_by_one(searcher, monkeypatch):
     start = ALONE._replace(places=(0, 8, 20, 32, 44, 56, 64))
     tried = []
     monkeypatch.setattr(searcher, "try_out", lambda *given: tried.append(try_out(*given)) or tried[-1])
-    # A step of two for all times, twice; the last time would otherwise come too near to the end.
+    # All times by two, two and one, since the last step becomes shorter.
     found = search_changes.moved_times(searcher, try_out(start), 2)
     assert tried[0].schedule.places == (0, 10, 22, 34, 46, 58, 64)
     assert found.schedule.places == (0, 13, 25, 37, 49, 61, 64)

@@ -8,7 +8,7 @@ from .fit_plan import FittedPlan as FittedPlan
 from .fit_steps import fit_steps as fit_steps
 from .measurements import Measurements as Measurements
 from .plan import Plan as Plan
-from .plan_choice import best_of as best_of, coins_are_far as coins_are_far, PlanRequest as PlanRequest
+from .plan_choice import best_of as best_of
 from .planning import MIDPOINT as MIDPOINT, UnreachableError as UnreachableError
 from .report import gamma_lines as gamma_lines, regression as regression
 from .steps_plan import steps_plan as steps_plan, StepsPlan as StepsPlan

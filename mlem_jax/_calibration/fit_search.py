@@ -35,7 +35,7 @@ BEATEN, _FAR_BEATEN = 0.95, 0.8
 # For the distribution the number of steps of the base is increased by this factor too, if there are at most so many.
 _MORE_STEPS, _MOST_INCREASED = 1.5, 16
 # Schedules with more evaluations of their highest level have no variants for the distribution: on the shipped ladder
-# the distribution of 10,000 images is converged with four, and these fits would take a fifth of the time of all.
+# the distribution of 10,000 images is converged with four, and these fits would take a fifth of the time of all fits.
 _MOST_VARIED = 5
 # More evaluations must reduce the error to this fraction. Closer errors are within the noise of the pilots.
 _LESS = 0.95
@@ -92,8 +92,9 @@ def worth_fitting(
     """The schedules that no cheaper one beats, and all of the finest level alone, with which they are compared. A
     schedule that was found several times is contained once.
 
-    If distributions count, also schedules with a somewhat larger error, and each with more steps of the base and with
-    the next level as the base: the order of distances may be another than that of errors."""
+    If distributions count, also schedules with a somewhat larger error, and each with few evaluations of its highest
+    level with more steps of the base and with the next level as the base: the order of distances may be another than
+    that of errors."""
     share = _FAR_BEATEN if distribution else BEATEN
     finest = len(costs) - 1
 

@@ -23,12 +23,12 @@ _FAR = 1.25
 class PlanRequest(NamedTuple):
     """The arguments of [`mlem_jax.Calibration.plan`][]."""
 
-    budget: float | int | None = None
-    error: float | int | None = None
-    coins: AbstractCoins | None = None
-    steps: int | None = None
-    levels: tuple[int, ...] | None = None
-    in_seconds: bool = False
+    budget: float | int | None
+    error: float | int | None
+    coins: AbstractCoins | None
+    steps: int | None
+    levels: tuple[int, ...] | None
+    in_seconds: bool
 
     @property
     def only_with_coins(self) -> bool:
@@ -68,7 +68,7 @@ def best_plan(
         # latter.
         return with_coins()
     ours = dataclasses.replace(ours, finest_error=measured.finest_error)
-    if coins_are_far(measured, trials, ours, request):
+    if _coins_are_far(measured, trials, ours, request):
         return ours
     try:
         other = with_coins()
@@ -77,7 +77,7 @@ def best_plan(
     return best_of([ours, other], for_error=request.error is not None)
 
 
-def coins_are_far(measured: Measurements, trials: Trials, ours: FittedPlan, request: PlanRequest) -> bool:
+def _coins_are_far(measured: Measurements, trials: Trials, ours: FittedPlan, request: PlanRequest) -> bool:
     """Whether one plan with coins shows that no such plan is better than these fitted steps: for a budget, because its
     error is much larger; for an error, because it misses that at the cost of the fitted steps. The search for the
     cheapest budget takes ten plans, and for a budget smaller ones are tried too."""

@@ -1,6 +1,7 @@
 """What ladders have in common: the terms, calibrations and plans of their levels."""
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,15 +9,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..._calibration import (
-    best_of,
-    Calibration,
-    coins_are_far,
-    FittedPlan,
-    Plan,
-    PlanRequest,
-    UnreachableError,
-)
+from ..._calibration import best_of, Calibration, FittedPlan, Plan, UnreachableError
 from ..._io import make_writable
 from ..._solver import AbstractMethod
 from ..._term import MultilevelTerm
@@ -125,14 +118,13 @@ class AbstractLadder(abc.ABC):
         ] or METHODS[:1]
         found: list[Plan | FittedPlan] = []
         refusals: list[ValueError] = []
-        # Those with fitted steps first: they are seldom worse than a plan with coins, whose search takes longer.
         calibrations = [self.calibration(sde=sde, method=method) for method in there]
-        for calibration in sorted(calibrations, key=lambda one: one.fitted is None):
+        # Fitted steps are of no method: whichever calibration has them, plans of each are compared with them.
+        fitted = next((one.fitted for one in calibrations if one.fitted is not None), None)
+        for calibration in calibrations:
             calibration.require(self._drifts(sde), jnp.zeros(self.shape))
-            if found and isinstance(found[0], FittedPlan) and calibration.fitted is None:
-                measured = calibration.measurements, calibration.trials
-                if coins_are_far(*measured, found[0], PlanRequest(budget, error, **settings)):
-                    continue
+            if calibration.fitted is None:
+                calibration = dataclasses.replace(calibration, fitted=fitted)
             try:
                 found.append(calibration.plan(budget=budget, error=error, **settings))
             except ValueError as refusal:
